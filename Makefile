@@ -1,0 +1,43 @@
+# Each target does all of its own set-up: the virtual environment, the dependencies, the project.
+# PYTHON is the interpreter that the environment is made with; it needs version 3.11 or later.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup check test demo demo-text clean
+
+help:
+	@echo "make check      lint, types and the fast tests (about a minute)"
+	@echo "make test       every test"
+	@echo "make demo       handwritten digits: pack, inspect, train on two processes through a crash, report"
+	@echo "make demo-text  a byte-level transformer on the standard library's sources"
+
+# The stamp is as new as what it was made from, so a second run starts at once.
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	@touch $@
+
+setup: $(VENV)/.done
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow"
+
+test: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+demo: setup
+	$(BIN)/python recipes/demo.py
+
+demo-text: setup
+	$(BIN)/python recipes/demo.py text
+
+clean:
+	rm -rf $(VENV) data runs
