@@ -1,0 +1,193 @@
+"""Ordinary tars: which members are samples, and what is wrong with a tar is said."""
+
+import gzip
+import io
+import os
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.errors import DamagedError, DatasetError, StorageError
+from headrace.formats.tar import encode_tar, scan_tar, split_name
+
+
+def make_tar(path, members, format=tarfile.USTAR_FORMAT):
+    with tarfile.open(path, "w", format=format) as tar:
+        for member, data in members:
+            info = tarfile.TarInfo(member) if isinstance(member, str) else member
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def samples(path):
+    index, row = scan_tar(path)
+    content = memoryview(path.read_bytes())
+    assert row.samples == index.num_samples
+    assert row.bytes == len(content)
+    found = []
+    for i in range(index.num_samples):
+        base, length = index.extent(i, i + 1)
+        assert index.damage(i, i + 1, content[base : base + length]) == {}
+        sample = index.sample(i, content[base : base + length], base)
+        found.append({name: value if name == "__key__" else bytes(value) for name, value in sample.items()})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("member", "expected"),
+    [
+        ("dir.v1/a.seg.png", ("dir.v1/a", "seg.png")),
+        ("./000.jpg", ("./000", "jpg")),
+        ("a..jpg", ("a", ".jpg")),
+        ("a.", ("a", "")),
+        ("dir/.hidden.txt", ("dir/", "hidden.txt")),
+        (".hidden", None),
+        ("noext", None),
+        ("a.b/c", None),
+        ("__meta__", None),
+        ("__meta__/a.jpg", None),
+        ("__a.jpg", ("__a", "jpg")),
+        ("d/__x__/a.jpg", ("d/__x__/a", "jpg")),
+        ("A.JPG", ("A", "jpg")),
+        ("a.__key__", None),
+        ("a.__url__", None),
+        ("a.x.__key__", ("a", "x.__key__")),
+    ],
+)
+def test_keys_and_fields_of_member_names(member, expected):
+    assert split_name(member) == expected
+
+
+def test_neighbours_of_one_key_are_a_sample(tmp_path):
+    path = make_tar(tmp_path / "a.tar", [("x/a.jpg", b"1"), ("x/a.CLS", b"2"), ("x/b.jpg", b""), ("c.txt", b"3" * 600)])
+    assert samples(path) == [
+        {"__key__": "x/a", "jpg": b"1", "cls": b"2"},
+        {"__key__": "x/b", "jpg": b""},
+        {"__key__": "c", "txt": b"3" * 600},
+    ]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_dialect_of_long_names_is_read(tmp_path, format):
+    names = ["d" * 120 + "/a.jpg", "d/" + "e" * 99 + "/b.jpg", "ä.jpg"]
+    if format != tarfile.USTAR_FORMAT:
+        names.append("f" * 300 + ".jpg")
+    path = make_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names], format)
+    assert [sample["jpg"].decode() for sample in samples(path)] == names
+
+
+def test_what_is_no_ordinary_file_is_passed_over(tmp_path):
+    link, hard, folder, device = (tarfile.TarInfo(name) for name in ("l.jpg", "h.jpg", "x.d", "n.jpg"))
+    link.type, hard.type, folder.type, device.type = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE
+    link.linkname = hard.linkname = "a.jpg"
+    members = [(folder, b""), ("a.jpg", b"1"), (link, b""), (folder, b""), ("a.cls", b"2"), (hard, b""), (device, b"")]
+    members += [("README", b"r" * 700), ("b.jpg", b"3")]
+    assert samples(make_tar(tmp_path / "a.tar", members)) == [
+        {"__key__": "a", "jpg": b"1", "cls": b"2"},
+        {"__key__": "b", "jpg": b"3"},
+    ]
+
+
+def test_names_that_climb_out_are_only_keys(tmp_path):
+    path = make_tar(tmp_path / "a.tar", [("../../etc/a.txt", b"1"), ("/abs/b.txt", b"2")])
+    assert [sample["__key__"] for sample in samples(path)] == ["../../etc/a", "/abs/b"]
+
+
+def test_a_key_that_comes_back_is_named(tmp_path):
+    path = make_tar(tmp_path / "a.tar", [("a.jpg", b""), ("b.jpg", b""), ("a.cls", b"")])
+    with pytest.raises(DatasetError, match=r"the key a comes back after other keys"):
+        scan_tar(path)
+
+
+def test_a_field_twice_is_named(tmp_path):
+    with pytest.raises(DatasetError, match="sample a has the field 'jpg' twice"):
+        scan_tar(make_tar(tmp_path / "a.tar", [("a.jpg", b""), ("a.JPG", b"")]))
+
+
+def test_a_tar_without_samples_has_none(tmp_path):
+    assert samples(make_tar(tmp_path / "a.tar", [])) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 3 * 1024 + 1023))
+def test_a_tar_cut_anywhere_is_not_whole(tmp_path_factory, length):
+    path = tmp_path_factory.mktemp("cut") / "a.tar"
+    blobs = [encode_tar({"__key__": f"k{i}", "txt": b"x" * 10}).blob for i in range(3)]
+    whole = b"".join(blobs) + bytes(1024)
+    path.write_bytes(whole[:length])
+    with pytest.raises(DamagedError, match=r"a\.tar"):
+        scan_tar(path)
+
+
+def test_a_tar_without_its_end_is_not_whole(tmp_path):
+    path = make_tar(tmp_path / "a.tar", [("a.jpg", b"1")])
+    path.write_bytes(path.read_bytes()[:1024])
+    with pytest.raises(DamagedError, match="without the two zero blocks that end a tar"):
+        scan_tar(path)
+
+
+def test_tars_joined_by_cat_are_refused_rather_than_half_read(tmp_path):
+    path = make_tar(tmp_path / "a.tar", [("a.jpg", b"1")])
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(DamagedError, match="data behind its end"):
+        scan_tar(path)
+
+
+def test_a_compressed_tar_is_recognised(tmp_path):
+    path = make_tar(tmp_path / "a.tar", [("a.jpg", b"1")])
+    path.write_bytes(gzip.compress(path.read_bytes()) + bytes(512))
+    with pytest.raises(DamagedError, match="it is compressed, unpack it first"):
+        scan_tar(path)
+    path.write_bytes(gzip.compress(b"less than a block"))
+    with pytest.raises(DamagedError, match="it is compressed, unpack it first"):
+        scan_tar(path)
+
+
+def test_a_name_that_is_not_utf8_is_shown_escaped(tmp_path):
+    path = make_tar(tmp_path / "a.tar", [("a\udcff.jpg", b"1")])
+    with pytest.raises(DamagedError, match=r"b'a\\xff\.jpg' is not UTF-8; rename it"):
+        scan_tar(path)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 255))
+def test_a_flipped_byte_never_goes_unnoticed_or_unnamed(tmp_path_factory, at, change):
+    """Either the scan refuses the tar by name, or samples differ from the index made before."""
+    path = tmp_path_factory.mktemp("flip") / "a.tar"
+    blobs = [encode_tar({"__key__": f"k{i}", "bin": bytes([i]) * 700, "cls": i}).blob for i in range(3)]
+    content = bytearray(b"".join(blobs) + bytes(1024))
+    path.write_bytes(content)
+    index, row = scan_tar(path)
+    at %= len(content)
+    content[at] ^= change
+    path.write_bytes(content)
+    base, length = index.extent(0, 3)
+    damaged = index.damage(0, 3, memoryview(content)[base : base + length])
+    assert list(damaged) == ([at // len(blobs[0])] if at < length else [])
+    assert digest_or_refusal(path) != row.xxh3_128
+
+
+def digest_or_refusal(path):
+    try:
+        return scan_tar(path)[1].xxh3_128
+    except DatasetError as err:
+        return f"refused: {err}"
+
+
+@pytest.mark.parametrize("size", ["-1", "1e3", "", "٣", "9" * 19, "9" * 5000])
+def test_an_extended_header_with_a_size_that_is_none_is_refused(tmp_path, size):
+    member = tarfile.TarInfo("a.jpg")
+    member.pax_headers = {"size": size}
+    path = make_tar(tmp_path / "a.tar", [(member, b"1")], tarfile.PAX_FORMAT)
+    with pytest.raises(DamagedError, match=r"a\.tar is not a whole tar: .*an extended header"):
+        scan_tar(path)
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_among_shards_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(StorageError, match=r"a\.tar: it is not an ordinary file"):
+        scan_tar(tmp_path / "a.tar")
