@@ -1,0 +1,3 @@
+"""The marker of a dataset that is not finished: while this file is there, the folder does not open."""
+
+PARTIAL_NAME = "headrace.partial"
