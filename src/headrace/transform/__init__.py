@@ -1,0 +1,34 @@
+"""What happens to one sample: decoding, image steps, the user's functions. Without torch and without I/O."""
+
+from headrace.transform.chain import Filter, Map, apply, as_op, output_fields
+from headrace.transform.decode import Decode
+from headrace.transform.image import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
+from headrace.transform.pixels import prepare_worker
+from headrace.transform.probe import probe_image
+from headrace.transform.rng import sample_rng, seed_globals
+from headrace.transform.spec import ArraySpec, Encoded, Fields, Op, Ragged, Sample, spec_of
+
+__all__ = [
+    "ArraySpec",
+    "CenterCrop",
+    "Decode",
+    "Encoded",
+    "Fields",
+    "Filter",
+    "Map",
+    "Normalize",
+    "Op",
+    "Ragged",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "Resize",
+    "Sample",
+    "apply",
+    "as_op",
+    "output_fields",
+    "prepare_worker",
+    "probe_image",
+    "sample_rng",
+    "seed_globals",
+    "spec_of",
+]
