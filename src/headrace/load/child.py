@@ -1,0 +1,94 @@
+"""The loader process: a fresh interpreter that runs a `Job` for one trainer, and ends when that one does."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+
+from headrace.errors import HeadraceError
+from headrace.load.batch import Batch
+from headrace.load.channel import Channel, Frame, Kind, receive_frame
+from headrace.load.fields import Specs, resolve_specs
+from headrace.load.job import STAGES, Delivery, Job
+from headrace.load.launch import watch_parent
+from headrace.load.pipeline import Pipeline, unexpected
+from headrace.load.rows import Chain
+from headrace.load.slots import SlotPool
+from headrace.load.workers import Workers
+from headrace.telemetry import Meter
+from headrace.transform import prepare_worker, sample_rng
+
+
+def main(parent: int, channel_fd: int, orders_fd: int) -> None:
+    """The process's entry: a job comes by the channel, then orders by the pipe until the trainer wants no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watch_parent(parent, orders_fd)
+    os.set_inheritable(channel_fd, False)
+    prepare_worker()
+    channel = Channel(socket.socket(fileno=channel_fd))
+    try:
+        feed = Feed(channel.receive()[0], channel)
+        gc.collect()
+        gc.freeze()  # a collection would walk the libraries' objects in the middle of a batch
+        while (frame := receive_frame(orders_fd)).kind is not Kind.END:
+            feed.obey(frame)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the trainer is gone
+    os._exit(0)  # threads may be inside a read or a user's function: nothing of theirs is wanted any more
+
+
+class Feed:
+    """The loader process's slots, workers and meters, and the pipeline of the present generation."""
+
+    def __init__(self, job: Job, channel: Channel) -> None:
+        self._job = job
+        self._channel = channel
+        self._slots = SlotPool(job.num_slots)
+        self._sent: set[int] = set()
+        self._meters = {stage: Meter() for stage in STAGES}
+        self._specs: Specs | None = None
+        self._workers: Workers | None = None
+        self._pipeline: Pipeline | None = None
+
+    def obey(self, frame: Frame) -> None:
+        """Carry out one order."""
+        if frame.kind is Kind.RELEASE:
+            self._slots.release(frame.number)
+            return
+        if self._pipeline is not None:
+            self._pipeline.stop()
+        try:
+            workers = self._workers or self._make_workers()
+        except BaseException as err:
+            error = err if isinstance(err, HeadraceError) else unexpected(err)
+            self._deliver(Delivery(frame.number, error=error), None)
+            return
+        self._pipeline = Pipeline(
+            *(self._job, self._specs, workers, self._slots, self._meters, self._deliver),
+            generation=frame.number,
+            epoch=frame.epoch,
+            step=frame.step,
+        )
+
+    def _make_workers(self) -> Workers:
+        job = self._job
+        if job.collate is None:
+            self._specs = resolve_specs(job.dataset, job.ops, lambda at: sample_rng(job.order.seed, 0, at))
+        processes = job.processes > 1
+        chain = Chain(job.ops, job.order.seed, self._specs, job.collate is not None, seeds_globals=processes)
+        num = job.processes if processes else job.threads
+        self._workers = Workers(chain, num, processes, self._meters["transform"])
+        return self._workers
+
+    def _deliver(self, delivery: Delivery, batch: Batch | None) -> None:
+        """Send a batch to the trainer, with its slot's descriptor the first time."""
+        fds: tuple[int, ...] = ()
+        if batch is not None and delivery.slot not in self._sent:
+            self._sent.add(delivery.slot)
+            fds = (batch.slot.fd,)
+        try:
+            self._channel.send(delivery, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)  # the trainer is gone

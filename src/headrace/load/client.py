@@ -1,0 +1,139 @@
+"""The trainer's side of a loader process: start it, ask it, take what it delivers, end it."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import subprocess
+
+import cloudpickle
+import numpy as np
+import torch
+
+from headrace.errors import HeadraceError, LoaderError, OptionError
+from headrace.load.channel import Frame, Kind, send_frame
+from headrace.load.device import BATCHES_AHEAD, DeviceQueue, PinnedMap, cuda_device
+from headrace.load.job import SPARE_SLOTS, Delivery, Job
+from headrace.load.launch import exit_reason, start_interpreter
+from headrace.load.slots import MappedSlots
+from headrace.load.tensors import BatchDict, batch_over
+
+END_WITHIN_SEC = 5.0
+
+
+def num_slots_held(device: str | torch.device | None) -> int:
+    """How many slots the trainer's side needs, besides those that are ready or being filled."""
+    return SPARE_SLOTS if cuda_device(device) is None else SPARE_SLOTS + BATCHES_AHEAD
+
+
+class Client:
+    """A running loader process. Not thread-safe, and of use only in the process that made it."""
+
+    def __init__(self, job: Job, device: str | torch.device | None) -> None:
+        cuda = cuda_device(device)
+        self._device_queue = DeviceQueue(cuda) if cuda else None
+        self._num_held = num_slots_held(device)
+        description = _described(job)
+        reading, self._orders = os.pipe()
+        try:
+            self._process, self._channel = start_interpreter("headrace.load.child", reading)
+        except BaseException:
+            os.close(self._orders)
+            raise
+        finally:
+            os.close(reading)
+        self._slots = MappedSlots(self._orders, PinnedMap if cuda else mmap.mmap)
+        self._generation = 0
+        self._pid = os.getpid()
+        self.usable = True
+        """False once it has ended, or an interrupt has torn a message: then only a new one goes on."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `next` says how
+            self._channel.send_bytes(description)
+
+    @property
+    def pid(self) -> int:
+        """The loader process's id."""
+        return self._process.pid
+
+    def start(self, epoch: int, step: int) -> None:
+        """Have it deliver from here on, whatever it was doing."""
+        if self._device_queue:
+            self._device_queue.clear()
+        self._generation += 1
+        send_frame(self._orders, Frame(Kind.START, self._generation, epoch, step))
+
+    def next(self) -> tuple[BatchDict, Delivery]:
+        """The next batch, waiting for it. Raises the error that the loader delivers in its place."""
+        if os.getpid() != self._pid:
+            raise LoaderError("a loader works in the process that made it: make another one in this forked process")
+        if self._device_queue:
+            return self._device_queue.next(self._next_on_host, self._channel.has_message)
+        return self._next_on_host()
+
+    def close(self) -> None:
+        """End the process. Batches that are held stay valid."""
+        if os.getpid() != self._pid:
+            return  # it is another process's
+        if self._device_queue:
+            self._device_queue.clear()
+        self._slots.close()
+        send_frame(self._orders, Frame(Kind.END, 0))
+        os.close(self._orders)
+        self._channel.close()
+        try:
+            self._process.wait(END_WITHIN_SEC)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _next_on_host(self) -> tuple[BatchDict, Delivery]:
+        self.usable = False  # until the delivery is in hand and dealt with: an interrupt may come anywhere
+        while (delivery := self._receive()).generation != self._generation:
+            self._give_back(delivery)
+        try:
+            if delivery.error is not None:
+                raise delivery.error
+            batch = self._batch(delivery)
+        except HeadraceError:
+            self._give_back(delivery)
+            self.usable = True
+            raise
+        self.usable = True
+        return batch, delivery
+
+    def _give_back(self, delivery: Delivery) -> None:
+        if delivery.slot >= 0:
+            self._slots.give_back(delivery.slot)
+
+    def _receive(self) -> Delivery:
+        try:
+            delivery, fds = self._channel.receive()
+        except (EOFError, ConnectionResetError) as err:
+            code = self._process.wait()
+            raise LoaderError(
+                f"the loader process ended without being asked to ({exit_reason(code)}): "
+                "what it printed above tells why; out of memory is the usual cause of SIGKILL"
+            ) from err
+        for fd in fds:
+            self._slots.add(delivery.slot, fd)
+        return delivery  # type: ignore[no-any-return]
+
+    def _batch(self, delivery: Delivery) -> BatchDict:
+        """The batch over its slot; or over a copy, where so many are held that the feed would starve of slots."""
+        if delivery.used_bytes and self._slots.num_held < self._num_held:
+            return batch_over(self._slots.lease(delivery.slot, delivery.slot_bytes), delivery)
+        view = self._slots.view(delivery.slot, delivery.slot_bytes) if delivery.used_bytes else b""
+        batch = batch_over(np.frombuffer(view, np.uint8, delivery.used_bytes).copy(), delivery)
+        self._slots.give_back(delivery.slot)
+        return batch
+
+
+def _described(job: Job) -> bytes:
+    try:
+        return cloudpickle.dumps(job)  # type: ignore[no-any-return]
+    except Exception as err:
+        raise OptionError(
+            f"the stream's functions must be such that they can be sent to the loader process: {type(err).__name__}: "
+            f"{' '.join(str(err).split())}; make what cannot be sent inside the function"
+        ) from err

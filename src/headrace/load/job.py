@@ -1,0 +1,108 @@
+"""What a loader process is asked to do, and what it sends back. Neither needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.dataset import Dataset
+from headrace.errors import HeadraceError
+from headrace.order import Batches, Order
+from headrace.telemetry import Reading
+from headrace.transform import Op, Sample
+
+OnError: TypeAlias = Literal["raise", "skip"]
+Collate: TypeAlias = Callable[[list[Sample]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The description that a loader process runs."""
+
+    dataset: Dataset
+    order: Order
+    ops: tuple[Op, ...]
+    batches: Batches
+    threads: int
+    processes: int
+    num_slots: int
+    memory_bytes: int
+    collate: Collate | None
+    on_error: OnError
+
+
+@dataclass(slots=True)
+class Array:
+    """An array in a slot."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(slots=True)
+class Blob:
+    """A byte string in a slot."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blobs:
+    """A list of byte strings in a slot."""
+
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+Content: TypeAlias = Array | Blobs | list[Array | Blob | None]
+"""A field of a batch: a tensor, a list of byte strings, or a list of what is there; None: a plain object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A sample that was left out under on_error="skip"."""
+
+    key: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One batch, or the error in its place."""
+
+    generation: int
+    epoch: int = -1
+    step: int = -1
+    slot: int = -1
+    slot_bytes: int = 0
+    used_bytes: int = 0
+    keys: list[str] | None = None
+    fields: dict[str, Content] = field(default_factory=dict)
+    plain: bytes = b""
+    """Pickled field -> what is not in the slot: a list with the plain objects, or anything that `collate` returned."""
+    real: NDArray[np.bool_] | None = None
+    """Which rows are no repeats, in a step in which a rank has some; else None."""
+    skipped: list[Skipped] = field(default_factory=list)
+    error: HeadraceError | None = None
+    stages: dict[str, Reading] | None = None
+    """What the meters showed, now and then."""
+
+
+SPARE_SLOTS = 2
+"""Batches in slots that the trainer may hold at a time: the one in use, and the last while it is replaced."""
+
+STAGES = ("read", "verify", "transform", "collate")
+"""The feed's stages in the order of flow, inside the loader process."""
+
+MAX_READERS = 4
+
+
+def num_readers(threads: int) -> int:
+    """How many threads read for so many that transform: one keeps two in bytes, and each fights for the lock."""
+    return max(1, min(MAX_READERS, threads // 2))

@@ -1,0 +1,375 @@
+"""The loader: runs a stream in a process of its own and gives the trainer its batches."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from headrace.errors import DamagedError, LoaderError, OptionError
+from headrace.load.job import STAGES, Collate, Job, OnError, Skipped, num_readers
+from headrace.load.options import check_flag, optional_number, whole_number
+from headrace.load.state import VERSION, check_state
+from headrace.load.stream import MAX_PARTITIONS, Stream
+from headrace.order import Batches, Order, check_world_size
+from headrace.rank import Rank, local_world_size, resolve_rank
+from headrace.storage import parse_size
+from headrace.telemetry import Meter, Reading
+
+if TYPE_CHECKING:
+    import torch
+
+    from headrace.load.client import Client
+    from headrace.load.job import Delivery
+    from headrace.load.tensors import BatchDict
+
+READ_AHEAD_BYTES = 64 << 20
+"""What may be read ahead of need by default, besides the windows that are open."""
+HAND_OFF = "hand-off"
+MAX_RECORDED = 10_000
+"""Skipped samples that are kept by name; all are counted."""
+
+
+class Loader:
+    """Gives the batches of a stream to one data-parallel rank.
+
+    Iterating starts one loader process, which decodes and assembles batches in shared memory ahead of need; it ends
+    with `close()`, with the loader, or with this process, however that ends. Not thread-safe; not collective: ranks
+    need not call in step.
+
+    Args:
+        stream: what to deliver.
+        batch_size: samples of one rank's batch; or
+        global_batch_size: samples of all ranks' batches together. Exactly one of the two.
+        device: where tensors are wanted; None: CPU tensors over shared memory. CUDA batches are copied from pinned
+            memory on a side stream, two ahead.
+        rank, world_size: of the data axes; None: from torch.distributed or the launcher's environment, when first
+            needed.
+        processes: 1 transforms in threads of the loader process; n > 1 in n worker processes of it, for functions
+            that hold the interpreter lock or draw from global generators (which are then seeded for each sample).
+        threads: threads that transform; None: the usable CPUs divided by the ranks of this machine.
+        prefetch: batches that are ready ahead of the one in use, at least 1.
+        memory: bytes of stored data to hold at most, such as "2GiB"; None: what the open windows need, twice, and
+            64 MiB (or the rank's share of a smaller dataset). Batches in shared memory come on top: prefetch + 3.
+        drop_last: drop the incomplete global batch at an epoch's end; else keep it, shorter, ranks made equal by
+            repeats that the batch's `__real__` marks False.
+        collate: function(list of samples) -> dict, run in the loader process, batch after batch, instead of the
+            batching by fields. It is not asked for a batch that is filtered empty, which has `__key__` alone.
+        on_error: "raise", or "skip" to leave damaged samples out and record them in `skipped`.
+        max_skipped: with "skip", more than this many on a rank raise, counted over the loader's life and again each
+            epoch; None: no limit. Errors that are no sample's (a full disk, a dead worker) are never skipped.
+
+    Raises OptionError for values that cannot work.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
+        device: str | torch.device | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        processes: int = 1,
+        threads: int | None = None,
+        prefetch: int = 2,
+        memory: int | str | None = None,
+        drop_last: bool = True,
+        collate: Collate | None = None,
+        on_error: OnError = "raise",
+        max_skipped: int | None = None,
+    ) -> None:
+        if (batch_size is None) == (global_batch_size is None):
+            raise OptionError(
+                "exactly one of batch_size (a rank's) and global_batch_size (all ranks') is given: got "
+                f"batch_size={batch_size}, global_batch_size={global_batch_size}"
+            )
+        if not isinstance(stream, Stream):
+            raise OptionError(f"a loader runs a headrace.Stream: got {type(stream).__name__}")
+        if collate is not None and not callable(collate):
+            raise OptionError(f"collate is a function(list of samples) -> dict: got {collate!r}")
+        check_flag("drop_last", drop_last)
+        if on_error not in ("raise", "skip"):
+            raise OptionError(f'on_error is "raise" or "skip": got {on_error!r}')
+        if on_error == "raise" and max_skipped is not None:
+            raise OptionError(f'max_skipped={max_skipped} needs on_error="skip"')
+        rank, world_size = optional_number("rank", rank, 0), optional_number("world_size", world_size, 1)
+        if rank is not None or world_size is not None:
+            resolve_rank(rank, world_size)
+        self.stream = stream
+        self.skipped: list[Skipped] = []
+        """The samples that this rank left out under on_error="skip", with the reason; the first 10,000 of them."""
+        self._batch_size = optional_number("batch_size", batch_size, 1)
+        self._global_batch_size = optional_number("global_batch_size", global_batch_size, 1)
+        self._given_rank = rank, world_size
+        self._device = device
+        self._processes = whole_number("processes", processes, 1)
+        self._threads = optional_number("threads", threads, 1)
+        self._prefetch = whole_number("prefetch", prefetch, 1)
+        self._memory = None if memory is None else parse_size(memory, "memory")
+        self._drop_last = drop_last
+        self._collate = collate
+        self._on_error: OnError = on_error
+        self._max_skipped = optional_number("max_skipped", max_skipped, 0)
+        self._num_skipped = 0
+        self._epoch, self._step, self._first_epoch = 0, 0, 0
+        self._resumed = True
+        self._iteration = 0
+        self._loaded_partitions: int | None = None
+        self._client: Client | None = None
+        self._client_at: tuple[int, int] | None = None
+        self._stages: dict[str, Reading] = dict.fromkeys(STAGES, Reading())
+        self._hand_off = Meter()
+        self._dropped = self._padded = 0
+
+    # What the world size decides, resolved when first needed, so that a launcher may set it after the loader is made.
+
+    @cached_property
+    def _rank(self) -> Rank:
+        return resolve_rank(*self._given_rank)
+
+    @cached_property
+    def _order(self) -> Order:
+        return self._make_order(self._loaded_partitions)
+
+    def _make_order(self, partitions: int | None) -> Order:
+        order = self.stream.order(self._rank.world_size, partitions)
+        check_world_size(self._rank.world_size, order.partitions, self.global_batch_size)
+        return order
+
+    @cached_property
+    def _batches(self) -> Batches:
+        num_samples, rank = self._order.num_samples, self._rank
+        batches = Batches(num_samples, self.global_batch_size, rank.rank, rank.world_size, self._drop_last)
+        if batches.num_steps == 0:
+            raise OptionError(
+                f"an epoch must have a full global batch: got {num_samples} samples for batches of "
+                f"{self.global_batch_size}; use smaller batches or drop_last=False"
+            )
+        return batches
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of one step, over all ranks."""
+        return self._global_batch_size or (self._batch_size or 0) * self._rank.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch; the same on every rank."""
+        return self._batches.num_steps
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs of one iteration; None is endless."""
+        return self.stream.epochs
+
+    @property
+    def full_batches(self) -> bool:
+        """Whether every batch surely has global_batch_size / world_size real samples."""
+        return self._drop_last and not self.stream.has_filter and self._on_error == "raise"
+
+    def __len__(self) -> int:
+        """Batches of one iteration. TypeError if it is endless."""
+        if self.epochs is None:
+            raise TypeError("an endless stream (epochs=None) has no length")
+        return self.epochs * self.steps_per_epoch
+
+    def __bool__(self) -> bool:
+        return True  # an endless loader has no length to be judged by
+
+    def __iter__(self) -> Iterator[BatchDict]:
+        """The batches of the next `epochs` epochs; after loading a state, the rest of the iteration it was taken in."""
+        endless = self.epochs is None
+        ended = not endless and self._epoch >= self._first_epoch + (self.epochs or 0)
+        if not (self._resumed or endless) or ended:
+            self._epoch += self._step > 0  # left early: the next epoch, not the rest of this one
+            self._step = 0
+            self._first_epoch = self._epoch
+        self._resumed = False
+        self._iteration += 1
+        return self._iterate(self._iteration)
+
+    def _iterate(self, iteration: int) -> Iterator[BatchDict]:
+        while True:
+            if iteration != self._iteration:
+                raise LoaderError(
+                    "this iteration has ended, since another of the same loader began or a state was loaded: use two "
+                    "loaders, or iterate again"
+                )
+            if self.epochs is not None and self._epoch >= self._first_epoch + self.epochs:
+                return
+            batch, delivery = self._next()
+            self._count(delivery)
+            self._advance()
+            yield batch
+            del batch, delivery  # the slot is free as soon as the user's loop lets go of it
+
+    def _next(self) -> tuple[BatchDict, Delivery]:
+        if self._client is None:
+            self._client = self._start_client()
+        if self._client_at != (self._epoch, self._step):
+            self._client.start(self._epoch, self._step)
+        began = time.perf_counter()
+        self._client_at = None
+        try:
+            batch, delivery = self._client.next()
+            if (delivery.epoch, delivery.step) != (self._epoch, self._step):
+                raise LoaderError(
+                    f"the loader process delivered step {delivery.step} of epoch {delivery.epoch} where step "
+                    f"{self._step} of epoch {self._epoch} was due: please file a bug"
+                )
+        finally:
+            if not self._client.usable:
+                self.close()  # a new process goes on here at the next iteration
+        self._hand_off.add(len(delivery.keys or ()), delivery.used_bytes, 0.0, time.perf_counter() - began)
+        return batch, delivery
+
+    def _advance(self) -> None:
+        """One more batch is with the trainer; the process goes on into the next epoch by itself."""
+        self._step += 1
+        if self._step >= self.steps_per_epoch:
+            self._epoch, self._step = self._epoch + 1, 0
+            self._dropped += self._batches.num_dropped
+        self._client_at = self._epoch, self._step
+
+    def _count(self, delivery: Delivery) -> None:
+        self._num_skipped += len(delivery.skipped)
+        self.skipped += delivery.skipped[: max(0, MAX_RECORDED - len(self.skipped))]
+        if self._max_skipped is not None and self._num_skipped > self._max_skipped:
+            raise DamagedError(
+                f"at most {self._max_skipped} samples may be skipped on a rank (max_skipped): {self._num_skipped} "
+                f"were, the last because {delivery.skipped[-1].reason}"
+            )
+        if delivery.stages is not None:
+            self._stages = delivery.stages
+        if delivery.real is not None:
+            self._padded += int((~delivery.real).sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, after the batches that were given out: JSON, the same on every rank."""
+        position = self._step * self.global_batch_size
+        return {
+            "version": VERSION,
+            "epoch": self._epoch,
+            "position": position,
+            "first_epoch": self._first_epoch,
+            "order": self._order_state(self._order),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on, at the next iteration, with the batch that would have come after the state was taken.
+
+        The number of ranks, threads and processes may differ. Raises StateError if what decides the order differs,
+        OptionError if this world size does not divide it.
+        """
+        partitions = _partitions_of(state)
+        order = self._make_order(partitions)
+        check_state(state, self._order_state(order))
+        self.close()
+        for name in ("_order", "_batches"):
+            self.__dict__.pop(name, None)
+        self._loaded_partitions = partitions
+        self._epoch, self._first_epoch = state["epoch"], state["first_epoch"]
+        self._step = state["position"] // self.global_batch_size
+        if self._step >= self.steps_per_epoch:  # saved where the last, incomplete batch was kept
+            self._epoch, self._step = self._epoch + 1, 0
+        self._resumed = True
+        self._iteration += 1
+
+    def meters(self) -> dict[str, Any]:
+        """What the feed has counted: sums a stage (items, bytes, busy_sec, wait_sec), and samples that did not come.
+
+        A stage's seconds are summed over its `threads`; "read" and "verify" are the work of the same ones.
+        `dropped` counts those of incomplete global batches (of all ranks), `padded` this rank's repeats, `skipped`
+        the damaged samples it left out. The stage "hand-off" is the trainer's: its wait is the trainer's.
+        """
+        readers = num_readers(self._num_threads)
+        transformers = self._processes if self._processes > 1 else self._num_threads
+        threads = {"read": readers, "verify": readers, "transform": transformers, "collate": 1, HAND_OFF: 1}
+        stages = {**self._stages, HAND_OFF: self._hand_off.read()}
+        return {
+            "stages": {name: asdict(reading) | {"threads": threads[name]} for name, reading in stages.items()},
+            "threads": self._num_threads,
+            "processes": self._processes,
+            "dropped": self._dropped,
+            "padded": self._padded,
+            "skipped": self._num_skipped,
+        }
+
+    def close(self) -> None:
+        """End the loader process. Batches that are held stay valid; iterating again starts a new one."""
+        if self._client is not None:
+            self._finalizer()
+            self._client = self._client_at = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _order_state(self, order: Order) -> dict[str, Any]:
+        return {
+            "dataset": self.stream.dataset.fingerprint,
+            "samples": order.num_samples,
+            "seed": order.seed,
+            "shuffle": order.shuffle,
+            "block_size": order.block_bytes,
+            "window": order.window_samples,
+            "partitions": order.partitions,
+            "global_batch_size": self.global_batch_size,
+            "filter": self.stream.has_filter,
+        }
+
+    def _start_client(self) -> Client:
+        from headrace.load.client import Client, num_slots_held  # imports torch
+
+        client = Client(self._job(num_slots_held(self._device)), self._device)
+        self._finalizer = weakref.finalize(self, client.close)
+        self._client_at = None
+        return client
+
+    def _job(self, num_held: int) -> Job:
+        return Job(
+            dataset=self.stream.dataset,
+            order=self._order,
+            ops=self.stream.ops,
+            batches=self._batches,
+            threads=self._num_threads,
+            processes=self._processes,
+            num_slots=self._prefetch + 1 + num_held,
+            memory_bytes=self._memory_bytes(),
+            collate=self._collate,
+            on_error=self._on_error,
+        )
+
+    @property
+    def _num_threads(self) -> int:
+        return self._threads or max(1, len(os.sched_getaffinity(0)) // local_world_size())
+
+    def _memory_bytes(self) -> int:
+        """Stored bytes to hold at most; OptionError if less was given than the open windows need."""
+        order = self._order
+        num_open = order.partitions // self._rank.world_size if order.shuffle else 1
+        needed = num_open * order.open_bytes
+        if self._memory is not None and self._memory < needed:
+            raise OptionError(
+                f"memory must hold the open windows of this rank's {num_open} partitions, {needed:,} bytes: got "
+                f"{self._memory:,}; give more, or choose a smaller block_size or window"
+            )
+        share = int(self.stream.dataset.num_bytes_per_shard.sum()) // self._rank.world_size
+        return self._memory or 2 * needed + min(READ_AHEAD_BYTES, share)
+
+
+def _partitions_of(state: Mapping[str, Any]) -> int | None:
+    order = state.get("order") if isinstance(state, Mapping) else None
+    partitions = order.get("partitions") if isinstance(order, Mapping) else None
+    return partitions if type(partitions) is int and 0 < partitions <= MAX_PARTITIONS else None

@@ -1,0 +1,31 @@
+"""Checks of options, where they are given."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from headrace.errors import OptionError
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """The value as an int; OptionError if it is no whole number of at least `least` and at most `most`."""
+    bound = f"at least {least}" + (f" and at most {most:,}" if most is not None else "")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise OptionError(f"{name} must be a whole number, {bound}: got {value!r}") from None
+    if isinstance(value, bool) or number < least or (most is not None and number > most):
+        raise OptionError(f"{name} must be {bound}: got {value!r}")
+    return number
+
+
+def optional_number(name: str, value: Any, least: int, most: int | None = None) -> int | None:
+    """The same, None being allowed."""
+    return None if value is None else whole_number(name, value, least, most)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """OptionError if the value is not True or False."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False: got {value!r}")

@@ -1,0 +1,250 @@
+"""The feed inside the loader process: positions -> runs -> rows -> batches, in order and without end.
+
+One thread plans batches and deals out their rows as soon as their bytes are there; workers transform rows; whoever
+finishes a batch hands it over, in order. A batch takes a slot before its first row is made, so the number of slots
+bounds how far the feed runs ahead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import HeadraceError, LoaderError, StorageError
+from headrace.load.batch import Batch
+from headrace.load.fields import Specs
+from headrace.load.job import STAGES, Delivery, Job, num_readers
+from headrace.load.reader import PlannedRun, ReadAhead
+from headrace.load.slots import SlotPool
+from headrace.load.workers import Source, Task, Workers
+from headrace.order import Places, Run
+from headrace.telemetry import Meter
+
+PLANNED_SAMPLES = 8192
+MAX_CHUNK_ROWS = 32
+METERS_EVERY_SEC = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One batch to be made."""
+
+    epoch: int
+    step: int
+    positions: NDArray[np.int64]
+    real: NDArray[np.bool_]
+    has_repeats: bool
+    """Whether a rank, not necessarily this one, has repeats in this step."""
+    places: Places
+    stop: int
+    """Position (counted over epochs) after its last."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A batch that is under way."""
+
+    plan: _Plan
+    batch: Batch
+    finished: bool = False
+
+
+class Pipeline:
+    """Delivers the batches from (epoch, step) on, through `deliver`, until it is stopped or one has an error."""
+
+    def __init__(
+        self,
+        job: Job,
+        specs: Specs | None,
+        workers: Workers,
+        slots: SlotPool,
+        meters: dict[str, Meter],
+        deliver: Callable[[Delivery, Batch | None], None],
+        generation: int,
+        epoch: int,
+        step: int,
+    ) -> None:
+        self._job = job
+        self._specs = specs
+        self._workers = workers
+        self._slots = slots
+        self._meters = meters
+        self._deliver = deliver
+        self._generation = generation
+        self._chunk_rows = _rows_per_chunk(job)
+        self._pending: deque[_Pending] = deque()
+        self._changed = threading.Condition(threading.RLock())
+        self._stopped = False
+        self._meters_sent = 0.0
+        runs = _planned_runs(job, epoch, step * job.batches.global_batch_size)
+        self._reader = ReadAhead(job.dataset, runs, job.memory_bytes, num_readers(job.threads), meters)
+        self._thread = threading.Thread(target=self._run, args=(epoch, step), name="plan", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End. When it returns nothing more is delivered, and slots that were not delivered are free again."""
+        self._stopped = True
+        self._slots.wake()
+        self._reader.stop()
+        self._thread.join()
+        with self._changed:
+            while self._pending:
+                self._changed.wait()
+
+    def _run(self, epoch: int, step: int) -> None:
+        try:
+            for plan in _plans(self._job, epoch, step):
+                if not self._make(plan):
+                    return
+        except BaseException as err:
+            self._fail(err if isinstance(err, HeadraceError) else unexpected(err))
+
+    def _make(self, plan: _Plan) -> bool:
+        """Deal out one batch's rows, each chunk as soon as its bytes are there; False if stopped meanwhile."""
+        slot = None if self._stopped else self._slots.acquire(lambda: self._stopped)
+        if slot is None:
+            return False
+        try:
+            batch = Batch(slot, len(plan.real), plan.real if plan.has_repeats else None, self._specs)
+        except BaseException:
+            self._slots.release(slot.number)
+            raise
+        pending = _Pending(plan, batch)
+        with self._changed:
+            self._pending.append(pending)
+        for first in range(0, batch.num_rows, self._chunk_rows):
+            sources = self._sources_or_error(plan, first, min(first + self._chunk_rows, batch.num_rows))
+            if isinstance(sources, HeadraceError):
+                self._done(pending, batch.fail(range(first, batch.num_rows), sources))
+                return False
+            self._workers.submit(Task(batch, sources, partial(self._done, pending)))
+        return True
+
+    def _sources_or_error(self, plan: _Plan, first: int, last: int) -> list[Source] | HeadraceError:
+        try:
+            return self._sources(plan, first, last) or LoaderError("the loader was stopped")
+        except BaseException as err:
+            return err if isinstance(err, HeadraceError) else unexpected(err)
+
+    def _sources(self, plan: _Plan, first: int, last: int) -> list[Source] | None:
+        """Where the raw samples of some rows lie, when they are there; None if stopped meanwhile."""
+        places, sources = plan.places, []
+        rows = zip(
+            range(first, last),
+            plan.real[first:last].tolist(),
+            plan.positions[first:last].tolist(),
+            places.shard[first:last].tolist(),
+            places.sample[first:last].tolist(),
+            places.run[first:last].tolist(),
+            strict=True,
+        )
+        for row, real, position, shard, sample, run_id in rows:
+            if real:
+                run = self._reader.get((plan.epoch, run_id), plan.stop)
+            else:  # a repeat: its run may be gone, or another rank's
+                run = self._reader.load(Run(run_id, shard, sample, sample + 1, position, position + 1))
+            if run is None:
+                return None
+            sources.append(Source(row, plan.epoch, position, sample, run))
+        return sources
+
+    def _done(self, pending: _Pending, is_last: bool) -> None:
+        """Rows of a batch are made; after its last, hand over the batches at the head of the line."""
+        if not is_last:
+            return
+        with self._changed:
+            pending.finished = True
+            while self._pending and self._pending[0].finished:
+                head = self._pending.popleft()
+                self._hand_over(head)
+                self._changed.notify_all()
+
+    def _hand_over(self, pending: _Pending) -> None:
+        if self._stopped:
+            self._slots.release(pending.batch.slot.number)
+            return
+        delivery = self._delivery(pending)
+        if delivery.error is not None:
+            self._stopped = True
+            self._slots.wake()
+        self._deliver(delivery, pending.batch)
+        self._reader.release(pending.plan.stop)
+
+    def _delivery(self, pending: _Pending) -> Delivery:
+        job, plan, batch = self._job, pending.plan, pending.batch
+        delivery = Delivery(self._generation, plan.epoch, plan.step, batch.slot.number)
+        try:
+            batch.deliver(delivery, job.collate, job.on_error, self._meters["collate"])
+        except BaseException as err:
+            delivery.error = err if isinstance(err, HeadraceError) else unexpected(err)
+        ends_epoch = plan.stop % job.batches.num_samples == 0
+        if ends_epoch or time.monotonic() - self._meters_sent > METERS_EVERY_SEC:
+            delivery.stages = {stage: self._meters[stage].read() for stage in STAGES}
+            self._meters_sent = time.monotonic()
+        return delivery
+
+    def _fail(self, error: HeadraceError) -> None:
+        """Deliver an error that is no batch's, after the batches before it."""
+        with self._changed:
+            while self._pending and not self._stopped:
+                self._changed.wait()
+            if not self._stopped:
+                self._stopped = True
+                self._deliver(Delivery(self._generation, error=error), None)
+
+
+def unexpected(err: BaseException) -> HeadraceError:
+    """What the trainer is told of an error that nothing here raises on purpose."""
+    if isinstance(err, OSError):
+        return StorageError(f"the loader process cannot get what it needs: {err}")
+    return LoaderError(f"the loader process failed: {type(err).__name__}: {' '.join(str(err).split())}")
+
+
+def _rows_per_chunk(job: Job) -> int:
+    rows = job.batches.global_batch_size // job.batches.world_size
+    return max(1, min(MAX_CHUNK_ROWS, -(-rows // (4 * max(job.threads, job.processes)))))
+
+
+def _planned_runs(job: Job, first_epoch: int, first_position: int) -> Iterator[PlannedRun]:
+    """The runs that this rank needs from a position on, over all epochs to come."""
+    batches, num_samples = job.batches, job.batches.num_samples
+    if batches.rank >= num_samples:
+        return  # it has repeats only, which are read one by one
+    for epoch in itertools.count(first_epoch):
+        start = first_position if epoch == first_epoch else 0
+        base = epoch * num_samples
+        for run in job.order.epoch(epoch).runs(batches.rank, batches.world_size, start, batches.stop):
+            yield PlannedRun((epoch, run.id), run, base + run.need, base + run.done)
+
+
+def _plans(job: Job, first_epoch: int, first_step: int) -> Iterator[_Plan]:
+    """The batches from a step on, planned some thousand samples at a time."""
+    batches = job.batches
+    steps_at_once = max(1, PLANNED_SAMPLES * batches.world_size // batches.global_batch_size)
+    for epoch in itertools.count(first_epoch):
+        order = job.order.epoch(epoch)
+        for first in range(first_step if epoch == first_epoch else 0, batches.num_steps, steps_at_once):
+            last = min(first + steps_at_once, batches.num_steps)
+            positions, real, sizes = batches.positions(first, last)
+            places = order.locate(positions)
+            ends = np.cumsum(sizes).tolist()
+            for step, size, end in zip(range(first, last), sizes, ends, strict=True):
+                part = slice(end - size, end)
+                stop = (step + 1) * batches.global_batch_size if step + 1 < batches.num_steps else batches.num_samples
+                yield _Plan(
+                    epoch,
+                    step,
+                    positions[part],
+                    real[part],
+                    batches.has_repeats(step),
+                    Places(places.shard[part], places.sample[part], places.run[part]),
+                    epoch * batches.num_samples + stop,
+                )

@@ -1,0 +1,191 @@
+"""Reading ahead: the runs that a rank needs, in the order of first need, within a bound on memory.
+
+A few threads read whole runs (blocks, or a partition's part of one) by one `pread` each and check every sample's
+checksum. A run stays until no later position uses it; both ends are arithmetic (see `order`), so nothing is counted
+sample by sample. The bound may be passed only for what the batch now being made is waiting for.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.dataset import Dataset
+from headrace.errors import HeadraceError
+from headrace.formats import ShardIndex
+from headrace.load.buffers import BufferPool
+from headrace.load.files import OpenFiles
+from headrace.order import Run
+from headrace.telemetry import Meter
+
+LOT_BYTES, LOT_RUNS = 1 << 20, 64
+"""Small runs are read some at a time, so that what it costs to take turns is paid once for this many."""
+
+
+class PlannedRun(NamedTuple):
+    """A run, its need and done counted over epochs: epoch x samples + position."""
+
+    key: tuple[int, int]
+    """What names the run: (epoch, its id)."""
+    run: Run
+    need: int
+    done: int
+
+
+@dataclass(slots=True)
+class LoadedRun:
+    """A run's bytes. With `error`, none of its samples could be had."""
+
+    shard_name: str
+    index: ShardIndex | None
+    data: memoryview
+    base: int
+    buffer: NDArray[np.uint8] | None = None
+    damage: dict[int, str] = field(default_factory=dict)
+    error: HeadraceError | None = None
+
+
+class ReadAhead:
+    """Reads planned runs with `num_threads` threads of its own. `get` and `release` are for one consumer."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: Iterator[PlannedRun],
+        memory_bytes: int,
+        num_threads: int,
+        meters: dict[str, Meter],
+    ) -> None:
+        self._dataset = dataset
+        self._files = OpenFiles(dataset)
+        self._bytes_per_sample = dataset.num_bytes_per_shard / np.maximum(1, dataset.num_samples_per_shard)
+        self._plan = plan
+        self._next = next(plan, None)
+        self._memory = memory_bytes
+        self._buffers = BufferPool(memory_bytes)
+        self._meters = meters
+        self._changed = threading.Condition()
+        self._loaded: dict[tuple[int, int], LoadedRun | None] = {}
+        self._ends: list[tuple[int, tuple[int, int]]] = []
+        self._held: dict[tuple[int, int], int] = {}
+        self._held_bytes = 0
+        self._wanted = 0
+        self._stopped = False
+        self._failure: BaseException | None = None
+        self._threads = [threading.Thread(target=self._work, name="read", daemon=True) for _ in range(num_threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def get(self, key: tuple[int, int], upto: int) -> LoadedRun | None:
+        """The bytes of a run, when they are there; None once stopped. No position from `upto` on is needed yet.
+
+        Raises what ended a reading thread.
+        """
+        loaded = self._loaded.get(key)
+        if loaded is not None:
+            return loaded
+        with self._changed:
+            self._wanted = max(self._wanted, upto)
+            self._changed.notify_all()
+            while (loaded := self._loaded.get(key)) is None and not self._stopped:
+                if self._failure is not None:
+                    raise self._failure
+                self._changed.wait()
+        return loaded
+
+    def release(self, upto: int) -> None:
+        """Forget the runs that no position from `upto` on uses."""
+        with self._changed:
+            while self._ends and self._ends[0][0] <= upto:
+                _, key = heapq.heappop(self._ends)
+                loaded = self._loaded.pop(key)
+                if loaded is not None and loaded.buffer is not None:
+                    self._buffers.give(loaded.buffer)
+                self._held_bytes -= self._held.pop(key)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End the threads and close the files."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._files.close()
+
+    def load(self, run: Run) -> LoadedRun:
+        """Read and check a run now, whatever the plan and the bound."""
+        name = self._dataset.shard_name(run.shard)
+        try:
+            index = self._dataset.shard(run.shard)
+            base, size = index.extent(run.first, run.last)
+            began = time.perf_counter()
+            buffer = self._buffers.take(size)
+            data = buffer.data[:size]
+            self._files.get(run.shard).read_into(base, data)
+            read = time.perf_counter()
+            damage = index.damage(run.first, run.last, data)
+        except HeadraceError as err:
+            return LoadedRun(name, None, memoryview(b""), 0, error=err)
+        checked = time.perf_counter()
+        self._meters["read"].add(items=run.last - run.first, num_bytes=size, busy_sec=read - began)
+        self._meters["verify"].add(items=run.last - run.first, num_bytes=size, busy_sec=checked - read)
+        return LoadedRun(name, index, data, base, buffer, damage)
+
+    def _work(self) -> None:
+        try:
+            while planned := self._take():
+                loaded = [(one.key, self.load(one.run)) for one in planned]
+                with self._changed:
+                    for key, run in loaded:
+                        if key in self._loaded:  # else it was let go unused, and is not asked for again
+                            self._loaded[key] = run
+                            self._count(key, len(run.data))
+                    self._changed.notify_all()
+        except BaseException as err:  # whatever it was, nobody may wait for this thread for ever
+            with self._changed:
+                self._failure = err
+                self._changed.notify_all()
+
+    def _take(self) -> list[PlannedRun]:
+        """The next runs to read, some at a time where they are small; none at the end."""
+        began = time.perf_counter()
+        taken: list[PlannedRun] = []
+        num_bytes = 0
+        with self._changed:
+            while not self._stopped and self._next is not None and not self._may_read(self._next):
+                self._changed.wait()
+            while not self._stopped and self._next is not None and self._may_read(self._next):
+                num_bytes += self._hold(self._next)
+                taken.append(self._next)
+                self._next = next(self._plan, None)
+                if num_bytes >= LOT_BYTES or len(taken) == LOT_RUNS:
+                    break
+        self._meters["read"].add(wait_sec=time.perf_counter() - began)
+        return taken
+
+    def _hold(self, planned: PlannedRun) -> int:
+        num_bytes = self._expected_bytes(planned.run)
+        self._count(planned.key, num_bytes)
+        heapq.heappush(self._ends, (planned.done, planned.key))
+        self._loaded[planned.key] = None
+        return num_bytes
+
+    def _count(self, key: tuple[int, int], num_bytes: int) -> None:
+        """What a run holds: at first as expected, then as read, which is more where checksums cover larger blocks."""
+        self._held_bytes += num_bytes - self._held.get(key, 0)
+        self._held[key] = num_bytes
+
+    def _may_read(self, planned: PlannedRun) -> bool:
+        fits = self._held_bytes + self._expected_bytes(planned.run) <= self._memory
+        return fits or planned.need < self._wanted
+
+    def _expected_bytes(self, run: Run) -> int:
+        return int(self._bytes_per_sample[run.shard] * (run.last - run.first)) + 1

@@ -1,0 +1,112 @@
+"""From raw samples to rows of a batch: the work of one chunk, in a thread or in a worker process."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import HeadraceError, TransformError
+from headrace.load.fields import Specs, as_plain, checked_value
+from headrace.transform import Op, Sample, apply, sample_rng, seed_globals
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What happens to every sample of a stream."""
+
+    ops: tuple[Op, ...]
+    seed: int
+    specs: Specs | None
+    """None: every field is a list."""
+    keep_samples: bool
+    """Leave samples whole, for a `collate` of the user's."""
+    seeds_globals: bool
+    """Seed the global generators for each sample: right only where one thread of the process transforms."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One sample to be made, and its place in the batch."""
+
+    number: int
+    epoch: int
+    position: int
+    sample: Sample
+
+
+@dataclass(slots=True)
+class Made:
+    """What became of one row: the values of its list fields; or None, where a filter turned it down; or an error."""
+
+    key: str
+    values: dict[str, Any] | None
+    error: HeadraceError | None = None
+
+
+def make_rows(chain: Chain, rows: Sequence[Row], arrays: dict[str, NDArray[Any]]) -> list[Made]:
+    """Transform each row's sample; write tensor fields into `arrays`, (batch, ...) each; return the others."""
+    return [_make_row(chain, row, arrays) for row in rows]
+
+
+def _make_row(chain: Chain, row: Row, arrays: dict[str, NDArray[Any]]) -> Made:
+    key = row.sample["__key__"]
+    try:
+        sample = _transformed(chain, row)
+        if sample is None:
+            return Made(key, None)
+        if chain.keep_samples:
+            return Made(key, {name: as_plain(name, value) for name, value in sample.items()})
+        return Made(key, _place(chain.specs, sample, row.number, arrays))
+    except HeadraceError as err:
+        return Made(key, None, _about(key, err))
+    except BaseException as err:  # also SystemExit: a function of the user's must not end the thread that waits for it
+        error = TransformError(f"it ended in {type(err).__name__}: {' '.join(str(err).split())}")
+        error.__cause__ = err
+        return Made(key, None, _about(key, error))
+
+
+def _transformed(chain: Chain, row: Row) -> Sample | None:
+    if not chain.ops:
+        return row.sample
+    if chain.seeds_globals:
+        seed_globals(chain.seed, row.epoch, row.position)
+    return apply(chain.ops, row.sample, lambda: sample_rng(chain.seed, row.epoch, row.position))
+
+
+def _place(specs: Specs | None, sample: Sample, number: int, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Write what has a place in the batch's arrays; return the rest."""
+    if specs is None:
+        return {name: as_plain(name, value) for name, value in sample.items() if name != "__key__"}
+    if len(sample) - 1 != len(specs) or not specs.keys() <= sample.keys():
+        raise TransformError(
+            f"it has the fields {sorted(map(str, sample.keys() - {'__key__'}))}, but samples of this stream have "
+            f"{sorted(map(str, specs))}: give every sample the same fields, by .map, or drop it by .filter"
+        )
+    values: dict[str, Any] = {}
+    for name, spec in specs.items():
+        value = as_plain(name, sample[name])
+        if spec is None:
+            values[name] = value
+        else:
+            arrays[name][number] = checked_value(name, value, spec)
+    return values
+
+
+def _about(key: str, err: HeadraceError) -> HeadraceError:
+    """The error with the sample's key in front, and the failing function's traceback as a note."""
+    named = type(err)(f"sample {key!r}: {err}")
+    if err.__cause__ is not None and not isinstance(err.__cause__, HeadraceError):
+        named.add_note("".join(traceback.format_exception(err.__cause__)))
+    return named
+
+
+def contiguous(value: Any) -> NDArray[np.uint8]:
+    """The bytes of an array or a byte string, without a copy where they lie in a row."""
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+    return np.frombuffer(value, np.uint8)

@@ -1,0 +1,201 @@
+"""The loader process: started from any kind of script, and gone when its trainer is (law 9)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import headrace as hr
+
+SCRIPT = """
+import sys
+import headrace as hr
+factor = 3
+stream = hr.Stream(hr.open(sys.argv[1]), epochs=None).map(lambda s: {"x": len(s["bin"]) * factor})
+loader = hr.Loader(stream, batch_size=4, processes=int(sys.argv[2]))
+for batch in loader:
+    break
+print(loader._client.pid, int(batch["x"].sum()), flush=True)
+END
+"""
+ENDS = {
+    "normal": "",
+    "closed": "loader.close()",
+    "exception": "raise RuntimeError('the user had one')",
+    "sys.exit": "sys.exit(3)",
+    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "terminated": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    target = tmp_path_factory.mktemp("process") / "packed"
+    hr.pack(({"bin": bytes(i)} for i in range(40)), target)
+    return target
+
+
+def family(pid):
+    """A process and all its descendants."""
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def alive(pids):
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists() and "Z" not in state_of(pid)]
+
+
+def state_of(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
+def wait_gone(pids, seconds=10):
+    deadline = time.monotonic() + seconds
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return alive(pids)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("end", ENDS)
+def test_nothing_is_left_however_the_trainer_ends(folder, tmp_path, end, processes):
+    """Law 9: no process, shared memory or temporary file stays."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.replace("END", "input()\n" + ENDS[end]))
+    before, temporary = set(os.listdir("/dev/shm")), tmp_path / "temporary"
+    temporary.mkdir()
+    run = subprocess.Popen(
+        [sys.executable, script, folder, str(processes)],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    loader_pid = int(run.stdout.readline().split()[0])
+    pids = family(run.pid)
+    assert loader_pid in pids
+    assert len(pids) == 2 if processes == 1 else len(pids) == 4
+    _, err = run.communicate("\n", timeout=30)
+    assert wait_gone(pids) == []
+    assert set(os.listdir("/dev/shm")) - before == set()
+    assert list(temporary.iterdir()) == []
+    assert ("the user had one" in err) == (end == "exception"), err
+    assert err == "" or end == "exception"
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batches=st.integers(0, 30),
+    processes=st.sampled_from([1, 3]),
+    end=st.sampled_from([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]),
+    delay_sec=st.floats(0, 0.4),
+)
+def test_nothing_is_left_whenever_the_trainer_is_killed(folder, tmp_path, batches, processes, end, delay_sec):
+    """Law 9, over moments: while the loader starts, while it works, while batches are held."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, headrace as hr\n"
+        "loader = hr.Loader(hr.Stream(hr.open(sys.argv[1]), epochs=None), batch_size=4, processes=int(sys.argv[2]))\n"
+        "print('ready', flush=True)\n"
+        f"held = [batch for _, batch in zip(range({batches}), loader)]\n"
+        "for batch in loader:\n    pass\n"
+    )
+    before, temporary = set(os.listdir("/dev/shm")), tmp_path / "temporary"
+    temporary.mkdir(exist_ok=True)
+    command, environment = [sys.executable, script, folder, str(processes)], os.environ | {"TMPDIR": str(temporary)}
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    run.stdout.readline()
+    time.sleep(delay_sec)
+    pids = family(run.pid)
+    run.send_signal(end)
+    run.communicate(timeout=30)
+    assert wait_gone(pids) == []
+    assert set(os.listdir("/dev/shm")) - before == set()
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["script without a main guard", "standard input", "-c"])
+def test_any_kind_of_script_works(folder, tmp_path, how):
+    code = SCRIPT.replace("END", "")
+    (tmp_path / "train.py").write_text(code)
+    arguments = {"script without a main guard": ["train.py"], "standard input": ["-"], "-c": ["-c", code]}[how]
+    done = subprocess.run(
+        [sys.executable, *arguments, folder, "1"],
+        input=code if how == "standard input" else "",
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_functions_of_modules_beside_the_script_are_found(folder, tmp_path):
+    (tmp_path / "helpers.py").write_text("def size(sample):\n    return {'x': len(sample['bin'])}\n")
+    (tmp_path / "train.py").write_text(
+        "import sys, helpers\nimport headrace as hr\n"
+        "loader = hr.Loader(hr.Stream(hr.open(sys.argv[1])).map(helpers.size), batch_size=40)\n"
+        "print(sorted(next(iter(loader))['x'].tolist()) == list(range(40)))\n"
+    )
+    command = [sys.executable, tmp_path / "train.py", folder]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=60)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_a_process_that_the_trainer_forked_does_not_keep_the_loader_alive(folder, tmp_path):
+    """It inherits the pipes; the loader notices that its parent is gone all the same."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        SCRIPT.replace(
+            "END",
+            "import os, signal, time\n"
+            "if os.fork() == 0:\n    time.sleep(20)\n    os._exit(0)\n"
+            "os.kill(os.getpid(), signal.SIGKILL)",
+        )
+    )
+    with open(tmp_path / "out", "w+") as out:
+        run = subprocess.Popen([sys.executable, script, folder, "1"], stdout=out, stdin=subprocess.DEVNULL)
+        run.wait(timeout=30)
+    pid = int((tmp_path / "out").read_text().split()[0])
+    assert wait_gone([pid]) == []
+
+
+def test_a_terminal_interrupt_reaches_the_trainer_only(folder, tmp_path):
+    """Ctrl-C goes to the terminal's process group, which the loader process is not in."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.replace("END", "input()"))
+    run = subprocess.Popen(
+        [sys.executable, script, folder, "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    pid = int(run.stdout.readline().split()[0])
+    assert os.getpgid(pid) != os.getpgid(run.pid)
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=30)
+    assert "KeyboardInterrupt" in err
+    assert "headrace" not in err
+    assert wait_gone([pid]) == []
