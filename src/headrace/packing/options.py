@@ -1,0 +1,119 @@
+"""What a pack was asked to do, checked before any work, and its digest: the same digest, the same shards."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any, Literal
+
+import orjson
+import xxhash
+
+from headrace.errors import OptionError
+from headrace.formats import Format
+
+Transform = Callable[[dict[str, Any]], Any]
+OnError = Literal["raise", "skip"]
+
+PACKING_VERSION = 1
+"""Part of every request: to be raised when the same source and options would give other shards than before."""
+
+_FRACTIONS_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Validated options of one pack."""
+
+    format: Format
+    shard_size: int
+    """Bytes; a shard is larger only if its single sample is."""
+    transform: Transform | None
+    split: Mapping[str, float] | None
+    shuffle: bool
+    seed: int
+    workers: int
+    resume: bool
+    overwrite: bool
+    on_error: OnError
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("raise", "skip"):
+            raise OptionError(f"on_error must be 'raise' or 'skip': got {self.on_error!r}")
+        if self.transform is not None and not callable(self.transform):
+            raise OptionError(f"transform must be a function of a sample: got {self.transform!r}")
+        if not isinstance(self.seed, int):
+            raise OptionError(f"seed must be a whole number: got {self.seed!r}")
+        if not isinstance(self.workers, int) or self.workers < 1:
+            raise OptionError(f"workers must be at least 1: got {self.workers!r}")
+        if self.split is not None:
+            _check_split(self.split)
+
+    def request(self, source_identity: str, split_name: str | None) -> str:
+        """Digest of all that decides the shards' bytes; workers and what is done about errors do not.
+
+        The identity of the source covers the transform.
+        """
+        content = {
+            "packing": PACKING_VERSION,
+            "source": source_identity,
+            "format": self.format.name,
+            "shard_size": self.shard_size,
+            "split": None if self.split is None else list(self.split.items()),
+            "split_name": split_name,
+            "shuffle": self.shuffle,
+            "seed": str(self.seed),
+        }
+        return xxhash.xxh3_128_hexdigest(orjson.dumps(content))
+
+
+def usable_cpus() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def identity_of(function: Any) -> str:
+    """A text that changes when a function's own code, defaults or closure change.
+
+    What the function calls, and global names that it reads, are not looked at. For objects whose `repr` holds their
+    address it differs from run to run, which at worst refuses what could have been continued.
+    """
+    if isinstance(function, functools.partial):
+        return f"partial({identity_of(function.func)}, {function.args!r}, {sorted(function.keywords.items())!r})"
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType):
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        captured = [identity_of(value) if callable(value) else repr(value) for value in cells]
+        own = (function.__defaults__, function.__kwdefaults__, captured)
+        return f"{function.__qualname__} {_code_digest(code)} {own!r}"
+    inner = getattr(type(function).__dict__.get("__call__"), "__code__", None)
+    return f"{function!r} {_code_digest(inner) if isinstance(inner, CodeType) else ''}"
+
+
+def _code_digest(code: CodeType) -> str:
+    constants = [
+        _code_digest(constant)
+        if isinstance(constant, CodeType)
+        # Sets of strings are shown in another order by every process.
+        else repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
+        for constant in code.co_consts
+    ]
+    text = repr((code.co_code, code.co_names, constants))
+    return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def _check_split(split: Mapping[str, float]) -> None:
+    if not isinstance(split, Mapping) or not split:
+        raise OptionError(f"split must give names and fractions, like {{'train': 0.9, 'test': 0.1}}: got {split!r}")
+    for name, fraction in split.items():
+        if not isinstance(name, str) or not name.isprintable() or name in ("", ".", "..") or "/" in name:
+            raise OptionError(f"the name of a split must be that of a folder: got {name!r}")
+        if not isinstance(fraction, int | float) or not (math.isfinite(fraction) and 0 < fraction <= 1):
+            raise OptionError(f"the fraction of split {name!r} must be over 0 and at most 1: got {fraction!r}")
+    total = math.fsum(split.values())
+    if abs(total - 1) > _FRACTIONS_TOLERANCE:
+        raise OptionError(f"the fractions of a split must add up to 1: got {dict(split)} with the sum {total:.6g}")
