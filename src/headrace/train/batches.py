@@ -1,0 +1,73 @@
+"""Batches as the loader gives them: dicts whose values have the samples first.
+
+Cutting is by rows: a tensor is narrowed (no copy), a list sliced, and a value without rows (a number, a tensor of no
+dimension) belongs to every part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from headrace.errors import TrainingError
+
+Batch = dict[str, Any]
+
+
+def num_rows(batch: Batch) -> int:
+    """How many samples a batch has, repeats included: the length of `__key__`, else of the first value with rows."""
+    if "__key__" in batch:
+        return len(batch["__key__"])
+    for value in batch.values():
+        if isinstance(value, list) or (isinstance(value, torch.Tensor) and value.dim() > 0):
+            return len(value)
+    raise TrainingError("a batch needs a value with one row a sample, a tensor or a list: got " + ", ".join(batch))
+
+
+def real_rows(batch: Batch) -> tuple[Batch, int]:
+    """The batch without the repeats that only even out the ranks, and how many samples that leaves.
+
+    The loader marks repeats with False in `__real__`, and puts them at the end.
+    """
+    if "__real__" not in batch:
+        return batch, num_rows(batch)
+    real = int(batch["__real__"].sum())
+    rows = num_rows(batch)
+    return (batch, rows) if real == rows else (_rows(batch, 0, real, rows), real)
+
+
+def micro_batches(batch: Batch, rows: int, size: int | None) -> Iterator[tuple[Batch, int]]:
+    """The batch in parts of at most `size` samples, with the number of samples of each."""
+    if size is None or rows <= size:
+        yield batch, rows
+        return
+    for first in range(0, rows, size):
+        last = min(first + size, rows)
+        yield _rows(batch, first, last, rows), last - first
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with every tensor on the device; copies from pinned memory do not wait."""
+    if device.type == "cpu":
+        return batch
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def _rows(batch: Batch, first: int, last: int, rows: int) -> Batch:
+    return {name: _cut(name, value, first, last, rows) for name, value in batch.items()}
+
+
+def _cut(name: str, value: Any, first: int, last: int, rows: int) -> Any:
+    if not (isinstance(value, list | tuple) or (isinstance(value, torch.Tensor) and value.dim() > 0)):
+        return value
+    if len(value) != rows:
+        raise TrainingError(
+            f"to cut a batch every field needs one row a sample: {name!r} has {len(value)} rows in a batch of {rows}; "
+            "leave micro_batch_size and drop_last=False away, or let collate give it rows"
+        )
+    return value[first:last]

@@ -1,0 +1,128 @@
+"""Evaluation: loss and metrics over exactly the samples of a loader, each counted once.
+
+Ranks may have shares of different size and, at the end, repeats that only even them out: repeats are cut off before
+the model sees them, sums and counts are kept apart, and only at the end are they brought together and divided.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.errors import TrainingError
+from headrace.train.batches import Batch, micro_batches, real_rows, to_device
+from headrace.train.contract import LoaderLike
+from headrace.train.objective import Objective
+from headrace.train.world import World
+
+Metric = Callable[[Any, Batch], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found, over all ranks."""
+
+    loss: float | None
+    """Weighted mean over all samples; None without samples."""
+    metrics: dict[str, float]
+    samples: int
+    sec: float
+    """Seconds from its start to its end, reading included."""
+
+
+class Evaluator:
+    """Runs the model over a loader without learning from it."""
+
+    def __init__(
+        self,
+        world: World,
+        objective: Objective,
+        loader: LoaderLike,
+        metrics: Mapping[str, Metric],
+        micro_batch_size: int | None,
+    ) -> None:
+        self._world = world
+        self._objective = objective
+        self._loader = loader
+        self._metrics = metrics
+        self._micro = micro_batch_size
+
+    def run(self, model: nn.Module) -> Evaluation:
+        """Evaluate the model, every rank its share. Collective; the model's modes are as before afterwards."""
+        began = time.perf_counter()
+        self._world.share_buffers(model)
+        sums = _Sums()
+        with evaluating(model), torch.no_grad():
+            for batch in self._loader:
+                real, rows = real_rows(batch)
+                if rows:
+                    self._add(model, to_device(real, self._world.device), rows, sums)
+        means, samples = _combine(self._world.gather(sums.on_host()))
+        loss = means.pop("loss", None)
+        return Evaluation(loss, means, samples, time.perf_counter() - began)
+
+    def _add(self, model: nn.Module, batch: Batch, rows: int, sums: _Sums) -> None:
+        for part, part_rows in micro_batches(batch, rows, self._micro):
+            judged = self._objective(model, part, part_rows)
+            sums.samples += part_rows
+            for name, value in {**judged.metrics, "loss": judged.loss}.items():
+                sums.add(name, value * judged.weight, judged.weight)
+            for name, metric in self._metrics.items():
+                sums.add(name, _per_sample(name, metric(judged.output, part), part_rows).sum(), part_rows)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model and all its parts into evaluation mode; afterwards each part has the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _Sums:
+    """Sums and what to divide them by, in double precision, left on the device until the end."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._sums: dict[str, tuple[Any, Any]] = {}
+
+    def add(self, name: str, value: Any, weight: Any) -> None:
+        total, count = self._sums.get(name, (0.0, 0.0))
+        self._sums[name] = total + _double(value), count + _double(weight)
+
+    def on_host(self) -> tuple[int, dict[str, tuple[float, float]]]:
+        return self.samples, {name: (float(total), float(count)) for name, (total, count) in self._sums.items()}
+
+
+def _double(value: Any) -> Any:
+    return value.detach().double() if isinstance(value, Tensor) else float(value)
+
+
+def _combine(shares: list[tuple[int, dict[str, tuple[float, float]]]]) -> tuple[dict[str, float], int]:
+    sums: dict[str, list[float]] = {}
+    for _, share in shares:
+        for name, (total, count) in share.items():
+            both = sums.setdefault(name, [0.0, 0.0])
+            both[0] += total
+            both[1] += count
+    means = {name: total / count for name, (total, count) in sums.items() if count}
+    return means, sum(samples for samples, _ in shares)
+
+
+def _per_sample(name: str, values: Any, rows: int) -> Tensor:
+    if not isinstance(values, Tensor) or values.shape != (rows,):
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise TrainingError(
+            f"metric {name!r} must return one value a sample, a tensor of shape ({rows},) here: got {found}"
+        )
+    return values.double()

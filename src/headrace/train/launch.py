@@ -1,0 +1,167 @@
+"""Starting the processes of a run, and starting them again when one dies.
+
+torchrun's agent runs in this process, over its Python interface: it starts the workers, watches them, and after a
+death starts all of them anew, which go on from the newest checkpoint. What is ours is around it: one loopback address
+to meet at, threads shared fairly, the agent's talk in a file, and the first error of a worker as this process's own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import StorageError, TargetError, TrainingError
+from headrace.train.failure import clear_failures, first_failure
+from headrace.train.worker import WORKER_LOGS, Job, worker_log
+
+LOG = "torchrun.log"
+_GRACE_SEC = 120  # for the checkpoint that workers write when they are told to stop
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+def launch(job: Job, nproc: int, max_restarts: int) -> None:
+    """Run a job on `nproc` processes of this machine to its end, or until this process is told to stop.
+
+    SIGTERM and SIGINT here are passed on; workers then checkpoint and end. Raises the first worker's error, or
+    TrainingError when workers died more than `max_restarts` times. Afterwards none of them is left.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    run_dir = Path(job.run_dir)
+    with _log_to(run_dir / LOG), _environment(nproc), _own_signals():
+        clear_failures(run_dir)
+        start = elastic_launch(_config(nproc, max_restarts, run_dir), sys.executable)
+        try:
+            start("-m", "headrace.train.worker", job.to_json())
+        except ChildFailedError as err:
+            failure = first_failure(run_dir)
+            if failure is not None:
+                raise failure.error() from None
+            raise _died(err, max_restarts, run_dir) from err
+        except SignalException:
+            failure = first_failure(run_dir)
+            if failure is not None:
+                raise failure.error() from None
+
+
+def default_nproc() -> int:
+    """One process a GPU; one where there is none."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _config(nproc: int, max_restarts: int, run_dir: Path) -> Any:
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=max_restarts,
+        monitor_interval=0.1,
+        shutdown_timeout=_GRACE_SEC,
+        logs_specs=_logs(run_dir),
+    )
+
+
+def _logs(run_dir: Path) -> Any:
+    """Rank 0 talks to the terminal, the others to files: one voice, one progress bar."""
+    from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
+
+    class Logs(LogsSpecs):
+        def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+            dest = LogsDest()
+            for rank, env in envs.items():
+                attempt = env["TORCHELASTIC_RESTART_COUNT"]
+                file = str(worker_log(run_dir, rank, attempt)) if rank else ""
+                dest.stdouts[rank] = dest.stderrs[rank] = file
+                dest.tee_stdouts[rank] = dest.tee_stderrs[rank] = dest.error_files[rank] = ""
+            return dest
+
+        @property
+        def root_log_dir(self) -> str:
+            return str(run_dir / WORKER_LOGS)
+
+    return Logs()
+
+
+def _died(error: Any, max_restarts: int, run_dir: Path) -> TrainingError:
+    rank, first = min(error.failures.items(), key=lambda item: item[1].timestamp)
+    how = f"was killed by {first.signal_name()}" if first.exitcode < 0 else f"ended with exit code {first.exitcode}"
+    again = f"after {max_restarts} restarts" if max_restarts else "and restarts are off"
+    return TrainingError(f"rank {rank} {how}, {again}: see {run_dir / LOG} and {run_dir / WORKER_LOGS}; --run goes on")
+
+
+@contextmanager
+def _environment(nproc: int) -> Iterator[None]:
+    """What agent and workers read from the environment; the user's own values stay."""
+    cores = len(os.sched_getaffinity(0))
+    wanted = {
+        # Else a second start of the workers meets the first one's store and is refused.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "OMP_NUM_THREADS": str(max(1, cores // nproc)),
+        # All processes are on this machine, and its name may not resolve.
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """The agent's loggers write to a file, not to the terminal. The file is held: one launch at a time in a folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as err:
+        raise StorageError(f"cannot write to the run's folder {path.parent}: {err.strerror}; choose --run DIR") from err
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as err:
+        file.close()
+        raise TargetError(
+            f"{path.parent} is in use by a run that is under way: wait for it, or choose another (--run)"
+        ) from err
+    handler = logging.StreamHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("torch.distributed")
+    handlers, propagated = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagated
+        file.close()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """The agent takes the signals over and never gives them back."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,84 @@
+"""What is optimised: the user's `inputs` and `loss` around a forward pass, and their answers checked.
+
+`loss` speaks for one batch on one rank: a mean, and the weight of that mean (samples, unless it says otherwise). Which
+share of the global mean that is, is the business of the step and of the evaluation, which both come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.errors import OptionError, TrainingError
+from headrace.train.batches import Batch
+
+Inputs = Callable[[Batch], Any]
+Loss = Callable[[Any, Batch], Any]
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one forward pass gave."""
+
+    loss: Tensor
+    """Mean over the batch, of no dimension, with its graph."""
+    weight: float | Tensor
+    """What the mean counts in the global mean."""
+    weighted: bool
+    """Whether the weight is the loss function's own, not the number of samples."""
+    metrics: dict[str, Any]
+    """The loss function's other scalars, weighted like the loss."""
+    output: Any
+
+
+class Objective:
+    """Runs a model on a batch and judges its output. Raises TrainingError for an answer of the wrong kind."""
+
+    def __init__(self, inputs: Inputs, loss: Loss, precision: str, device: torch.device) -> None:
+        if precision not in PRECISIONS:
+            raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
+        self._inputs = inputs
+        self._loss = loss
+        self._device_type = device.type
+        self._autocast = precision == "bf16"
+
+    def __call__(self, model: nn.Module, batch: Batch, rows: int) -> Judgement:
+        """The judgement of a batch of `rows` samples. With bf16 the forward pass runs under autocast."""
+        with self._casting():
+            output = _call(model, self._inputs(batch))
+            answer = self._loss(output, batch)
+        mean, metrics = answer if isinstance(answer, tuple) else (answer, {})
+        _check_mean(mean)
+        if not isinstance(metrics, Mapping):
+            raise TrainingError(f"loss must return a tensor, or a tensor and a dict: got a {type(metrics).__name__}")
+        weighted = "weight" in metrics
+        others = {name: value for name, value in metrics.items() if name != "weight"} if metrics else {}
+        return Judgement(mean, metrics["weight"] if weighted else rows, weighted, others, output)
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device_type, torch.bfloat16) if self._autocast else nullcontext()
+
+
+def _call(model: nn.Module, arguments: Any) -> Any:
+    if isinstance(arguments, Tensor):
+        return model(arguments)
+    if isinstance(arguments, tuple):
+        return model(*arguments)
+    if isinstance(arguments, dict):
+        return model(**arguments)
+    raise TrainingError(
+        f"inputs must return a tensor, a tuple of arguments or a dict of keywords: got a {type(arguments).__name__}"
+    )
+
+
+def _check_mean(mean: Any) -> None:
+    if not isinstance(mean, Tensor) or mean.dim() != 0:
+        found = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else f"a {type(mean).__name__}"
+        raise TrainingError(f"loss must return the mean over the batch, a tensor of no dimension: got {found}")

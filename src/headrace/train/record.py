@@ -1,0 +1,136 @@
+"""The record of a run: what the loop did, as events in RUN/events.jsonl, written by rank 0 alone.
+
+Nothing here measures or decides; it puts names to what the loop hands over. docs/report.md lists the events.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from headrace.telemetry import FILE_NAME, EventWriter
+from headrace.train.checkpoint import Saved
+from headrace.train.clock import Split
+from headrace.train.evaluation import Evaluation
+from headrace.train.tally import Totals
+from headrace.version import __version__
+
+_FEED_EVERY_SEC = 5.0
+
+
+class Record(Protocol):
+    """Takes what happens in a run."""
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Note one event."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class NoRecord:
+    """For ranks other than 0, and runs without a folder."""
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing was open."""
+
+
+def open_record(run_dir: Path | None, rank: int) -> Record:
+    """Where this rank's events go."""
+    if run_dir is None or rank != 0:
+        return NoRecord()
+    return EventWriter(run_dir / FILE_NAME)
+
+
+class Journal:
+    """Writes the events of one attempt at a run."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._fed = time.monotonic()
+
+    def start(self, **fields: Any) -> None:
+        """The attempt begins; adds versions and the machine."""
+        self._record.write("start", **fields, versions=versions(), machine=machine())
+
+    def step(self, step: int, epoch: int, lr: float, totals: Totals, split: Split) -> None:
+        """One step is done and accounted for."""
+        extra = {} if totals.grad_norm is None else {"grad_norm": totals.grad_norm}
+        self._record.write(
+            "step",
+            step=step,
+            epoch=epoch,
+            loss=totals.loss,
+            lr=lr,
+            samples=totals.samples,
+            metrics=totals.metrics,
+            **extra,
+            **split.fields(),
+        )
+
+    def evaluate(self, step: int, epoch: int, found: Evaluation) -> None:
+        """An evaluation after `step` steps."""
+        self._record.write(
+            "evaluate",
+            step=step,
+            epoch=epoch,
+            loss=found.loss,
+            metrics=found.metrics,
+            samples=found.samples,
+            sec=found.sec,
+        )
+
+    def checkpoint(self, step: int, saved: Saved) -> None:
+        """A checkpoint was committed."""
+        self._record.write("checkpoint", step=step, path=str(saved.path), sec=saved.sec, bytes=saved.bytes)
+
+    def feed(self, step: int, meters: Mapping[str, Any]) -> None:
+        """What the loader's stages counted since the attempt began."""
+        self._fed = time.monotonic()
+        names = ("stages", "threads", "dropped", "padded", "skipped")
+        self._record.write("feed", step=step, **{name: meters.get(name) for name in names})
+
+    def feed_is_due(self) -> bool:
+        """Whether the meters were last written a while ago."""
+        return time.monotonic() - self._fed >= _FEED_EVERY_SEC
+
+    def stop(self, step: int, reason: str) -> None:
+        """The run stopped early, with a checkpoint."""
+        self._record.write("stop", step=step, reason=reason)
+
+    def end(self, **fields: Any) -> None:
+        """The run is complete."""
+        self._record.write("end", **fields)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {
+        "headrace": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The machine as this process may use it; memory in bytes."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "host": platform.node(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "devices": torch.cuda.device_count() if on_gpu else 0,
+        "platform": platform.platform(),
+    }

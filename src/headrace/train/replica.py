@@ -1,0 +1,114 @@
+"""One model on every rank, with gradients averaged over the ranks while backward still runs.
+
+This is DistributedDataParallel with a hook that does what it does anyway, and notes when the last bucket of gradients
+was handed over: what backward takes after that moment is communication that no compute hid.
+"""
+
+# No postponed annotations here: DistributedDataParallel looks at those of its hook.
+import time
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from headrace.train.world import World
+
+
+class Exposed:
+    """Communication that compute did not hide; on a GPU known only when the step is done there."""
+
+    def __init__(self, sec: float = 0.0, marks: tuple[torch.cuda.Event, torch.cuda.Event] | None = None) -> None:
+        self._sec = sec
+        self._marks = marks
+
+    def sec(self) -> float:
+        """Seconds."""
+        return self._sec if self._marks is None else self._marks[0].elapsed_time(self._marks[1]) / 1e3
+
+
+_NOTHING = Exposed()
+
+
+class _HostTimer:
+    def __init__(self) -> None:
+        self._handed_over = self._ended = 0.0
+
+    def hand_over(self) -> None:
+        self._handed_over = time.perf_counter()
+
+    def end(self) -> None:
+        self._ended = time.perf_counter()
+
+    def exposed(self) -> Exposed:
+        return Exposed(self._ended - self._handed_over)
+
+
+class _DeviceTimer:
+    def __init__(self) -> None:
+        self._renew()
+
+    def _renew(self) -> None:
+        self._handed_over = torch.cuda.Event(enable_timing=True)
+        self._ended = torch.cuda.Event(enable_timing=True)
+
+    def hand_over(self) -> None:
+        self._handed_over.record()
+
+    def end(self) -> None:
+        self._ended.record()
+
+    def exposed(self) -> Exposed:
+        marks = (self._handed_over, self._ended)
+        self._renew()
+        return Exposed(marks=marks)
+
+
+def _reduce(timer: _HostTimer | _DeviceTimer, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    if bucket.is_last():
+        timer.hand_over()
+    group = dist.group.WORLD
+    assert group is not None
+    return allreduce_hook(group, bucket)
+
+
+class Replica:
+    """The model as a rank trains it. With one process that is the model itself."""
+
+    def __init__(self, model: nn.Module, world: World) -> None:
+        self.model = model
+        """The user's module."""
+        self.module: nn.Module = model
+        """What to call in training."""
+        self._timer: _HostTimer | _DeviceTimer | None = None
+        if world.size > 1:
+            # Said of every convolution over one channel, whose strides can be read in two ways: nothing to act on.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            on_device = world.device.type == "cuda"
+            ddp = DistributedDataParallel(
+                model, device_ids=[world.device] if on_device else None, gradient_as_bucket_view=True
+            )
+            self._timer = _DeviceTimer() if on_device else _HostTimer()
+            ddp.register_comm_hook(self._timer, _reduce)
+            self.module = ddp
+
+    def reducing(self, reduce: bool) -> AbstractContextManager[Any]:
+        """Whether the backward pass inside reduces gradients (the last of a step) or only adds them up."""
+        if reduce or not isinstance(self.module, DistributedDataParallel):
+            return nullcontext()
+        no_sync: AbstractContextManager[Any] = self.module.no_sync()
+        return no_sync
+
+    def end_backward(self) -> None:
+        """Note that the step's communication is over."""
+        if self._timer is not None:
+            self._timer.end()
+
+    def exposed(self) -> Exposed:
+        """How long the last backward pass waited for its reduction."""
+        return _NOTHING if self._timer is None else self._timer.exposed()

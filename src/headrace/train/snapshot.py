@@ -1,0 +1,133 @@
+"""All that decides how training goes on, as named tensors and a little JSON.
+
+Tensors: `model.NAME`, `optimizer.PARAMETER.KEY`, and `random.GENERATOR`, in which row r is rank r's. JSON: what an
+optimizer keeps as plain numbers. Names are the module's own, without a wrapper's prefix, and nothing says how many
+processes there were, except the rows of `random`: other numbers of processes go on with generators seeded anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.optim import Optimizer
+
+from headrace.errors import CheckpointError, StateError
+from headrace.train.randomness import random_state, seed_all, set_random_state
+from headrace.train.world import World
+
+_NUMBERS = (bool, int, float, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """A model, its optimizer, and the world they learn in."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    world: World
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, as tensors; those of the model and optimizer are the live ones. Collective."""
+        self.world.share_buffers(self.model)
+        found = dict(_model_tensors(self.model))
+        for name, key, value in self._optimizer_values():
+            if isinstance(value, Tensor):
+                found[f"optimizer.{name}.{key}"] = value
+        states = self.world.gather(random_state(self.world.device))
+        for name in states[0]:
+            found[f"random.{name}"] = torch.stack([state[name] for state in states])
+        return found
+
+    def numbers(self) -> dict[str, dict[str, Any]]:
+        """What the optimizer keeps as plain numbers: parameter -> key -> value."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, key, value in self._optimizer_values():
+            if isinstance(value, Tensor):
+                continue
+            if not isinstance(value, _NUMBERS):
+                raise CheckpointError(
+                    f"an optimizer's state must be tensors and numbers to be saved: {type(self.optimizer).__name__} "
+                    f"keeps a {type(value).__name__} as {key!r}"
+                )
+            found.setdefault(name, {})[key] = value
+        return found
+
+    def room(self, metadata: Metadata) -> dict[str, Tensor]:
+        """Where a checkpoint with this table of contents is to be read to: the live model, new tensors for the rest.
+
+        Raises StateError, naming what differs, when it is a checkpoint of another model or optimizer.
+        """
+        entries = metadata.state_dict_metadata
+        found = dict(_model_tensors(self.model))
+        _check_same(found, entries)
+        known = {f"optimizer.{name}." for name in self._params()}
+        for name, entry in entries.items():
+            if name.startswith(("optimizer.", "random.")):
+                assert isinstance(entry, TensorStorageMetadata)
+                if name.startswith("optimizer.") and not any(name.startswith(prefix) for prefix in known):
+                    raise StateError(f"the checkpoint has {name!r}, but this model does not train that parameter")
+                found[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+        return found
+
+    def adopt(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, Any]], seed: int) -> None:
+        """Go on from what was read into `room`; the model has it already."""
+        params = self._params()
+        state: dict[int, dict[str, Any]] = {}
+        for index, name in enumerate(params):
+            prefix = f"optimizer.{name}."
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            own |= numbers.get(name, {})
+            if own:
+                state[index] = own
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self._set_random(tensors, seed)
+
+    def _set_random(self, tensors: Mapping[str, Tensor], seed: int) -> None:
+        rows = {n.removeprefix("random."): value for n, value in tensors.items() if n.startswith("random.")}
+        if rows and len(rows["torch"]) == self.world.size:
+            # Copies: torch's generator crashes on a view that does not begin where its storage does.
+            own = {name: value[self.world.rank].clone() for name, value in rows.items()}
+            set_random_state(own, self.world.device)
+        else:
+            seed_all(seed, self.world.rank)
+
+    def _params(self) -> dict[str, nn.Parameter]:
+        """The optimizer's parameters by the model's names for them, in the optimizer's order."""
+        names = {id(param): name for name, param in self.model.named_parameters()}
+        params = [param for group in self.optimizer.param_groups for param in group["params"]]
+        return {names[id(param)]: param for param in params}
+
+    def _optimizer_values(self) -> Iterator[tuple[str, str, Any]]:
+        for name, param in self._params().items():
+            for key, value in self.optimizer.state.get(param, {}).items():
+                yield name, str(key), value
+
+
+def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"a model's state must be tensors to be saved: {name!r} is a {type(value).__name__} "
+                "(get_extra_state, say); register it as a buffer"
+            )
+        yield f"model.{name}", value
+
+
+def _check_same(own: Mapping[str, Tensor], entries: Mapping[str, Any]) -> None:
+    saved = {name: tuple(entry.size) for name, entry in entries.items() if name.startswith("model.")}
+    mine = {name: tuple(value.shape) for name, value in own.items()}
+    if saved == mine:
+        return
+    name = min(name for name in saved.keys() | mine.keys() if saved.get(name) != mine.get(name))
+    shown = name.removeprefix("model.")
+    raise StateError(
+        f"the checkpoint is of another model: {shown!r} is {saved.get(name, 'missing')} in it and "
+        f"{mine.get(name, 'missing')} here; "
+        "resume with the settings it was trained with, or start anew in another run folder"
+    )

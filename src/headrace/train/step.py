@@ -1,0 +1,183 @@
+"""One training step: gradients of the mean over all real samples of the global batch, however they are cut.
+
+Ranks and micro-batches may differ in size (a filter, the padded end of an epoch, tokens as weights), so a mean of their
+means would be wrong. Each micro-batch's mean goes backward times weight / expected, where `expected` is the weight a
+full rank has; the reduction averages that over the ranks; and the sum of all weights, which arrives meanwhile, gives
+the factor world size * expected / total that makes it the global mean. The factor is exactly 1, and left out, whenever
+all batches are full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from headrace.errors import TrainingError
+from headrace.train.batches import Batch, micro_batches
+from headrace.train.objective import Objective
+from headrace.train.replica import Exposed, Replica
+from headrace.train.tally import Sum, Tally, Totals
+from headrace.train.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step left behind: sums that may still be on their way."""
+
+    number: int
+    sums: Sum
+    exposed: Exposed
+
+    def totals(self, world: World) -> Totals:
+        """The step over all ranks; on a GPU waits until the device is done with it.
+
+        Raises TrainingError, on all ranks, when the loss or the norm of the gradients is not finite.
+        """
+        totals = self.sums.totals()
+        for name, value in (("gradients", totals.grad_norm), ("loss", totals.loss)):
+            if value is not None and not math.isfinite(value):
+                raise self._not_finite(world, name, value)
+        return totals
+
+    def _not_finite(self, world: World, name: str, value: float) -> TrainingError:
+        finite = world.gather(math.isfinite(self.sums.own_loss()))
+        ranks = [str(rank) for rank, own in enumerate(finite) if not own]
+        where = f"the loss of rank {', '.join(ranks)} is not finite" if ranks else "the loss is finite on every rank"
+        return TrainingError(
+            f"step {self.number}, rank {world.rank}: the {name} must be finite: got {value}; {where}: "
+            "lower the learning rate, or look for a broken sample"
+        )
+
+
+class Stepper:
+    """Makes steps: forward, backward, correction, clipping, optimizer."""
+
+    def __init__(
+        self,
+        world: World,
+        replica: Replica,
+        objective: Objective,
+        optimizer: Optimizer,
+        *,
+        rank_batch_size: float,
+        full_batches: bool,
+        micro_batch_size: int | None,
+        clip_grad_norm: float | None,
+    ) -> None:
+        """`rank_batch_size` is the weight of a full batch of a rank; `full_batches`: there are no others."""
+        self._world = world
+        self._replica = replica
+        self._objective = objective
+        self._optimizer = optimizer
+        self._expected = float(rank_batch_size)
+        self._full = full_batches
+        self._micro = micro_batch_size
+        self._clip = clip_grad_norm
+        self._params = [p for group in optimizer.param_groups for p in group["params"]]
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._spare: tuple[Batch, int] | None = None
+        self._checked = world.size == 1
+
+    def set_rate(self, multiplier: float) -> float:
+        """Multiply the optimizer's learning rates for the next step; returns the first group's."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * multiplier
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def step(self, batch: Batch, rows: int, number: int, stop: Callable[[], bool]) -> Outcome:
+        """Learn from a batch of `rows` real samples; `stop` says whether this rank was asked to stop. Collective."""
+        if rows == 0 and self._world.size == 1:
+            return self._no_step(number, stop)
+        sums, corrected = self._backward(batch, rows, stop)
+        if not self._checked:
+            self._check_used()
+        sums.wait()
+        self._replica.end_backward()
+        exposed = self._replica.exposed()
+        some = corrected or self._correct(sums)
+        norm = self._clipped() if self._clip is not None else None
+        sums.fetch(norm)
+        outcome = Outcome(number, sums, exposed)
+        if some:
+            if norm is not None and self._world.device.type == "cpu":
+                outcome.totals(self._world)
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return outcome
+
+    def _check_used(self) -> None:
+        """After a first backward pass: a parameter without a gradient would not be reduced, and the next step fails."""
+        named = self._replica.model.named_parameters()
+        unused = [name for name, param in named if param.requires_grad and param.grad is None]
+        if unused:
+            raise TrainingError(
+                f"on several processes every parameter must take part in the loss: {', '.join(unused[:5])} got no "
+                "gradient; use it, or freeze it with requires_grad_(False)"
+            )
+        self._checked = True
+
+    def _no_step(self, number: int, stop: Callable[[], bool]) -> Outcome:
+        sums = Tally(self._world).launch(stop())
+        sums.wait()
+        sums.fetch(None)
+        return Outcome(number, sums, Exposed())
+
+    def _backward(self, batch: Batch, rows: int, stop: Callable[[], bool]) -> tuple[Sum, bool]:
+        """Gradients reduced over the ranks, the sums on their way, and whether no correction can be needed."""
+        parts = self._parts(batch, rows)
+        alone = self._world.size == 1 and len(parts) == 1
+        tally = Tally(self._world)
+        weighted = False
+        for number, (part, part_rows) in enumerate(parts, start=1):
+            last = number == len(parts)
+            with self._replica.reducing(last):
+                judged = self._objective(self._replica.module, part, part_rows)
+                weighted = weighted or judged.weighted
+                tally.add(judged, part_rows if rows else 0)
+                if last:
+                    sums = tally.launch(stop())
+                _scaled(judged.loss, 1.0 if alone else self._share(judged.weight, rows)).backward()
+        return sums, alone or (self._full and not weighted)
+
+    def _parts(self, batch: Batch, rows: int) -> list[tuple[Batch, int]]:
+        """The micro-batches; for a rank without samples one of an earlier batch, so that it takes part in the step."""
+        if rows:
+            parts = list(micro_batches(batch, rows, self._micro))
+            if not self._full and self._world.size > 1:
+                self._spare = parts[0]
+            return parts
+        if self._spare is None:
+            raise TrainingError(
+                f"rank {self._world.rank} got no sample in its first batch: all were filtered or skipped; "
+                "use a larger batch, or filter before streaming (ds.select)"
+            )
+        return [self._spare]
+
+    def _share(self, weight: float | Tensor, rows: int) -> float | Tensor:
+        return weight / self._expected if rows else 0.0
+
+    def _correct(self, sums: Sum) -> bool:
+        """Turn the averaged gradients into those of the global mean. False: no rank had a sample, nothing to learn."""
+        scale = self._world.size * self._expected
+        grads = [p.grad for p in self._params if p.grad is not None]
+        total = sums.weight()
+        if isinstance(total, Tensor):
+            # Without a sample the gradients are 0 and stay 0: dividing by at least a tiny weight keeps out NaN.
+            torch._foreach_mul_(grads, (scale / total.clamp(min=1e-30)).float())
+            return True
+        if total and total != scale:
+            torch._foreach_mul_(grads, scale / total)
+        return total > 0
+
+    def _clipped(self) -> Tensor:
+        assert self._clip is not None
+        return nn.utils.clip_grad_norm_(self._params, self._clip)
+
+
+def _scaled(loss: Tensor, share: float | Tensor) -> Tensor:
+    return loss if isinstance(share, float) and share == 1.0 else loss * share

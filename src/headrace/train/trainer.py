@@ -1,0 +1,361 @@
+"""The Trainer: an ordinary module, a loss and a loader, and all that a run needs around them.
+
+Options are checked when it is made; processes, devices and folders are touched only by `fit`. The loop itself is in
+`loop`, the arithmetic of a step in `step`, what ranks tell each other in `tally`, what is saved in `snapshot` and
+`checkpoint`, what is written down in `record`. Of a loader only its contract (`contract.LoaderLike`) is used.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from headrace.errors import OptionError
+from headrace.train.archive import Archive, num_restarts
+from headrace.train.contract import LoaderLike
+from headrace.train.evaluation import Evaluator, Metric
+from headrace.train.interrupt import StopRequest
+from headrace.train.loop import Loop, Plan, Position
+from headrace.train.mesh import check_mesh, parse_mesh
+from headrace.train.objective import PRECISIONS, Inputs, Loss, Objective
+from headrace.train.optimizers import OptimizerFactory
+from headrace.train.randomness import seed_all
+from headrace.train.record import Journal, open_record
+from headrace.train.replica import Replica
+from headrace.train.rundir import Resumed
+from headrace.train.schedules import Constant, Schedule
+from headrace.train.snapshot import Learner
+from headrace.train.step import Stepper
+from headrace.train.world import World, join_world
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """What a run came to."""
+
+    steps: int
+    """Completed steps, those before a resume included."""
+    epochs: float
+    """Completed passes over the data; a whole number unless `steps` ended the run within one."""
+    samples: int
+    """Real samples of these steps over all ranks."""
+    sec: float
+    """Seconds that this call took."""
+    loss: float | None
+    """Of the last evaluation; without one, of the last step. None when nothing was left to do."""
+    metrics: dict[str, float | None]
+    """Of the last evaluation; without one, of the last step."""
+    stopped: str | None
+    """Why the run ended early ("sigterm"); None: it is complete."""
+    resumed_from: Path | None
+    """The checkpoint that this call went on from."""
+    run_dir: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What is set up once, at the first `fit`."""
+
+    world: World
+    learner: Learner
+    stepper: Stepper
+    evaluator: Evaluator | None
+
+
+class Trainer:
+    """Trains a model on the batches of a loader, on as many processes as were started.
+
+    The same script serves one process and many: under `headrace train --nproc` or torchrun each process makes the same
+    Trainer, and gradients, losses and metrics are those of one process over the whole global batch. With a `run_dir`
+    the run writes its events there, checkpoints, and goes on from the newest checkpoint when it is started again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        loader: LoaderLike,
+        *,
+        inputs: Inputs,
+        optimizer: OptimizerFactory,
+        schedule: Schedule | None = None,
+        mesh: str = "dp",
+        precision: str = "fp32",
+        micro_batch_size: int | None = None,
+        evaluate: LoaderLike | None = None,
+        evaluate_every: float = 1,
+        metrics: Mapping[str, Metric] | None = None,
+        clip_grad_norm: float | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        checkpoint_every: int | None = None,
+        keep_checkpoints: int = 2,
+        run_dir: str | Path | None = None,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """Describe a run. Raises OptionError for options that cannot work.
+
+        - `inputs(batch)` gives the model's arguments: a tensor, a tuple, or a dict of keywords.
+        - `loss(output, batch)` gives the mean over the batch's samples, or a pair of that and a dict of scalars, which
+          are averaged and recorded too. The key `weight` in it replaces the number of samples as the mean's weight
+          (the number of tokens, say). Gradients are those of the mean over the whole global batch.
+        - `optimizer(params)` gives the torch optimizer: `headrace.adamw()`, `headrace.sgd()`, or a function.
+        - `precision`: "fp32", or "bf16" (forward and loss under autocast; weights stay in fp32).
+        - `micro_batch_size`: samples that one forward pass of a rank takes at most; gradients add up over a batch.
+        - `evaluate`: a loader that ends, run every `evaluate_every` epochs (0.5: twice an epoch) and at the end,
+          over real samples only.
+        - `metrics`: name -> fn(output, batch) giving one value a sample, shape (batch,); evaluated exactly.
+        - `clip_grad_norm`: largest norm of all gradients together; one that is not finite is an error then.
+        - `epochs` or `steps`: how far `fit` goes; neither: the loader's own epochs.
+        - `checkpoint_every`: steps between checkpoints; one is written at the end and at SIGTERM anyway.
+        - `keep_checkpoints`: how many of the newest stay.
+        - `device`: None takes this process's GPU, or the CPU where there is none.
+        """
+        _check_options(precision=precision, mesh=mesh, metrics=metrics, evaluate=evaluate)
+        _check_counts(
+            micro_batch_size=micro_batch_size,
+            checkpoint_every=checkpoint_every,
+            keep_checkpoints=keep_checkpoints,
+            epochs=epochs,
+            steps=steps,
+        )
+        if not evaluate_every > 0:
+            raise OptionError(f"evaluate_every must be above 0, in epochs: got {evaluate_every}")
+        if clip_grad_norm is not None and not clip_grad_norm > 0:
+            raise OptionError(f"clip_grad_norm must be above 0, or None: got {clip_grad_norm}")
+        self.model = model
+        self.loader = loader
+        self.run_dir = Path(run_dir) if run_dir is not None else None
+        self.config: dict[str, Any] = {}
+        """What else the record of the run should say of it; JSON values."""
+        self._loss = loss
+        self._inputs = inputs
+        self._optimizer = optimizer
+        self._schedule = schedule or Constant()
+        self._mesh = mesh
+        self._precision = precision
+        self._micro_batch_size = micro_batch_size
+        self._evaluate = evaluate
+        self._evaluate_every = evaluate_every
+        self._metrics = dict(metrics or {})
+        self._clip_grad_norm = clip_grad_norm
+        self._goal = (epochs, steps)
+        self._checkpoint_every = checkpoint_every
+        self._keep_checkpoints = keep_checkpoints
+        self._seed = seed
+        self._device = device
+        self._parts: _Parts | None = None
+        self._position = Position()
+        self._whole = True  # no fit was left by an error
+
+    @property
+    def step(self) -> int:
+        """Completed steps."""
+        return self._position.step
+
+    @property
+    def under_way(self) -> bool:
+        """Whether steps are being made, or an error ended that."""
+        return not self._whole
+
+    def fit(self, epochs: int | None = None, steps: int | None = None, resume: str | Path = "auto") -> FitResult:
+        """Train up to `epochs` passes over the data, or `steps` steps, counted from the beginning of the run.
+
+        `resume`: "auto" goes on from the newest readable checkpoint in `run_dir`, if any; "never" starts anew and
+        refuses a folder that holds a run; a path names a checkpoint, or a run whose newest is taken. A further call
+        goes on where the last one ended. Collective: every process calls it.
+        """
+        began = time.perf_counter()
+        _check_counts(epochs=epochs, steps=steps)
+        parts = self._parts = self._parts or self._set_up()
+        plan = self._plan(*((epochs, steps) if epochs or steps else self._goal))
+        archive = self._archive(parts.learner)
+        with archive.held(), StopRequest() as request:
+            resumed = self._go_on(parts.world, archive, resume)
+            return self._run(parts, plan, archive, resumed, request, began)
+
+    def _run(
+        self,
+        parts: _Parts,
+        plan: Plan,
+        archive: Archive,
+        resumed: Resumed | None,
+        request: StopRequest,
+        began: float,
+    ) -> FitResult:
+        with closing(open_record(self.run_dir, parts.world.rank)) as record:
+            journal = Journal(record)
+            self._announce(journal, parts.world, plan, resumed)
+            self._whole = False
+            loop = self._loop(parts, plan, archive, journal)
+            stopped = loop.run(request)
+            self._whole = True
+            result = self._result(loop, plan, stopped, resumed, time.perf_counter() - began)
+            if stopped is None:
+                journal.end(
+                    step=result.steps,
+                    epochs=result.epochs,
+                    samples=result.samples,
+                    sec=result.sec,
+                    loss=result.loss,
+                    metrics=result.metrics,
+                )
+        parts.world.part()
+        return result
+
+    def _loop(self, parts: _Parts, plan: Plan, archive: Archive, journal: Journal) -> Loop:
+        return Loop(
+            plan,
+            self._position,
+            parts.world,
+            self.model,
+            self.loader,
+            parts.stepper,
+            self._schedule,
+            parts.evaluator,
+            archive.save,
+            journal,
+        )
+
+    def _set_up(self) -> _Parts:
+        """Join the other processes and give the model its place; the order of what is collective is the same on all."""
+        world = join_world(self._device)
+        check_mesh(self._mesh, world.size)
+        self.model.to(world.device).train()
+        params = [param for param in self.model.parameters() if param.requires_grad]
+        if not params:
+            raise OptionError("a model needs parameters that require gradients to be trained: this one has none")
+        optimizer = self._optimizer(params)
+        if not isinstance(optimizer, Optimizer):
+            raise OptionError(f"optimizer(params) must return a torch optimizer: got a {type(optimizer).__name__}")
+        objective = Objective(self._inputs, self._loss, self._precision, world.device)
+        stepper = Stepper(
+            world,
+            Replica(self.model, world),
+            objective,
+            optimizer,
+            rank_batch_size=self.loader.global_batch_size / world.size,
+            full_batches=self.loader.full_batches,
+            micro_batch_size=self._micro_batch_size,
+            clip_grad_norm=self._clip_grad_norm,
+        )
+        evaluator = None
+        if self._evaluate is not None:
+            _ = self._evaluate.steps_per_epoch  # one that cannot work at this world size is refused now
+            evaluator = Evaluator(world, objective, self._evaluate, self._metrics, self._micro_batch_size)
+        return _Parts(world, Learner(self.model, optimizer, world), stepper, evaluator)
+
+    def _plan(self, epochs: int | None, steps: int | None) -> Plan:
+        if epochs is not None and steps is not None:
+            raise OptionError(f"give epochs or steps, not both: got epochs={epochs}, steps={steps}")
+        per_epoch = self.loader.steps_per_epoch
+        if per_epoch < 1:
+            raise OptionError("an epoch has no full global batch: make the batch smaller, or say drop_last=False")
+        epochs = epochs or (None if steps else self.loader.epochs)
+        if epochs is None and steps is None:
+            raise OptionError("the loader is endless, so say how far to go: fit(epochs=...) or fit(steps=...)")
+        if self._checkpoint_every is not None and self.run_dir is None:
+            raise OptionError("checkpoint_every needs a place for checkpoints: set run_dir")
+        return Plan(
+            total_steps=steps or (epochs or 0) * per_epoch,
+            steps_per_epoch=per_epoch,
+            evaluate_every=max(1, round(self._evaluate_every * per_epoch)),
+            checkpoint_every=self._checkpoint_every,
+        )
+
+    def _archive(self, learner: Learner) -> Archive:
+        keep, seed = self._keep_checkpoints, self._seed
+        return Archive(self.run_dir, learner, self.loader, keep=keep, seed=seed, config=self._config)
+
+    def _go_on(self, world: World, archive: Archive, resume: str | Path) -> Resumed | None:
+        """Go to where training begins: where the last `fit` ended, a checkpoint, or step 0."""
+        if self._position.step and self._whole and resume == "auto":
+            if self._position.loader is not None:
+                self.loader.load_state_dict(self._position.loader)
+            return None
+        found = archive.go_on(resume)
+        if found is not None:
+            resumed, self._position = found
+            return resumed
+        if self._position.step:
+            raise OptionError(
+                f"this Trainer has trained {self._position.step} steps already, and there is no checkpoint to go back "
+                "to: make a new one, with a new model, to start anew"
+            )
+        seed_all(self._seed, world.rank)
+        return None
+
+    def _announce(self, journal: Journal, world: World, plan: Plan, resumed: Resumed | None) -> None:
+        journal.start(
+            attempt=num_restarts(),
+            world_size=world.size,
+            pids=world.gather(os.getpid()),
+            step=self._position.step,
+            resumed_from=str(resumed.path) if resumed else None,
+            total_steps=plan.total_steps,
+            mesh=self._mesh,
+            precision=self._precision,
+            global_batch_size=self.loader.global_batch_size,
+            config=self._config(),
+        )
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "model": type(self.model).__name__,
+            "parameters": sum(param.numel() for param in self.model.parameters()),
+            "optimizer": _shown(self._optimizer),
+            "schedule": _shown(self._schedule),
+            "micro_batch_size": self._micro_batch_size,
+            "clip_grad_norm": self._clip_grad_norm,
+            "seed": self._seed,
+            **self.config,
+        }
+
+    def _result(self, loop: Loop, plan: Plan, stopped: str | None, resumed: Resumed | None, sec: float) -> FitResult:
+        steps = self._position.step
+        whole, left = divmod(steps, plan.steps_per_epoch)
+        found = loop.evaluation or loop.latest
+        return FitResult(
+            steps=steps,
+            epochs=round(steps / plan.steps_per_epoch, 2) if left else whole,
+            samples=self._position.samples,
+            sec=sec,
+            loss=found.loss if found else None,
+            metrics=dict(found.metrics) if found else {},
+            stopped=stopped,
+            resumed_from=resumed.path if resumed else None,
+            run_dir=self.run_dir,
+        )
+
+
+def _shown(part: Any) -> str:
+    """A description as it prints; of a function its name, since its address would differ in every run."""
+    return getattr(part, "__qualname__", None) or repr(part)
+
+
+def _check_options(
+    *, precision: str, mesh: str, metrics: Mapping[str, Metric] | None, evaluate: LoaderLike | None
+) -> None:
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
+    parse_mesh(mesh)
+    if metrics and evaluate is None:
+        raise OptionError(f"metrics need a loader to be evaluated on: got {', '.join(metrics)}; set evaluate")
+    if evaluate is not None and evaluate.epochs is None:
+        raise OptionError("evaluate must be a loader that ends: its stream has epochs=None; say epochs=1")
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise OptionError(f"{name} must be at least 1, or None: got {value}")

@@ -1,0 +1,128 @@
+"""The processes of a run: which of them this one is, on which device, and the few things they say to each other.
+
+With one process nothing here communicates. With several, torch.distributed carries it: gloo on CPUs, NCCL between
+GPUs with gloo beside it for what lives in host memory. A collective waits at most `TIMEOUT`, so that a peer that hangs
+ends the job; a peer that died ends it at once, because its connections close.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from headrace.errors import HeadraceError, OptionError, StorageError
+from headrace.rank import resolve_rank
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=5)
+"""Longer than any rank may be ahead of another: a slow first read, a checkpoint, an evaluation."""
+
+
+_SETTLE_SEC = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among the run's processes, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def agree(self, decide: Callable[[], T]) -> T:
+        """On every rank what `decide` returns, or raises, on rank 0. Collective.
+
+        What it raises must be an error of ours, or the system's, which becomes StorageError.
+        """
+        answer: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                answer[0] = decide()
+            except HeadraceError as err:
+                answer[1] = err
+            except OSError as err:
+                answer[1] = StorageError(f"{err.filename}: {err.strerror}; check the run's folder")
+        if self.size > 1:
+            dist.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise answer[1]
+        result: T = answer[0]
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, by rank. Collective."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def share_buffers(self, model: torch.nn.Module) -> None:
+        """Give every rank rank 0's buffers (running statistics, say), so that all hold one model. Collective."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def part(self) -> None:
+        """Wait for all ranks at the end of their common work. Collective.
+
+        Leaving while a peer still communicates would end it with an abort. And gloo's threads need the interpreter
+        lock to let go of the last collective's tensors, while destroying a group holds that lock and waits for the
+        threads: so they get a moment in which nothing is destroyed.
+        """
+        if self.size > 1:
+            dist.barrier()
+            time.sleep(_SETTLE_SEC)
+
+
+def join_world(device: str | torch.device | None = None) -> World:
+    """This process's place; joins torch.distributed first where a launcher started several processes.
+
+    The group is the launcher's business to describe (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); one that is
+    initialised already is used as it is. A group made here is left when the process exits.
+    """
+    chosen = _device(device)
+    if not dist.is_initialized() and _launched():
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        atexit.register(leave_world)
+    if not dist.is_initialized():
+        place = resolve_rank()
+        if place.world_size > 1:
+            raise OptionError(
+                f"{place.world_size} processes need an address to meet at: MASTER_ADDR and MASTER_PORT are not set; "
+                "start them with `headrace train` or torchrun"
+            )
+        return World(0, 1, chosen)
+    return World(dist.get_rank(), dist.get_world_size(), chosen)
+
+
+def leave_world() -> None:
+    """Leave torch.distributed, if joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _launched() -> bool:
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device given; else this process's GPU, by its number on the machine; else the CPU."""
+    if device is None:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise OptionError(f"device={str(chosen)!r} needs a CUDA device: this torch sees none; say device='cpu'")
+        torch.cuda.set_device(chosen)
+    return chosen

@@ -1,0 +1,224 @@
+"""What the tests train, on one process or several: `python scenarios.py NAME... --out FOLDER` runs some on this rank.
+
+Each scenario returns values that a test compares; as a script each rank leaves them in FOLDER/NAME-RANK.pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import problems as p
+import torch
+from memory_loader import MemoryLoader
+from torch import nn
+
+import headrace as hr
+from headrace.rank import resolve_rank
+
+SCENARIOS = {}
+
+
+def scenario(fn):
+    SCENARIOS[fn.__name__] = fn
+    return fn
+
+
+@scenario
+def plain(folder):
+    model = p.network()
+    result = p.trainer(model, steps=20).fit()
+    return {"weights": p.weights(model), "loss": result.loss, "samples": result.samples}
+
+
+@scenario
+def clipped_momentum(folder):
+    model = p.network()
+    optimizer = hr.sgd(0.1, momentum=0.9)
+    p.trainer(model, steps=20, optimizer=optimizer, clip_grad_norm=0.5, schedule=hr.cosine(3)).fit()
+    return p.weights(model)
+
+
+@scenario
+def accumulated(folder):
+    model = p.network()
+    p.trainer(model, steps=20, micro_batch_size=2).fit()
+    return p.weights(model)
+
+
+@scenario
+def token_weighted(folder):
+    model = p.network()
+    result = p.trainer(model, loss=p.by_tokens, steps=20, micro_batch_size=4).fit()
+    return {"weights": p.weights(model), "loss": result.loss, "bits": result.metrics["bits"]}
+
+
+@scenario
+def filtered(folder):
+    """Batches shrink differently on each rank."""
+    model = p.network()
+    loader = MemoryLoader(p.fields(), 12, epochs=None, keep=lambda row: row % 3 != 1)
+    result = p.trainer(model, loader, steps=20).fit()
+    return {"weights": p.weights(model), "loss": result.loss, "samples": result.samples}
+
+
+@scenario
+def padded(folder):
+    """The last batch of an epoch has repeats."""
+    model = p.network()
+    loader = MemoryLoader(p.fields(77), 12, epochs=None, drop_last=False)
+    result = p.trainer(model, loader, steps=14).fit()
+    return {"weights": p.weights(model), "samples": result.samples}
+
+
+@scenario
+def empty_on_one_rank(folder):
+    """From the third batch on the second rank gets nothing."""
+    model = p.network()
+    loader = MemoryLoader(p.fields(24), 4, epochs=None, shuffle=False, keep=lambda row: row < 8 or row % 2 == 0)
+    result = p.trainer(model, loader, steps=12).fit()
+    return {"weights": p.weights(model), "samples": result.samples}
+
+
+@scenario
+def nothing_at_all(folder):
+    """Some global batches are empty on every rank."""
+    model = p.network()
+    loader = MemoryLoader(p.fields(24), 4, epochs=None, shuffle=False, keep=lambda row: row < 8)
+    result = p.trainer(model, loader, steps=12, optimizer=hr.adamw(0.01)).fit()
+    return {"weights": p.weights(model), "samples": result.samples}
+
+
+@scenario
+def evaluated(folder):
+    held_out = MemoryLoader(p.fields(53, seed=2), 12, shuffle=False, drop_last=False)
+    trainer = p.trainer(steps=5, evaluate=held_out, metrics={"accuracy": p.correct}, loss=p.by_tokens)
+    result = trainer.fit()
+    return {"loss": result.loss, **result.metrics}
+
+
+class NoisyLoss:
+    """A loss that draws from every generator, and fails on one rank at one step."""
+
+    def __init__(self, fail_at=None):
+        self.calls, self.fail_at = 0, fail_at
+
+    def __call__(self, output, batch):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise RuntimeError("the power is off")
+        noise = random.random() + np.random.random() + random.gauss(0, 0.1) + np.random.normal()
+        return nn.functional.cross_entropy(output, batch["cls"]) * (1 + 0.01 * noise)
+
+
+def _noisy(run_dir, seed, fail_at=None):
+    model = nn.Sequential(p.network(dropout=0.3, seed=seed), nn.BatchNorm1d(3))
+    options = {"optimizer": hr.adamw(0.01), "schedule": hr.cosine(2), "steps": 20, "checkpoint_every": 4}
+    loader = MemoryLoader(p.fields(), 12, epochs=2)
+    return model, p.trainer(model, loader, NoisyLoss(fail_at), run_dir=run_dir, **options)
+
+
+@scenario
+def resumed(folder):
+    """One run of 20 steps, and one that fails in step 15 and goes on from step 12."""
+    straight, trainer = _noisy(folder / "straight", seed=3)
+    trainer.fit()
+    _, trainer = _noisy(folder / "broken", seed=3, fail_at=15)
+    try:
+        trainer.fit()
+    except RuntimeError as err:
+        failed = str(err)
+    torch.manual_seed(99)
+    broken, trainer = _noisy(folder / "broken", seed=5)
+    result = trainer.fit()
+    return {
+        "straight": p.weights(straight),
+        "broken": p.weights(broken),
+        "failed": failed,
+        "resumed_from": result.resumed_from.name,
+    }
+
+
+@scenario
+def resumed_with_momentum(folder):
+    """fit twice in one process: the second call goes on where the first ended, within an epoch."""
+    models = []
+    for goals in ((20,), (13, 20)):
+        model = p.network(dropout=0.2)
+        trainer = p.trainer(model, MemoryLoader(p.fields(), 12, epochs=3), optimizer=hr.sgd(0.05, momentum=0.9))
+        for goal in goals:
+            trainer.fit(steps=goal)
+        models.append(p.weights(model))
+    return models
+
+
+@scenario
+def begun(folder):
+    """The first half of a run."""
+    p.trainer(p.network(), steps=10, optimizer=hr.adamw(0.01), run_dir=folder / "begun").fit()
+    return {}
+
+
+@scenario
+def continued(folder):
+    """Its second half; the model begins otherwise."""
+    model = p.network(seed=8)
+    result = p.trainer(model, steps=20, optimizer=hr.adamw(0.01), run_dir=folder / "begun").fit()
+    return {"weights": p.weights(model), "resumed_from": result.resumed_from.name}
+
+
+@scenario
+def exploding(folder):
+    """On the last rank the loss becomes infinite at step 3."""
+    return {"message": message_of(p.trainer(steps=6, clip_grad_norm=1.0, loss=Exploding()))}
+
+
+@scenario
+def exploding_without_clipping(folder):
+    """The same where nothing looks at the gradients; nothing of it may be saved."""
+    trainer = p.trainer(steps=6, checkpoint_every=1, loss=Exploding(), run_dir=folder / "exploded")
+    return {"message": message_of(trainer)}
+
+
+@scenario
+def unused(folder):
+    """A model with a layer that takes no part."""
+    model = p.network()
+    model.register_module("spare", torch.nn.Linear(3, 3))
+    model.forward = lambda x: [x := layer(x) for name, layer in model.named_children() if name != "spare"][-1]
+    return {"message": message_of(p.trainer(model, steps=6))}
+
+
+def message_of(trainer):
+    try:
+        trainer.fit()
+    except hr.errors.TrainingError as err:
+        return str(err)
+
+
+class Exploding:
+    calls = 0
+
+    def __call__(self, output, batch):
+        self.calls += 1
+        place = resolve_rank()
+        last = place.rank == place.world_size - 1
+        return p.cross_entropy(output, batch) * (float("inf") if last and self.calls == 3 else 1)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.names:
+        found = SCENARIOS[name](options.out)
+        torch.save(found, options.out / f"{name}-{resolve_rank().rank}.pt")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
