@@ -1,0 +1,210 @@
+"""The page's sections, each from the run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+import orjson
+
+from headrace.report import formatting as fmt
+from headrace.report.charts import render
+from headrace.report.plots import loss_chart, metric_charts, throughput_chart, time_chart
+from headrace.report.runlog import PARTS, Run
+from headrace.report.stages import Stage, feed_stages
+from headrace.report.verdict import Verdict
+
+_PART_NAMES = {
+    "compute": "compute",
+    "communication": "communication",
+    "copy": "copy to device",
+    "wait": "wait for input",
+    "checkpoint": "checkpoint",
+    "rest": "rest",
+}
+_MOST_EVENTS = 60
+
+
+def time(run: Run, judged: Verdict) -> str:
+    """Where the time went: in total, and over the steps."""
+    if not judged.shares:
+        return ""
+    wall = float(run.steps["sec"][run.steady_rows()].sum())
+    bar = "".join(f'<span class="{part}" style="flex:{judged.shares[part]:.5f}"></span>' for part in PARTS)
+    rows = [
+        _row(
+            f'<i class="swatch {part}"></i>{_PART_NAMES[part]}',
+            fmt.percent(judged.shares[part]),
+            fmt.seconds(judged.shares[part] * wall),
+            fmt.seconds(judged.shares[part] * wall / judged.num_steps),
+        )
+        for part in PARTS
+    ]
+    total = (
+        f"all of {fmt.count(judged.num_steps)} steps",
+        "100 %",
+        fmt.seconds(wall),
+        fmt.seconds(wall / judged.num_steps),
+    )
+    rows.append(_row(*total, css="strong"))
+    beside = "; ".join(f"{name} {fmt.seconds(sec)}" for name, sec in _beside(run, wall) if sec)
+    return _section(
+        "Where the time went",
+        "The wall time of every step but the first of each start.",
+        f'<div class="card"><div class="split" aria-hidden="true">{bar}</div>'
+        f"{_table(('part', 'share', 'in all', 'a step'), rows)}"
+        f'<p class="note">{f"Not in it: {beside}." if beside else ""}</p></div>{render(time_chart(run, _PART_NAMES))}',
+    )
+
+
+def _beside(run: Run, wall: float) -> Iterable[tuple[str, float]]:
+    yield "the first step of each start", float(run.steps["sec"].sum()) - wall
+    yield "evaluation", sum(fmt.as_float(event.get("sec")) or 0.0 for event in run.evaluations)
+    yield "steps that were done again", run.lost_sec
+
+
+def curves(run: Run) -> str:
+    """Loss, metrics and throughput over the steps."""
+    if not run.num_steps:
+        return ""
+    metrics = metric_charts(run)
+    pair = f'<div class="pair">{"".join(map(render, metrics))}</div>' if metrics else ""
+    loss = _section("Loss and metrics" if metrics else "Loss", "", render(loss_chart(run)) + pair)
+    return loss + _section("Throughput", "", render(throughput_chart(run)))
+
+
+def feed(run: Run) -> str:
+    """The feed's stages, in the order of the flow."""
+    stages = feed_stages(run)
+    if not stages:
+        return ""
+    last = run.feeds[-1]
+    known = [key for key in ("dropped", "padded", "skipped") if key in last]
+    counts = ", ".join(f"{fmt.count(fmt.as_float(last[key]))} {key}" for key in known)
+    threads = fmt.plural(fmt.as_float(last.get("threads")), "thread")
+    head = "stage", "items", "rate", "bytes", "busy", "waiting", "threads at work", "a thread makes"
+    return _section(
+        "The feed, stage by stage",
+        f"Samples flow from top to bottom{f'; {threads} transform' if threads else ''}. "
+        "The last column is what one thread makes in a second of work.",
+        f'<div class="card">{_table(head, [_stage_row(stage) for stage in stages])}'
+        '<p class="note">On rank 0, since the last start. Seconds are summed over threads.'
+        f"{f' Samples: {counts}.' if counts else ''}</p></div>",
+    )
+
+
+def _stage_row(stage: Stage) -> str:
+    work = fmt.number(stage.busy_threads, 2)
+    if stage.busy_share is not None:
+        bar = f'<i class="meter"><span style="width:{100 * stage.busy_share:.0f}%"></span></i>'
+        work = f"{bar}{work} of {fmt.count(stage.threads)}"
+    return _row(
+        escape(stage.name),
+        fmt.count(stage.items),
+        fmt.rate(stage.items_per_sec, ""),
+        fmt.num_bytes(stage.bytes_per_sec) + ("/s" if stage.bytes_per_sec else ""),
+        fmt.seconds(stage.busy_sec),
+        fmt.seconds(stage.wait_sec),
+        work,
+        fmt.rate(stage.items_per_thread_sec, ""),
+    )
+
+
+def history(run: Run) -> str:
+    """Starts, checkpoints, evaluations, stops and errors, in the order of time."""
+    events = sorted(_happened(run), key=lambda row: row[0] or 0)
+    if not events:
+        return ""
+    began = events[0][0]
+    half = _MOST_EVENTS // 2
+    shown = events if len(events) <= _MOST_EVENTS else events[:half] + events[-half:]
+    rows = [
+        _row(
+            fmt.seconds(time - began) if time and began else fmt.UNKNOWN,
+            fmt.count(fmt.as_float(step)),
+            f'<td class="left">{what}</td><td class="left wrap">{escape(detail)}</td>',
+        )
+        for time, step, what, detail in shown
+    ]
+    hidden = f"{len(events) - len(shown):,} events in the middle are not shown." if len(shown) < len(events) else ""
+    head = "after", "step", '<th class="left">event</th>', '<th class="left">detail</th>'
+    return _section("What happened", "", f'<div class="card">{_table(head, rows)}<p class="note">{hidden}</p></div>')
+
+
+def _happened(run: Run) -> Iterable[tuple[Any, Any, str, str]]:
+    for number, attempt in enumerate(run.attempts):
+        origin = f"from {attempt.start['resumed_from']}" if attempt.start.get("resumed_from") else "fresh"
+        lost = f", {fmt.plural(attempt.lost_steps, 'step')} done again" if attempt.lost_steps else ""
+        yield attempt.start.get("time"), attempt.step, "restart" if number else "start", origin + lost
+    for event in run.checkpoints:
+        size, took = fmt.num_bytes(fmt.as_float(event.get("bytes"))), fmt.seconds(fmt.as_float(event.get("sec")))
+        yield event.get("time"), event.get("step"), "checkpoint", f"{event.get('path') or ''}, {size} in {took}"
+    for event in run.evaluations:
+        values = {"loss": event.get("loss"), **(event.get("metrics") or {})}
+        detail = ", ".join(f"{name} {fmt.number(fmt.as_float(value))}" for name, value in values.items())
+        yield event.get("time"), event.get("step"), "evaluation", detail
+    for event in run.stops:
+        yield event.get("time"), event.get("step"), "stop", str(event.get("reason") or "")
+    for event in run.errors:
+        detail = f"rank {event.get('rank')}: {event.get('type')}: {event.get('message')}"
+        yield event.get("time"), event.get("step"), "error", detail
+    if run.end is not None:
+        yield run.end.get("time"), run.end.get("step"), "end", fmt.plural(fmt.as_float(run.end.get("epochs")), "epoch")
+
+
+def facts(run: Run) -> str:
+    """What the last start said of configuration, versions and machine."""
+    if not run.attempts:
+        return ""
+    start = run.attempts[-1].start
+    names = ("world_size", "mesh", "precision", "global_batch_size", "total_steps")
+    cards = {
+        "Run": {name.replace("_", " "): start[name] for name in names if name in start},
+        "Configuration": _flat(start.get("config")),
+        "Versions": _flat(start.get("versions")),
+        "Machine": _flat(start.get("machine")),
+    }
+    body = "".join(
+        f'<div class="card"><h3>{title}</h3><table><tbody>'
+        + "".join(_row(escape(name), escape(_fact(name, value))) for name, value in values.items())
+        + "</tbody></table></div>"
+        for title, values in cards.items()
+        if values
+    )
+    return _section("Configuration, versions, machine", "", f'<div class="columns">{body}</div>')
+
+
+def _fact(name: str, value: Any) -> str:
+    if value is None:
+        return "none"
+    if name.endswith("_bytes") and isinstance(value, int | float):
+        return f"{value / 2**30:.1f} GiB" if value >= 2**30 else fmt.num_bytes(value)
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level, their names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in (values if isinstance(values, dict) else {}).items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _section(title: str, what: str, body: str) -> str:
+    lead = f'<p class="what">{what}</p>' if what else ""
+    return f"<section><h2>{title}</h2>{lead}{body}</section>"
+
+
+def _table(head: Sequence[str], rows: Sequence[str]) -> str:
+    cells = "".join(name if name.startswith("<th") else f"<th>{name}</th>" for name in head)
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _row(head: str, *cells: str, css: str = "") -> str:
+    """A row of HTML that is already escaped; a cell that is more than text brings its own tags."""
+    body = "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in cells)
+    return f'<tr class="{css}"><th>{head}</th>{body}</tr>'

@@ -1,0 +1,174 @@
+"""What bounds a run, on what evidence, and what removing it would gain.
+
+Every step's wall time is split into compute, communication that is not hidden, copying to the device, waiting for
+input, checkpoints and the rest. The first step of every attempt is left out: it starts everything up. Over the others,
+
+    AU = seconds of compute / seconds of wall time
+
+(accelerator utilization, as MLPerf Storage defines it), and the verdict is the largest part beside compute, if it is
+large enough to bound the run. What is large enough differs. The feed and the copies run ahead of the steps, so a wait
+that remains says that they are slower than the model: its rate is the run's rate, and a tenth of the time is enough.
+The others simply come on top of compute, and must take a fifth. Else the run is compute-bound, which is what one wants.
+
+The gain is what Amdahl's law gives if the bounding part vanished: wall / (wall - part) - 1. It is an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from headrace.report import formatting as fmt
+from headrace.report.runlog import PARTS, Run, read_run
+from headrace.report.stages import Stage, bottleneck, feed_stages
+
+Bound: TypeAlias = Literal[
+    "input", "copy", "compute", "communication", "checkpoint", "overhead", "too short to tell", "unknown"
+]
+
+_LARGE_ENOUGH = {"wait": 0.10, "copy": 0.10, "communication": 0.20, "checkpoint": 0.20, "rest": 0.20}
+_BOUNDS: dict[str, Bound] = {
+    "wait": "input",
+    "copy": "copy",
+    "communication": "communication",
+    "checkpoint": "checkpoint",
+    "rest": "overhead",
+}
+_MIN_STEPS = 5
+
+_WHAT = {
+    "wait": "waiting for data",
+    "copy": "copying batches to the device",
+    "communication": "communication that compute does not hide",
+    "checkpoint": "writing checkpoints",
+    "rest": "work between the parts that are measured, such as logging and Python code",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What bounds a run. Shares are of the wall time, 0 to 1; what is not known is None."""
+
+    bound: Bound
+    sentence: str
+    shares: dict[str, float] = field(default_factory=dict)
+    """By part: compute, communication, copy, wait, checkpoint, rest."""
+    au: float | None = None
+    """Seconds of compute over seconds of wall time, without first steps."""
+    evidence: tuple[str, ...] = ()
+    predicted_gain: float | None = None
+    """By how much steps/s would rise if the bounding part vanished: 0.4 is 40 % more. At most that much."""
+    stage: str | None = None
+    """The stage of the feed that bounds it, where the run is input-bound."""
+    num_steps: int = 0
+    """How many steps it is judged by."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return asdict(self)
+
+
+def verdict(run: str | Path | Run) -> Verdict:
+    """The verdict on a run: its folder, its file of events, or what `read_run` gave."""
+    run = run if isinstance(run, Run) else read_run(run)
+    rows = run.steady_rows()
+    num_steps = int(rows.sum())
+    if num_steps < _MIN_STEPS:
+        return Verdict(
+            "too short to tell",
+            f"Too short to tell: it takes at least {_MIN_STEPS} steps after the first one, and there are {num_steps}.",
+            num_steps=num_steps,
+        )
+    shares = _shares(run, rows)
+    if shares is None:
+        return Verdict("unknown", "Unknown: the steps do not say where their time went.", num_steps=num_steps)
+    part = _bounding_part(shares)
+    if part is None:
+        return _compute_bound(shares, num_steps)
+    gain = shares[part] / (1 - shares[part]) if shares[part] < 1 else None
+    evidence = [_split(shares, num_steps)]
+    stage = None
+    if part == "wait":
+        stages = feed_stages(run)
+        slowest = bottleneck(stages)
+        stage = slowest.name if slowest else None
+        evidence += _stage_evidence(slowest, stages)
+    return Verdict(
+        _BOUNDS[part],
+        _sentence(part, shares, stage, gain),
+        shares,
+        shares["compute"],
+        tuple(evidence),
+        gain,
+        stage,
+        num_steps,
+    )
+
+
+def _shares(run: Run, rows: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, float] | None:
+    known = rows & np.isfinite(run.steps["sec"])
+    for part in PARTS:
+        known &= np.isfinite(run.steps[f"{part}_sec"])
+    wall = float(run.steps["sec"][known].sum())
+    if wall <= 0:
+        return None
+    return {part: float(run.steps[f"{part}_sec"][known].sum()) / wall for part in PARTS}
+
+
+def _bounding_part(shares: dict[str, float]) -> str | None:
+    large = {part: share for part, share in shares.items() if share >= _LARGE_ENOUGH.get(part, 2)}
+    return max(large, key=lambda part: large[part], default=None)
+
+
+def _compute_bound(shares: dict[str, float], num_steps: int) -> Verdict:
+    largest = max(_BOUNDS, key=lambda part: shares[part])
+    evidence = (
+        _split(shares, num_steps),
+        f"the largest part beside compute is {_WHAT[largest]}, and too small to bound the run",
+    )
+    sentence = (
+        f"Compute-bound: {fmt.percent(shares['compute'])} of the time goes into the model. "
+        "The feed keeps up; a faster step needs a faster model or device."
+    )
+    return Verdict("compute", sentence, shares, shares["compute"], evidence, None, None, num_steps)
+
+
+def _sentence(part: str, shares: dict[str, float], stage: str | None, gain: float | None) -> str:
+    bound = _BOUNDS[part].capitalize()
+    text = f"{bound}-bound: {fmt.percent(shares[part])} of the time goes into {_WHAT[part]}."
+    if gain is not None:
+        text += f" Without that, the run would make up to {1 + gain:.2f} times as many steps a second."
+    if stage is not None:
+        text += f" The feed's slowest stage is {stage}."
+    return text
+
+
+def _split(shares: dict[str, float], num_steps: int) -> str:
+    largest = sorted(shares, key=lambda part: -shares[part])
+    return f"of the time of {num_steps:,} steps: " + ", ".join(
+        f"{part} {fmt.percent(shares[part])}" for part in largest
+    )
+
+
+def _stage_evidence(slowest: Stage | None, stages: Sequence[Stage]) -> list[str]:
+    if slowest is None:
+        loads = [_load(stage) for stage in stages if stage.busy_share is not None]
+        held_up = "the feed is held up between them: by too few cores for it and the model, or too few batches ahead"
+        return [*loads, f"no stage is busy most of the time, so {held_up} (prefetch=)"] if loads else []
+    evidence = [f"{_load(slowest)}, at {fmt.rate(slowest.items_per_sec, 'samples')}"]
+    if slowest.name == "transform":
+        each = fmt.rate(slowest.items_per_thread_sec, "samples")
+        evidence.append(f"a thread of it makes {each}: more of them (threads=), or less work a sample, would help")
+    return evidence
+
+
+def _load(stage: Stage) -> str:
+    if stage.busy_share is None or stage.threads is None:
+        return f"{stage.name} kept {fmt.number(stage.busy_threads, 2)} threads busy on average"
+    return (
+        f"{stage.name} kept its {fmt.plural(stage.threads, 'thread')} busy {fmt.percent(stage.busy_share)} of the time"
+    )

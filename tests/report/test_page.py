@@ -1,0 +1,201 @@
+"""write_page: one file, complete without network or JavaScript, safe whatever the run holds."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from browser import CHROMIUM, chromium
+from run_files import RunFile, long_run, write_run
+
+from headrace.errors import StorageError
+from headrace.report import write_page
+
+VOID = {"meta", "link", "line", "rect", "path", "br"}
+
+
+class Tree(HTMLParser):
+    """Fails on tags that do not match; gathers tags and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.texts).replace("\xa0", " ")
+
+
+def page_of(folder):
+    return write_page(folder).read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "digits")
+
+
+def test_lies_beside_the_events_or_where_it_is_told_to(run_folder, tmp_path):
+    assert write_page(run_folder) == run_folder / "report.html"
+    assert write_page(run_folder / "events.jsonl", tmp_path / "x.html") == tmp_path / "x.html"
+    assert (tmp_path / "x.html").read_text("utf-8") == (run_folder / "report.html").read_text("utf-8")
+
+
+def test_says_verdict_split_stages_history_and_facts(run_folder):
+    tree = Tree(page_of(run_folder))
+    for words in (
+        "Input-bound",
+        "22 % of the time goes into waiting for data.",
+        "slowest stage is transform",
+        "1 restart, 30 steps done again",
+        "wait for input",
+        "from checkpoints/step-00000300, 30 steps done again",
+        "12.4 MB in 110 ms",
+        "settings.learning_rate",
+        "NVIDIA H200",
+        "128.0 GiB",
+        "2.13.0",
+        "finished",
+    ):
+        assert words in tree.text
+
+
+def test_every_chart_has_words_for_those_who_do_not_see_it(run_folder):
+    page = page_of(run_folder)
+    tree = Tree(page)
+    charts = [tag for tag, attributes in tree.tags if tag == "svg"]
+    assert len(charts) == 5
+    assert all(a.get("role") == "img" for tag, a in tree.tags if tag == "svg")
+    assert len(re.findall(r"<title>[^<]+</title><desc>[^<]+</desc>", page)) == len(charts)
+    assert page.count("<summary>As a table</summary>") == len(charts)
+    assert "Training loss from" in page
+
+
+def test_nothing_is_fetched(run_folder):
+    page = page_of(run_folder)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", page)
+    assert "default-src 'none'" in page
+
+
+def test_what_the_run_holds_is_text_not_markup(tmp_path):
+    """Names and values of a run may come from anywhere: none of them becomes a tag."""
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+    folder = tmp_path / "<b>run"
+    file = RunFile(folder)
+    file.start(config={evil: evil}, versions={evil: [evil]}, machine={"x": {evil: evil}}, mesh=evil, resumed_from=evil)
+    for step in range(1, 20):
+        file.clock.now += 0.1
+        file.write(
+            "step",
+            step=step,
+            epoch=0,
+            loss=1.0,
+            lr=0.1,
+            samples=4,
+            metrics={evil: 0.5 + step},
+            sec=0.1,
+            wait_sec=0.05,
+            copy_sec=0,
+            compute_sec=0.05,
+            communication_sec=0,
+            checkpoint_sec=0,
+            rest_sec=0,
+        )
+    file.write("checkpoint", step=5, path=evil, sec=0.1, bytes=5)
+    file.write("evaluate", step=5, epoch=0, loss=1.0, metrics={evil: 0.5}, samples=5, sec=0.1)
+    file.feed(19, {evil: 3.0}, 100)
+    file.write("stop", step=19, reason=evil)
+    file.write("error", rank=0, step=19, type=evil, message=evil)
+    page = page_of(folder)
+    tree = Tree(page)
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "<b>" not in page
+    assert not {tag for tag, _ in tree.tags} & {"img", "b"}
+    assert [tag for tag, _ in tree.tags].count("script") == page.count('class="values"') + 1
+    assert evil in "".join(tree.texts)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: file.start(),
+        lambda file: file.write("step", step=1),
+        lambda file: file.write("error", rank=1, step=None, type="ValueError", message="no"),
+        lambda file: file.write("evaluate", step=1, loss=None),
+        lambda file: [file.step(step, loss=None, wait=0.1) for step in range(1, 4)],
+        lambda file: [file.step(step, loss=0.0, batch=0, compute=0.0) for step in range(1, 20)],
+        lambda file: [file.write("step", step=step, loss=5.0, sec=0.1) for step in range(1, 20)],
+        lambda file: [file.step(step, loss=1e30 * step, compute=1e-9) for step in range(1, 2000)],
+    ],
+)
+def test_runs_that_hold_little_still_have_a_page(tmp_path, write):
+    file = RunFile(tmp_path)
+    write(file)
+    page = page_of(tmp_path)
+    Tree(page)
+    assert not re.search(r"[\s\">:,](nan|inf|NaN|Infinity)[\s\"<,]", page)
+
+
+def test_failed_runs_say_so_at_the_top(tmp_path):
+    file = RunFile(tmp_path)
+    file.start()
+    for step in range(1, 10):
+        file.step(step, loss=1.0, compute=0.1)
+    file.write("error", rank=1, step=9, type="ValueError", message="shapes differ")
+    text = Tree(page_of(tmp_path)).text
+    assert "failed" in text
+    assert "It failed at step 9 on rank 1: ValueError: shapes differ" in text
+
+
+def test_long_runs_stay_small_and_keep_extremes(tmp_path):
+    """One step in 50,000 had a loss of 1,000: it is still there. (A million steps make the same size.)"""
+    page = page_of(long_run(tmp_path, 50_000))
+    assert len(page) < 500_000
+    assert "highest 1,000" in page
+    assert re.search(r'"name":"highest"[^}]*\b1000\.0', page)
+    assert "beyond the scale" in page
+
+
+def test_a_page_that_cannot_be_written_is_one_line(run_folder, tmp_path):
+    with pytest.raises(StorageError, match=r"cannot write the report to .*: No such file or directory"):
+        write_page(run_folder, tmp_path / "no" / "x.html")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+def test_in_chromium_no_error_no_request_and_hover_values(run_folder):
+    page = write_page(run_folder)
+    with chromium() as browser:
+        for width, scheme in ((1200, "light"), (1200, "dark"), (390, "dark")):
+            browser.show(width, 800, scheme, mobile=width < 500)
+            browser.open(page)
+            assert browser.requests() == [page.resolve().as_uri()]
+            assert browser.complaints() == []
+            assert browser.evaluate("document.documentElement.scrollWidth") == width, "it scrolls sideways"
+        browser.evaluate("document.querySelector('.area').scrollIntoView({block: 'center'})")
+        left, top, width, height = browser.evaluate(
+            "(r => [r.x, r.y, r.width, r.height])(document.querySelector('.area').getBoundingClientRect())"
+        )
+        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=left + width * 0.4, y=top + height / 2)
+        assert "wait for input" in browser.evaluate("document.querySelector('.tip:not([hidden])').innerText")
+        browser.evaluate("document.querySelectorAll('.plot')[1].focus()")
+        browser.call("Input.dispatchKeyEvent", type="keyDown", key="End")
+        assert "step600" in browser.evaluate("document.querySelectorAll('.tip')[1].innerText").replace(" ", "")
+        assert browser.complaints() == []
