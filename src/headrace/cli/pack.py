@@ -1,0 +1,120 @@
+"""`headrace pack`: a folder of files, or a dataset, into shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headrace.cli.functions import load_function
+from headrace.cli.output import Json, emit, printable, stopped_by_sigterm
+from headrace.errors import OptionError
+
+if TYPE_CHECKING:
+    from headrace.formats import Manifest
+
+_TRANSFORM_HELP = "Function of a sample's dict, as FILE.py:function or module:function; returns a dict, None or a list."
+
+
+def pack(
+    source: Annotated[str, typer.Argument(help="A folder of files, or a dataset.", show_default=False)],
+    target: Annotated[str, typer.Argument(help="The folder to make; new or empty.", show_default=False)],
+    format: Annotated[str, typer.Option("--format", help="tar or tokens.")] = "tar",
+    shard_size: Annotated[str, typer.Option(help="Largest shard, in bytes or like 64MiB or 100MB.")] = "64MiB",
+    split: Annotated[
+        str | None, typer.Option(help="Names and fractions that add up to 1, like train=0.9,test=0.1.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of samples.")] = 0,
+    shuffle: Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Shuffle, or keep the order of keys.")] = True,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that read, transform and check.", show_default="one a processor")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with a pack that was cut off, or start it over.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset at the target.")] = False,
+    on_error: Annotated[str, typer.Option(help="What to do about a broken sample: raise or skip.")] = "raise",
+    transform: Annotated[str | None, typer.Option(help=_TRANSFORM_HELP)] = None,
+    json: Json = False,
+) -> None:
+    """Pack a folder of files, or a dataset, into shards.
+
+    Files of one stem are one sample; folders one deep are classes. What was cut off goes on when run again.
+    """
+    from headrace.packing import pack as pack_source
+
+    if on_error not in ("raise", "skip"):
+        raise OptionError(f"--on-error must be raise or skip: got {on_error!r}")
+    options: dict[str, Any] = {
+        "format": format,
+        "shard_size": shard_size,
+        "transform": None if transform is None else load_function(transform),
+        "shuffle": shuffle,
+        "seed": seed,
+        "workers": workers,
+        "resume": resume,
+        "overwrite": overwrite,
+        "on_error": on_error,
+    }
+    began = time.perf_counter()
+    with stopped_by_sigterm():
+        if split is None:
+            manifests = {"": pack_source(source, target, **options)}
+        else:
+            manifests = pack_source(source, target, split=parse_split(split), **options)
+    _report(printable(target), split is not None, manifests, time.perf_counter() - began, json)
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """Names and fractions from text like `train=0.9,test=0.1`."""
+    split: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, fraction = part.partition("=")
+        try:
+            value = float(fraction)
+        except ValueError:
+            equals, value = "", 0.0
+        if not equals or not name.strip() or name.strip() in split:
+            raise OptionError(f"--split must be names and fractions like train=0.9,test=0.1: got {text!r}")
+        split[name.strip()] = value
+    return split
+
+
+def _report(target: str, is_split: bool, manifests: dict[str, Manifest], seconds: float, as_json: bool) -> None:
+    parts = {
+        name: _part(f"{target.rstrip('/')}/{name}" if name else target, manifest)
+        for name, manifest in manifests.items()
+    }
+    totals = {key: sum(part[key] for part in parts.values()) for key in ("shards", "samples", "bytes")}
+    result = {
+        "target": target,
+        "format": next(iter(manifests.values())).format,
+        **totals,
+        "skipped": sum(manifest.skipped for manifest in manifests.values()),
+        "seconds": round(seconds, 3),
+        "samples_per_sec": round(totals["samples"] / seconds, 1),
+    }
+    if is_split:
+        result["splits"] = parts
+    emit(result, as_json, _text(list(parts.values()), result["skipped"], seconds))
+
+
+def _part(target: str, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "target": target,
+        "samples": manifest.samples,
+        "shards": len(manifest.shards),
+        "bytes": manifest.bytes,
+    }
+
+
+def _text(parts: Sequence[dict[str, Any]], skipped: int, seconds: float) -> str:
+    lines = [
+        f"{part['target']}: {part['samples']:,} samples in {part['shards']:,} shards, {part['bytes']:,} bytes"
+        for part in parts
+    ]
+    if skipped:
+        lines.append(f"{skipped:,} broken samples were skipped")
+    return "\n".join([*lines, f"{seconds:.1f} s"])
