@@ -1,0 +1,70 @@
+"""headrace: from a folder of files and a PyTorch model to a trained, measured run.
+
+Public names are loaded when first used, so that `import headrace` is quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from headrace.version import __version__
+
+if TYPE_CHECKING:
+    from headrace import errors, transform
+    from headrace.dataset import Dataset, index, open
+    from headrace.errors import HeadraceError
+    from headrace.formats import Manifest
+    from headrace.load import Loader, Stream
+    from headrace.packing import pack
+    from headrace.train import Trainer, adamw, constant, cosine, sgd
+
+_HOMES = {
+    "Dataset": "dataset",
+    "HeadraceError": "errors",
+    "Loader": "load",
+    "Manifest": "formats",
+    "Stream": "load",
+    "Trainer": "train",
+    "adamw": "train",
+    "constant": "train",
+    "cosine": "train",
+    "index": "dataset",
+    "open": "dataset",
+    "pack": "packing",
+    "sgd": "train",
+}
+_MODULES = ("errors", "transform")
+
+__all__ = [
+    "Dataset",
+    "HeadraceError",
+    "Loader",
+    "Manifest",
+    "Stream",
+    "Trainer",
+    "__version__",
+    "adamw",
+    "constant",
+    "cosine",
+    "errors",
+    "index",
+    "open",
+    "pack",
+    "sgd",
+    "transform",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"headrace.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'headrace' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"headrace.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
