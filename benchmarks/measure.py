@@ -1,0 +1,77 @@
+"""How every benchmark here measures: rounds in which all candidates take turns, medians, spreads, and the machine.
+
+Machines are shared and change speed; what is compared is measured in one run, by turns, and quoted as a ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeated measurements of one rate."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The value to quote."""
+        return statistics.median(self.values)
+
+    def __str__(self) -> str:
+        return f"{self.median:,.4g} ({min(self.values):,.4g} to {max(self.values):,.4g})"
+
+
+def rounds(candidates: Mapping[str, Callable[[], float]], num_rounds: int) -> dict[str, Spread]:
+    """Each candidate's rate in each round, after one round that is not counted; the order turns from round to round."""
+    names = list(candidates)
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(num_rounds + 1):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            rate = candidates[name]()
+            if number:
+                rates[name].append(rate)
+                print(f"  round {number}/{num_rounds} {name}: {rate:,.4g}", file=sys.stderr)
+    return {name: Spread(tuple(values)) for name, values in rates.items()}
+
+
+def ratio(a: Spread, b: Spread) -> Spread:
+    """a over b, round by round."""
+    return Spread(tuple(x / y for x, y in zip(a.values, b.values, strict=True)))
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    models = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "headrace")},
+    }
+
+
+def finish(claim: str, figures: Mapping[str, Spread], **inputs: object) -> None:
+    """Print the table, and one JSON line with the figures and all that they depend on."""
+    print(f"\n{claim}")
+    for name, spread in figures.items():
+        print(f"  {name:<48} {spread}")
+    values = {name: {"median": s.median, "values": list(s.values)} for name, s in figures.items()}
+    print(json.dumps({"claim": claim, "figures": values, "inputs": inputs, "machine": machine()}))
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
