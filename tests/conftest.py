@@ -1,0 +1,54 @@
+"""What every test can rely on: an environment without a launcher's traces, and fewer, unhurried hypothesis examples."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "headrace",
+    deadline=None,  # the machines that run this are shared: a slow example is no failure
+    max_examples=60,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("headrace")
+
+# What torchrun, Slurm, Open MPI, Horovod, Ray and PyTorch's own process groups leave in the environment.
+_LAUNCHER_NAMES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "ROLE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+_LAUNCHER_PREFIXES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "HOROVOD_", "RAY_", "TORCHELASTIC_", "HEADRACE_")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """Tests run as in a fresh shell, even where the suite itself runs inside a job."""
+    for name in list(os.environ):
+        if name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES):
+            monkeypatch.delenv(name)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` are skipped where there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not _has_cuda():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@functools.cache
+def _has_cuda() -> bool:
+    # In a process of its own: the suite must not import torch for the tests that do without.
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

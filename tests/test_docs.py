@@ -1,0 +1,70 @@
+"""What the documentation shows is true: the Python blocks of a page run, in order, in one namespace.
+
+A page's blocks run in a process of their own, in an empty folder. A block right after a comment such as
+`<!-- no-test: needs a GPU -->` is left out, and the reason shows in the test's output. Other languages are not run.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if path.is_file())
+
+_BLOCK = re.compile(
+    r"(?:<!--\s*no-test:\s*(?P<reason>[^>]*?)\s*-->\s*\n)?"
+    r"^(?P<indent> *)```(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```\s*$",
+    re.M | re.S,
+)
+
+
+def python_blocks(text):
+    """(line of the first statement, code, reason not to run it) of every Python block."""
+    for block in _BLOCK.finditer(text):
+        if block["language"] in ("python", "py"):
+            line = text.count("\n", 0, block.start("code")) + 1
+            code = re.sub(f"^{block['indent']}", "", block["code"], flags=re.M)
+            yield line, code, block["reason"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_of_a_page_runs(page, tmp_path):
+    """Each block keeps its line numbers, so that a traceback points into the page."""
+    blocks = list(python_blocks(page.read_text("utf-8")))
+    script = "namespace = {'__name__': '__main__'}\n"
+    for line, code, reason in blocks:
+        if reason is not None:
+            print(f"{page.name}:{line} is not run: {reason or 'no reason given'}")
+            assert reason, f"{page.name}:{line}: say why it is not run: <!-- no-test: reason -->"
+            continue
+        padded = "\n" * (line - 1) + code
+        script += f"exec(compile({padded!r}, {str(page)!r}, 'exec'), namespace)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, f"{page.name}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_blocks_are_found_with_their_lines_and_reasons():
+    text = (
+        "a\n```python\nx = 1\n```\n\n<!-- no-test: needs a GPU -->\n```python\ny\n```\n"
+        "```sh\nls\n```\n- b\n  ```py\n  z = 2\n  ```\n"
+    )
+    assert list(python_blocks(text)) == [(3, "x = 1\n", None), (8, "y\n", "needs a GPU"), (15, "z = 2\n", None)]
