@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 import headrace as hr
+from waiting import DEADLINE_SEC, running, wait_for
 
 COMMAND = [sys.executable, "-m", "headrace.cli.main"]
 
@@ -61,11 +61,10 @@ def test_closed_standard_streams_do_not_matter(texts, tmp_path, closed):
 
 
 def test_a_reader_that_has_seen_enough_gets_no_complaint(texts):
-    process = subprocess.Popen([*COMMAND, "inspect", texts], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 1
-    process.stderr.close()
+    with running([*COMMAND, "inspect", texts], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
 
 
 def test_a_line_keeps_the_spaces_of_names_and_loses_escapes(tmp_path):
@@ -73,21 +72,35 @@ def test_a_line_keeps_the_spaces_of_names_and_loses_escapes(tmp_path):
     assert rb"'\x1b[31mred'" in headrace("inspect", "\x1b[31mred").stderr
 
 
+HELD = """
+import os, time
+def slow(sample):
+    while int(sample["__key__"]) == 100 and not os.path.exists("go"):
+        time.sleep(0.01)
+    return sample
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_pack_that_is_interrupted_says_so_and_goes_on(tmp_path, number):
+    """It is in the middle of a sample then, and may end that one first."""
     (tmp_path / "in").mkdir()
     for i in range(200):
         (tmp_path / "in" / f"{i:03d}.txt").write_text("text")
-    (tmp_path / "slow.py").write_text("import time\ndef slow(sample):\n    time.sleep(0.01)\n    return sample\n")
-    command = [*COMMAND, "pack", "in", "out", "--shard-size", "10kB", "--workers", "1", "--transform", "slow.py:slow"]
-    process = subprocess.Popen(
-        [*command, "--json"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while len(list(tmp_path.glob("out/shard-*.tar"))) < 2:  # the first is then on record
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, err = process.communicate()
+    (tmp_path / "held.py").write_text(HELD)
+    command = [*COMMAND, "pack", "in", "out", "--shard-size", "10kB", "--workers", "1", "--transform", "held.py:slow"]
+    command += ["--no-shuffle"]
+    options = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with running([*command, "--json"], **options) as process:
+
+        def has_shards():
+            assert process.poll() is None, process.communicate()
+            return len(list(tmp_path.glob("out/shard-*.tar"))) >= 2  # the first is then on record
+
+        wait_for(has_shards, "two shards")
+        process.send_signal(number)
+        (tmp_path / "go").touch()
+        out, err = process.communicate(timeout=DEADLINE_SEC)
     assert process.returncode == 1
     assert err == "headrace: interrupted; run the same again to go on\n"
     assert json.loads(out)["error"]["type"] == "KeyboardInterrupt"

@@ -1,17 +1,16 @@
 """`headrace pack` as a person types it: results, JSON, exit codes, and one line for an error."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import headrace as hr
+from waiting import DEADLINE_SEC, running, wait_for
 
 
 @pytest.fixture
@@ -151,15 +150,29 @@ def test_help_and_version_need_no_torch_and_no_data_libraries():
     assert headrace("--version").stdout == f"headrace {hr.__version__}\n"
 
 
-def test_an_interrupt_is_one_line_and_the_pack_goes_on(images, tmp_path):
-    (tmp_path / "slow.py").write_text("import time\ndef slow(sample):\n    time.sleep(0.2)\n    return sample\n")
-    command = [sys.executable, "-m", "headrace.cli.main", "pack", images, tmp_path / "out", "--workers", "1"]
-    command += ["--transform", tmp_path / "slow.py:slow"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out" / "headrace.partial").exists():
+HELD = """
+import os, time
+def slow(sample):
+    while not os.path.exists("go"):
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate()
+    return sample
+"""
+
+
+def test_an_interrupt_is_one_line_and_leaves_nothing(images, tmp_path):
+    (tmp_path / "held.py").write_text(HELD)
+    command = [sys.executable, "-m", "headrace.cli.main", "pack", images, tmp_path / "out", "--workers", "1"]
+    command += ["--transform", tmp_path / "held.py:slow"]
+    with running(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+
+        def has_begun():
+            assert process.poll() is None, process.communicate()
+            return (tmp_path / "out" / "headrace.partial").exists()
+
+        wait_for(has_begun, "the pack's journal")
+        process.send_signal(signal.SIGINT)
+        (tmp_path / "go").touch()
+        _, said = process.communicate(timeout=DEADLINE_SEC)
     assert process.returncode == 1
     assert said == "headrace: interrupted; run the same again to go on\n"
     assert not (tmp_path / "out").exists()

@@ -9,12 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from headrace.telemetry import read_events
+from waiting import DEADLINE_SEC, alive, running, wait_for, wait_gone
 
 HELPERS = Path(__file__).parents[1] / "train"
 
@@ -28,19 +29,21 @@ import headrace as hr
 FAIL = {fail!r}
 
 class Loss:
-    def __init__(self, pause):
-        self.calls, self.pause = 0, pause
+    def __init__(self, pause, hold):
+        self.steps, self.pause, self.hold = 0, pause, hold
     def __call__(self, output, batch):
-        self.calls += 1
+        self.steps += torch.is_grad_enabled()
         time.sleep(self.pause)
-        if FAIL == "error" and self.calls == 3 and os.environ["RANK"] == "1":
+        while self.steps == self.hold and not os.path.exists("go"):
+            time.sleep(0.01)
+        if FAIL == "error" and self.steps == 3 and os.environ["RANK"] == "1":
             raise ValueError("a digit too many")
         return p.cross_entropy(output, batch)
 
-def recipe(*, lr: float = 0.1, steps: int = 30, pause: float = 0.0, mesh: str = "dp"):
+def recipe(*, lr: float = 0.1, steps: int = 30, pause: float = 0.0, hold: int = 0, mesh: str = "dp"):
     torch.set_num_threads(1)
     held_out = MemoryLoader(p.fields(50, seed=2), 12, shuffle=False, drop_last=False)
-    return p.trainer(loss=Loss(pause), steps=steps, checkpoint_every=5, mesh=mesh, optimizer=hr.sgd(lr),
+    return p.trainer(loss=Loss(pause, hold), steps=steps, checkpoint_every=5, mesh=mesh, optimizer=hr.sgd(lr),
                      evaluate=held_out, metrics={{"accuracy": p.correct}})
 """
 
@@ -63,33 +66,40 @@ def command(*arguments):
 
 
 def train(folder, *arguments, recipe="small.py"):
-    return subprocess.run(command(recipe, *arguments), cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command(recipe, *arguments), cwd=folder, capture_output=True, text=True, timeout=DEADLINE_SEC)
 
 
-def start(folder, *arguments):
-    return subprocess.Popen(
-        command("small.py", *arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+# With pause=0.05 and ENDLESS a run goes on until it is stopped; with hold=N each rank waits in step N until `let_go`.
+ENDLESS = ("--set", "pause=0.05", "--set", "steps=1000000")
 
 
-def wait_for_steps(run_dir, number, timeout=60):
+@contextmanager
+def started(folder, *arguments):
+    """The command under way. It is gone after the block, and its ranks end by themselves."""
+    options = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with running(command("small.py", *arguments), **options) as process:
+        try:
+            yield process
+        finally:
+            let_go(folder)
+
+
+def let_go(folder):
+    (folder / "go").touch()
+
+
+def wait_for_steps(process, run_dir, number):
     """The pids of the ranks, once the run has made so many steps."""
-    deadline = time.monotonic() + timeout
     path = run_dir / "events.jsonl"
-    while time.monotonic() < deadline:
+
+    def pids():
+        assert process.poll() is None, process.communicate()
         events = list(read_events(path)) if path.exists() else []
         if sum(event["event"] == "step" for event in events) >= number:
             return [event["pids"] for event in events if event["event"] == "start"][-1]
-        time.sleep(0.05)
-    raise AssertionError("the run does not get on")
+        return None
 
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    return wait_for(pids, f"{number} steps")
 
 
 def one_line(text):
@@ -108,7 +118,7 @@ def test_two_processes_train_and_the_last_line_says_what_came_of_it(workplace):
     start_event = next(read_events(workplace / "runs/small-1/events.jsonl"))
     assert start_event["world_size"] == 2
     assert start_event["config"]["settings"] == {"lr": 0.2, "mesh": "dp=2"}
-    assert not any(alive(pid) for pid in start_event["pids"])
+    assert not alive(start_event["pids"])
 
 
 def test_json_has_the_keys_that_scripts_rely_on_and_the_next_run_has_its_own_folder(workplace):
@@ -122,73 +132,73 @@ def test_json_has_the_keys_that_scripts_rely_on_and_the_next_run_has_its_own_fol
 
 
 def test_a_killed_rank_restarts_the_run_from_its_last_checkpoint(workplace):
-    process = start(workplace, "--nproc", 2, "--set", "pause=0.05", "--set", "steps=40", "--run", "r")
-    pids = wait_for_steps(workplace / "r", 12)
-    os.kill(pids[1], signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
+    with started(workplace, "--nproc", 2, "--set", "hold=13", "--set", "steps=40", "--run", "r") as process:
+        pids = wait_for_steps(process, workplace / "r", 12)
+        os.kill(pids[1], signal.SIGKILL)
+        let_go(workplace)
+        out, err = process.communicate(timeout=DEADLINE_SEC)
     assert process.returncode == 0, err
-    assert re.search(r"\(40 steps\) in \d+ s; 1 restart, resumed from step 1\d; run r", out) or "step 5" in out
+    assert re.search(r"\(40 steps\) in \d+ s; 1 restart, resumed from step 10; run r", out)
     starts = [event for event in read_events(workplace / "r/events.jsonl") if event["event"] == "start"]
     assert [event["attempt"] for event in starts] == [0, 1]
-    assert starts[1]["step"] % 5 == 0
-    assert not any(alive(pid) for event in starts for pid in event["pids"])
+    assert starts[1]["step"] == 10
+    assert not alive([pid for event in starts for pid in event["pids"]])
 
 
 def test_a_signal_checkpoints_and_ends_and_the_same_command_goes_on(workplace):
-    options = ("--nproc", 2, "--run", "r", "--set", "pause=0.05")
-    process = start(workplace, *options)
-    pids = wait_for_steps(workplace / "r", 7)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    options = ("--nproc", 2, "--run", "r")
+    with started(workplace, *options, *ENDLESS) as process:
+        pids = wait_for_steps(process, workplace / "r", 7)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE_SEC)
     assert process.returncode == 0, err
     stopped = re.fullmatch(
-        r"stopped at step (\d+) of 30, with a checkpoint; go on with: "
-        r"headrace train small.py --nproc 2 --run r --set pause=0.05\n",
+        r"stopped at step ([\d,]+) of 1,000,000, with a checkpoint; go on with: "
+        r"headrace train small.py --nproc 2 --run r --set pause=0.05 --set steps=1000000\n",
         out,
     )
     assert stopped, out
-    assert not any(alive(pid) for pid in pids)
-    done = train(workplace, *options[:4])
-    assert "(30 steps) in" in done.stdout
-    assert f"resumed from step {stopped[1]}; run r" in done.stdout
+    assert not alive(pids)
+    step = int(stopped[1].replace(",", ""))
+    done = train(workplace, *options, "--set", f"steps={step + 20}")
+    assert f"({step + 20:,} steps) in" in done.stdout
+    assert f"resumed from step {step:,}; run r" in done.stdout
     newest = max((workplace / "r/checkpoints").iterdir())
-    elsewhere = train(workplace, "--resume", newest, "--run", "other", "--set", "steps=40", "--json")
-    assert json.loads(elsewhere.stdout.splitlines()[-1])["steps"] == 40, "all steps, not those of this folder"
+    elsewhere = train(workplace, "--resume", newest, "--run", "other", "--set", f"steps={step + 30}", "--json")
+    assert json.loads(elsewhere.stdout.splitlines()[-1])["steps"] == step + 30, "all steps, not those of this folder"
 
 
 def test_a_refused_second_launch_leaves_the_first_alone(workplace):
     """It says so in one line, and the first one's restart after a crash is not disturbed."""
-    options = ("--nproc", 2, "--set", "pause=0.05", "--set", "steps=60", "--run", "r")
-    process = start(workplace, *options)
-    pids = wait_for_steps(workplace / "r", 7)
-    second = train(workplace, *options)
-    assert second.returncode == 1
-    assert "r is in use by a run that is under way" in one_line(second.stderr)
-    os.kill(pids[1], signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
+    options = ("--nproc", 2, "--set", "hold=8", "--run", "r")
+    with started(workplace, *options) as process:
+        pids = wait_for_steps(process, workplace / "r", 7)
+        second = train(workplace, *options)
+        assert second.returncode == 1
+        assert "r is in use by a run that is under way" in one_line(second.stderr)
+        os.kill(pids[1], signal.SIGKILL)
+        let_go(workplace)
+        out, err = process.communicate(timeout=DEADLINE_SEC)
     assert process.returncode == 0, err
     assert "1 restart" in out
 
 
 def test_workers_end_with_a_checkpoint_when_the_command_is_killed(workplace):
-    process = start(workplace, "--nproc", 2, "--set", "pause=0.05", "--set", "steps=400", "--run", "r")
-    pids = wait_for_steps(workplace / "r", 7)
-    process.kill()
-    process.communicate(timeout=30)
-    deadline = time.monotonic() + 30
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(alive(pid) for pid in pids)
-    events = list(read_events(workplace / "r/events.jsonl"))
-    assert events[-1]["event"] == "stop"
-    assert events[-1]["step"] < 400
+    with started(workplace, "--nproc", 2, *ENDLESS, "--run", "r") as process:
+        pids = wait_for_steps(process, workplace / "r", 7)
+        process.kill()
+        process.communicate(timeout=DEADLINE_SEC)
+    wait_gone(pids)
+    stop = list(read_events(workplace / "r/events.jsonl"))[-1]
+    assert stop["event"] == "stop"
+    assert max((workplace / "r/checkpoints").iterdir()).name == f"step-{stop['step']:08d}"
 
 
 def test_a_hang_up_means_the_same_as_a_scheduler_s_signal(workplace):
-    process = start(workplace, "--nproc", 2, "--set", "pause=0.05", "--set", "steps=400", "--run", "r")
-    wait_for_steps(workplace / "r", 7)
-    process.send_signal(signal.SIGHUP)
-    out, err = process.communicate(timeout=60)
+    with started(workplace, "--nproc", 2, *ENDLESS, "--run", "r") as process:
+        wait_for_steps(process, workplace / "r", 7)
+        process.send_signal(signal.SIGHUP)
+        out, err = process.communicate(timeout=DEADLINE_SEC)
     assert process.returncode == 0, err
     assert "with a checkpoint; go on with:" in out
 
@@ -215,7 +225,6 @@ def test_a_folder_that_takes_no_files_is_one_line(workplace):
 
 def test_an_error_on_one_rank_is_the_one_shown_and_all_ranks_are_gone(workplace):
     write_recipe(workplace, fail="error")
-    began = time.monotonic()
     done = train(workplace, "--nproc", 2, "--run", "r", "--json")
     assert done.returncode == 1
     assert one_line(done.stderr) == "headrace: rank 1, step 3: ValueError: a digit too many"
@@ -223,8 +232,7 @@ def test_an_error_on_one_rank_is_the_one_shown_and_all_ranks_are_gone(workplace)
     assert error == {"type": "TrainingError", "message": "rank 1, step 3: ValueError: a digit too many"}
     starts = [event for event in read_events(workplace / "r/events.jsonl") if event["event"] == "start"]
     assert len(starts) == 1
-    assert not any(alive(pid) for pid in starts[0]["pids"])
-    assert time.monotonic() - began < 60
+    assert not alive(starts[0]["pids"])
     assert "line" in (workplace / "r/errors/rank1.json").read_text()
 
 

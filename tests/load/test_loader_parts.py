@@ -5,7 +5,6 @@ import os
 import pickle
 import socket
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from headrace.load.pipeline import _planned_runs
 from headrace.load.reader import LOT_RUNS, ReadAhead
 from headrace.load.slots import MappedSlots, Slot, SlotPool
 from headrace.telemetry import Meter
+from waiting import wait_for
 
 
 def test_a_message_arrives_whole_with_its_descriptors():
@@ -170,10 +170,12 @@ def test_read_ahead_counts_what_it_really_holds(tmp_path):
     meters = {"read": Meter(), "verify": Meter()}
     memory = 16 << 20
     reader = ReadAhead(windows, _planned_runs(loader._job(2), 0, 0), memory, 1, meters)
-    before = -1
-    while (now := meters["read"].read().bytes) != before:
-        before = now
-        time.sleep(0.3)
+
+    def is_full():
+        with reader._changed:
+            return not reader._may_read(reader._next) and None not in reader._loaded.values()
+
+    wait_for(is_full, "the reader to have what it may hold")
     reader.stop()
     held = sum(len(run.data) for run in reader._loaded.values() if run is not None)
     assert memory / 2 < held <= memory + LOT_RUNS * (128 << 10), "one lot may pass the bound, by what it could not know"
@@ -182,8 +184,10 @@ def test_read_ahead_counts_what_it_really_holds(tmp_path):
 def test_a_stopped_reader_lets_its_consumer_go(dataset):
     loader = hr.Loader(hr.Stream(dataset), batch_size=40, rank=0, world_size=1)
     reader = ReadAhead(dataset, iter(()), 1000, 1, {"read": Meter(), "verify": Meter()})
-    threading.Timer(0.1, reader.stop).start()
+    stopper = threading.Timer(0.1, reader.stop)
+    stopper.start()
     assert reader.get((0, 0), 40) is None
+    stopper.join()
     assert loader.stream.dataset is dataset
 
 

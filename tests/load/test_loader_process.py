@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headrace as hr
+from waiting import DEADLINE_SEC, alive, family, running, wait_for, wait_gone
 
 SCRIPT = """
 import sys
@@ -41,37 +41,9 @@ def folder(tmp_path_factory):
     return target
 
 
-def family(pid):
-    """A process and all its descendants."""
-    children = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
-def alive(pids):
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists() and "Z" not in state_of(pid)]
-
-
-def state_of(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "Z"
-
-
-def wait_gone(pids, seconds=10):
-    deadline = time.monotonic() + seconds
-    while alive(pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return alive(pids)
+def wait_shared_memory_as(before):
+    """Wait until all that was put into /dev/shm since is gone. What another program uses for a while is no leak."""
+    wait_for(lambda: set(os.listdir("/dev/shm")) <= before, "an empty /dev/shm")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -82,27 +54,28 @@ def test_nothing_is_left_however_the_trainer_ends(folder, tmp_path, end, process
     script.write_text(SCRIPT.replace("END", "input()\n" + ENDS[end]))
     before, temporary = set(os.listdir("/dev/shm")), tmp_path / "temporary"
     temporary.mkdir()
-    run = subprocess.Popen(
+    with running(
         [sys.executable, script, folder, str(processes)],
         env=os.environ | {"TMPDIR": str(temporary)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    loader_pid = int(run.stdout.readline().split()[0])
-    pids = family(run.pid)
-    assert loader_pid in pids
-    assert len(pids) == 2 if processes == 1 else len(pids) == 4
-    _, err = run.communicate("\n", timeout=30)
-    assert wait_gone(pids) == []
-    assert set(os.listdir("/dev/shm")) - before == set()
+    ) as run:
+        loader_pid = int(run.stdout.readline().split()[0])
+        num_started = 1 if processes == 1 else 3  # of two workers one may come after the first batch
+        wait_for(lambda: len(family(run.pid)) == 1 + num_started, "every process")
+        pids = family(run.pid)
+        assert loader_pid in pids
+        _, err = run.communicate("\n", timeout=DEADLINE_SEC)
+    wait_gone(pids)
+    wait_shared_memory_as(before)
     assert list(temporary.iterdir()) == []
     assert ("the user had one" in err) == (end == "exception"), err
     assert err == "" or end == "exception"
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6)
 @given(
     batches=st.integers(0, 30),
     processes=st.sampled_from([1, 3]),
@@ -122,14 +95,14 @@ def test_nothing_is_left_whenever_the_trainer_is_killed(folder, tmp_path, batche
     before, temporary = set(os.listdir("/dev/shm")), tmp_path / "temporary"
     temporary.mkdir(exist_ok=True)
     command, environment = [sys.executable, script, folder, str(processes)], os.environ | {"TMPDIR": str(temporary)}
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-    run.stdout.readline()
-    time.sleep(delay_sec)
-    pids = family(run.pid)
-    run.send_signal(end)
-    run.communicate(timeout=30)
-    assert wait_gone(pids) == []
-    assert set(os.listdir("/dev/shm")) - before == set()
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as run:
+        assert run.stdout.readline() == b"ready\n"
+        time.sleep(delay_sec)  # to hit different moments; every moment must do
+        pids = family(run.pid)
+        run.send_signal(end)
+        run.communicate(timeout=DEADLINE_SEC)
+    wait_gone(pids)
+    wait_shared_memory_as(before)
     assert list(temporary.iterdir()) == []
 
 
@@ -144,7 +117,7 @@ def test_any_kind_of_script_works(folder, tmp_path, how):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=DEADLINE_SEC,
     )
     assert done.stderr == ""
     assert done.returncode == 0
@@ -158,7 +131,7 @@ def test_functions_of_modules_beside_the_script_are_found(folder, tmp_path):
         "print(sorted(next(iter(loader))['x'].tolist()) == list(range(40)))\n"
     )
     command = [sys.executable, tmp_path / "train.py", folder]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=DEADLINE_SEC)
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
@@ -169,33 +142,39 @@ def test_a_process_that_the_trainer_forked_does_not_keep_the_loader_alive(folder
         SCRIPT.replace(
             "END",
             "import os, signal, time\n"
-            "if os.fork() == 0:\n    time.sleep(20)\n    os._exit(0)\n"
+            "forked = os.fork()\n"
+            "if forked == 0:\n    time.sleep(600)\n    os._exit(0)\n"
+            "print(forked, flush=True)\n"
             "os.kill(os.getpid(), signal.SIGKILL)",
         )
     )
     with open(tmp_path / "out", "w+") as out:
-        run = subprocess.Popen([sys.executable, script, folder, "1"], stdout=out, stdin=subprocess.DEVNULL)
-        run.wait(timeout=30)
-    pid = int((tmp_path / "out").read_text().split()[0])
-    assert wait_gone([pid]) == []
+        subprocess.run([sys.executable, script, folder, "1"], stdout=out, stdin=subprocess.DEVNULL, check=False)
+    first, second = (tmp_path / "out").read_text().splitlines()
+    loader, forked = int(first.split()[0]), int(second)
+    try:
+        wait_gone([loader])
+        assert alive([forked])
+    finally:
+        os.kill(forked, signal.SIGKILL)
 
 
 def test_a_terminal_interrupt_reaches_the_trainer_only(folder, tmp_path):
     """Ctrl-C goes to the terminal's process group, which the loader process is not in."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.replace("END", "input()"))
-    run = subprocess.Popen(
+    with running(
         [sys.executable, script, folder, "1"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    pid = int(run.stdout.readline().split()[0])
-    assert os.getpgid(pid) != os.getpgid(run.pid)
-    os.killpg(run.pid, signal.SIGINT)
-    _, err = run.communicate(timeout=30)
+    ) as run:
+        pid = int(run.stdout.readline().split()[0])
+        assert os.getpgid(pid) != os.getpgid(run.pid)
+        os.killpg(run.pid, signal.SIGINT)
+        _, err = run.communicate(timeout=DEADLINE_SEC)
     assert "KeyboardInterrupt" in err
     assert "headrace" not in err
-    assert wait_gone([pid]) == []
+    wait_gone([pid])

@@ -19,8 +19,8 @@ shard_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambd
 def orders(draw):
     samples = np.array(draw(shard_sizes), np.int64)
     return Order(
-        shard_samples=samples,
-        shard_bytes=samples * draw(st.integers(1, 2000)) + draw(st.integers(0, 100)),
+        piece_samples=samples,
+        piece_bytes=samples * draw(st.integers(1, 2000)) + draw(st.integers(0, 100)),
         seed=draw(st.integers(0, 2**63)),
         shuffle=draw(st.booleans()),
         partitions=draw(st.sampled_from([1, 2, 3, 4, 6, 12, 48])),
@@ -31,13 +31,13 @@ def orders(draw):
 
 def located(order, epoch, positions):
     places = order.epoch(epoch).locate(np.asarray(positions, np.int64))
-    return list(zip(places.shard.tolist(), places.sample.tolist(), strict=True))
+    return list(zip(places.piece.tolist(), places.sample.tolist(), strict=True))
 
 
 @given(orders(), st.integers(0, 5))
 def test_an_epoch_is_every_sample_once(order, epoch):
     """Law 1."""
-    every = [(k, i) for k, n in enumerate(order.shard_samples.tolist()) for i in range(n)]
+    every = [(k, i) for k, n in enumerate(order.piece_samples.tolist()) for i in range(n)]
     assert sorted(located(order, epoch, range(order.num_samples))) == every
 
 
@@ -50,13 +50,13 @@ def test_a_position_is_the_same_however_it_is_asked_for(order, data):
     cut = data.draw(st.integers(0, order.num_samples))
     for part in (positions[:cut], positions[cut:]):
         places = epoch.locate(np.array(part, np.int64))
-        assert list(zip(places.shard.tolist(), places.sample.tolist(), strict=True)) == [whole[p] for p in part]
+        assert list(zip(places.piece.tolist(), places.sample.tolist(), strict=True)) == [whole[p] for p in part]
 
 
 @given(orders())
 def test_without_shuffling_position_g_is_storage_sample_g(order):
-    plain = Order(order.shard_samples, order.shard_bytes, 0, False, order.partitions)
-    every = [(k, i) for k, n in enumerate(order.shard_samples.tolist()) for i in range(n)]
+    plain = Order(order.piece_samples, order.piece_bytes, 0, False, order.partitions)
+    every = [(k, i) for k, n in enumerate(order.piece_samples.tolist()) for i in range(n)]
     assert located(plain, 9, range(plain.num_samples)) == every
 
 
@@ -75,9 +75,9 @@ def test_runs_hold_what_positions_need_when_they_need_it(order, world_size, data
         assert len(by_id) == len(runs)
         mine = np.arange(start, stop)[np.arange(start, stop) % world_size == rank]
         places = epoch.locate(mine)
-        for g, shard, sample, run_id in zip(mine.tolist(), places.shard, places.sample, places.run, strict=True):
+        for g, shard, sample, run_id in zip(mine.tolist(), places.piece, places.sample, places.run, strict=True):
             run = by_id[int(run_id)]
-            assert run.shard == shard
+            assert run.piece == shard
             assert run.first <= sample < run.last
             assert run.need <= g < run.done
 
@@ -88,7 +88,7 @@ def test_no_byte_is_needed_by_two_ranks(order, world_size):
         return
     epoch = order.epoch(0)
     ranks = [list(epoch.runs(rank, world_size)) for rank in range(world_size)]
-    taken = [(r.shard, i) for runs in ranks for r in runs for i in range(r.first, r.last)]
+    taken = [(r.piece, i) for runs in ranks for r in runs for i in range(r.first, r.last)]
     assert len(taken) == len(set(taken)) == order.num_samples
 
 
@@ -155,7 +155,7 @@ def test_many_blocks_are_ordered_in_groups_without_losing_any(order):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks_module, "MAX_PERMUTED_BLOCKS", 4)
         patch.setattr(blocks_module, "GROUP_BLOCKS", 3)
-        every = [(k, i) for k, n in enumerate(order.shard_samples.tolist()) for i in range(n)]
+        every = [(k, i) for k, n in enumerate(order.piece_samples.tolist()) for i in range(n)]
         assert sorted(located(order, 2, range(order.num_samples))) == every
 
 

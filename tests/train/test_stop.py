@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 from problems import trainer
-from processes import HERE, end_ranks, start_ranks
+from processes import HERE, ended, started_ranks
 
 from headrace.telemetry import read_events
-
-
-def wait_for(condition, timeout=60):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
+from waiting import wait_for
 
 
 def kinds(run_dir):
@@ -25,15 +18,26 @@ def kinds(run_dir):
     return [event["event"] for event in read_events(path)] if path.exists() else []
 
 
+def wait_for_steps(run_dir, processes):
+    """Wait until a run is under way."""
+
+    def under_way():
+        for process in processes:
+            assert process.poll() is None, process.communicate()[1]
+        return kinds(run_dir).count("step") >= 3
+
+    wait_for(under_way, "three steps")
+
+
 @pytest.mark.parametrize("told", [0, 1])
 def test_whichever_rank_is_told_all_stop_after_the_same_step(tmp_path, told):
-    processes = start_ranks(2, [HERE / "slow_run.py", tmp_path])
-    wait_for(lambda: kinds(tmp_path).count("step") >= 3)
-    processes[told].send_signal(signal.SIGTERM)
-    ended = end_ranks(processes)
-    assert [code for code, _, _ in ended] == [0, 0]
-    assert ended[0][1] == ended[1][1]
-    steps, reason = ended[0][1].split()
+    with started_ranks(2, [HERE / "slow_run.py", tmp_path]) as processes:
+        wait_for_steps(tmp_path, processes)
+        processes[told].send_signal(signal.SIGTERM)
+        found = ended(processes)
+    assert [code for code, _, _ in found] == [0, 0]
+    assert found[0][1] == found[1][1]
+    steps, reason = found[0][1].split()
     assert reason == "sigterm"
     stop = list(read_events(tmp_path / "events.jsonl"))[-1]
     assert (stop["event"], stop["step"], stop["reason"]) == ("stop", int(steps), "sigterm")
@@ -57,8 +61,7 @@ def test_a_stopped_run_goes_on_and_the_signals_are_given_back(tmp_path):
 
 
 def test_a_killed_peer_ends_the_others(tmp_path):
-    processes = start_ranks(2, [HERE / "slow_run.py", tmp_path])
-    wait_for(lambda: kinds(tmp_path).count("step") >= 3)
-    processes[1].kill()
-    ended = end_ranks(processes, timeout=30)
-    assert [code for code, _, _ in ended] == [1, -signal.SIGKILL]
+    with started_ranks(2, [HERE / "slow_run.py", tmp_path]) as processes:
+        wait_for_steps(tmp_path, processes)
+        processes[1].kill()
+        assert [code for code, _, _ in ended(processes)] == [1, -signal.SIGKILL]

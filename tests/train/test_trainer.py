@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from memory_loader import MemoryLoader
@@ -146,7 +148,9 @@ def test_a_fraction_of_an_epoch_may_lie_between_evaluations(tmp_path):
 
 
 def test_the_parts_of_a_step_add_up_to_its_time(tmp_path):
+    began = time.perf_counter()
     trainer(run_dir=tmp_path, checkpoint_every=3, evaluate=held_out()).fit(steps=9)
+    took = time.perf_counter() - began
     steps = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "step"]
     assert [event["step"] for event in steps] == list(range(1, 10))
     assert [event["epoch"] for event in steps] == [0] * 8 + [1]
@@ -154,14 +158,15 @@ def test_the_parts_of_a_step_add_up_to_its_time(tmp_path):
         parts = ("wait", "copy", "compute", "communication", "checkpoint", "rest")
         assert sum(event[f"{part}_sec"] for part in parts) == pytest.approx(event["sec"], rel=1e-12)
         assert (event["checkpoint_sec"] > 0) == (event["step"] % 3 == 0)
-    took = steps[-1]["time"] - steps[0]["time"]
-    assert sum(event["sec"] for event in steps[1:]) <= took
+    assert sum(event["sec"] for event in steps) <= took, "no moment counts twice"
 
 
 def test_a_run_is_on_record_from_start_to_end(tmp_path):
     result = trainer(run_dir=tmp_path, clip_grad_norm=1.0).fit(steps=2)
     events = list(read_events(tmp_path / "events.jsonl"))
-    assert [event["event"] for event in events] == ["start", "step", "checkpoint", "step", "feed", "end"]
+    kinds = [event["event"] for event in events]
+    assert kinds[-2:] == ["feed", "end"]  # a run that takes long has more lines of the feed in between
+    assert [kind for kind in kinds if kind != "feed"] == ["start", "step", "checkpoint", "step", "end"]
     start, end = events[0], events[-1]
     assert (start["attempt"], start["world_size"], start["step"], start["total_steps"]) == (0, 1, 0, 2)
     assert start["config"]["optimizer"] == repr(hr.sgd(0.1))

@@ -6,25 +6,24 @@ alike. Indexes of shards are read when first needed; the most recently used stay
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import xxhash
 
+from headrace.dataset.indexes import Indexes
+from headrace.dataset.pieces import Pieces
+from headrace.dataset.shard_files import ShardFiles
 from headrace.dataset.verify import find_damage
 from headrace.errors import DamagedError, DatasetError, OptionError
-from headrace.formats import INDEX_SUFFIX, Field, Manifest, ShardIndex, get_format, key_hash
-from headrace.formats.index import I64, StoredIndex
-from headrace.formats.tokens import FIELD, TokensIndex, num_windows
-from headrace.storage import LocalFile, quoted, storage_refusals
-
-INDEX_MEMORY_BYTES = 128 << 20
-"""Indexes kept in memory by one opened dataset; a JPEG's row takes about 100 bytes, so this is a million samples."""
+from headrace.formats import Field, Manifest, Opened, ShardIndex, key_hash
+from headrace.formats.columns import I64
+from headrace.formats.index import StoredIndex
+from headrace.formats.tokens import FIELD, num_windows
+from headrace.storage import File, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +35,14 @@ class Windows:
 
 
 class Dataset:
-    """A dataset made by `headrace.open`. `ds[i]` and `ds.lookup(key)` give raw samples, verified.
+    """A dataset made by `headrace.open`. `ds[i]`, `ds[a:b]` and `ds.lookup(key)` give raw samples, verified.
 
-    A raw sample is a dict: `__key__` (str) and its fields, memoryviews for tar, arrays for tokens.
+    A raw sample is a dict: `__key__` (str) and its fields, memoryviews for tar, typed values for typed formats.
     """
 
     def __init__(
         self,
-        folder: Path,
+        files: ShardFiles,
         manifest: Manifest,
         max_sample_bytes: int,
         scanned: tuple[StoredIndex, ...] | None = None,
@@ -51,30 +50,35 @@ class Dataset:
     ) -> None:
         """`scanned` are the indexes of a dataset without index files; they are pickled along."""
         self.manifest = manifest
-        self._url = folder
-        # A description that is used later, and by other processes, must not depend on where this one then works.
-        self._folder = _absolute(folder)
+        self._files = files
         self._max_sample_bytes = max_sample_bytes
-        self._scanned = scanned
         self._windows = windows
-        self.num_bytes_per_shard: I64 = manifest.shards.bytes
-        self.num_samples_per_shard: I64 = self._count_samples()
-        self._starts: I64 = np.concatenate(([0], np.cumsum(self.num_samples_per_shard)))
-        self._start_unshared()
+        self._indexes = Indexes(files, manifest, scanned)
+        self.pieces = Pieces(manifest.shards, None if windows is None else self._count_windows)
+        self._lookup: tuple[np.ndarray[Any, np.dtype[np.uint64]], I64] | None = None
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self.pieces.sample_starts[-1])
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        """Sample i (from the end if negative): one range read, verified.
+    @overload
+    def __getitem__(self, i: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, i: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """Sample i (from the end if negative), or the samples of a slice, verified: one range read a shard.
 
         Raises IndexError past the ends, DamagedError if the bytes are missing or differ from their checksum.
         """
-        number = i + len(self) if i < 0 else i
+        if isinstance(i, slice):
+            return self._slice(range(*i.indices(len(self))))
+        number = operator.index(i)
+        number += len(self) if number < 0 else 0
         if not 0 <= number < len(self):
             raise IndexError(f"sample {i} of a dataset of {len(self)}")
-        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self._read(shard, number - int(self._starts[shard]))
+        piece, at = self.pieces.find(number)
+        return self._read(piece, at, at + 1)[0]
 
     def lookup(self, key: str) -> dict[str, Any]:
         """The sample with this key, read and verified as by `ds[i]`. Raises KeyError if there is none.
@@ -86,20 +90,19 @@ class Dataset:
         for at in range(int(np.searchsorted(hashes, wanted)), len(hashes)):
             if hashes[at] != wanted:
                 break
-            shard = int(np.searchsorted(self._starts, numbers[at], side="right")) - 1
-            i = int(numbers[at] - self._starts[shard])
-            if self.shard(shard).key(i) == key:
-                return self._read(shard, i)
+            piece, i = self.pieces.find(int(numbers[at]))
+            if self.piece(piece).key(i) == key:
+                return self._read(piece, i, i + 1)[0]
         raise KeyError(f"no sample has the key {key!r}")
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same data at the same place."""
         if not isinstance(other, Dataset):
             return NotImplemented
-        return (self._folder, self.fingerprint) == (other._folder, other.fingerprint)
+        return (self._files, self.fingerprint) == (other._files, other.fingerprint)
 
     def __hash__(self) -> int:
-        return hash((self._folder, self.fingerprint))
+        return hash((self._files, self.fingerprint))
 
     def __repr__(self) -> str:
         cut = f", windows={self._windows.length}/{self._windows.stride}" if self._windows else ""
@@ -108,7 +111,12 @@ class Dataset:
     @property
     def url(self) -> str:
         """Where the dataset lies."""
-        return str(self._url)
+        return self._files.url
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards are read over a network, so that many requests in flight pay."""
+        return self._files.is_remote
 
     @property
     def schema(self) -> Mapping[str, Field]:
@@ -140,30 +148,28 @@ class Dataset:
             raise OptionError(f"length and stride must be at least 1: got {length} and {stride}")
         itemsize = np.dtype(self.manifest.fields[FIELD].dtype).itemsize
         self._check_size(length * itemsize, f"a window of {length} tokens")
-        return Dataset(self._url, self.manifest, self._max_sample_bytes, self._scanned, Windows(length, stride))
+        cut = Windows(length, stride)
+        return Dataset(self._files, self.manifest, self._max_sample_bytes, self._indexes.scanned, cut)
 
-    def shard(self, k: int) -> ShardIndex:
-        """The index of shard k, verified against the manifest. Safe to call from several threads."""
-        with self._lock:
-            if k in self._indexes:
-                self._indexes.move_to_end(k)
-                return self._indexes[k]
-        index = self._load_index(k)
-        with self._lock:
-            if k not in self._indexes:
-                self._indexes[k] = index
-                self._index_bytes += index.nbytes
-            while self._index_bytes > INDEX_MEMORY_BYTES and len(self._indexes) > 1:
-                self._index_bytes -= self._indexes.popitem(last=False)[1].nbytes
-        return index
+    def piece(self, piece: int) -> ShardIndex:
+        """The index of a piece, verified against the manifest. Safe to call from several threads."""
+        shard, number = self.pieces.place(piece)
+        stored = self._indexes.get(shard)
+        if self._windows is None:
+            return stored.pieces[number]
+        return self._indexes.windows(shard, self._windows.length, self._windows.stride)
 
-    def shard_path(self, k: int) -> str:
-        """The file of shard k."""
-        return str(self._folder / self.manifest.shards.file[k])
+    def stored_index(self, shard: int) -> StoredIndex:
+        """The index of a shard as it lies on the disk, without windows, read anew and verified."""
+        return self._indexes.read(shard)
 
-    def shard_name(self, k: int) -> str:
-        """The name of shard k within the dataset."""
-        return self.manifest.shards.file[k]
+    def open_shard(self, shard: int) -> File:
+        """A shard, open for reading. Raises DamagedError if it is missing."""
+        return self._files.open(self.shard_name(shard), int(self.manifest.shards.bytes[shard]))
+
+    def shard_name(self, shard: int) -> str:
+        """The name of a shard within the dataset."""
+        return self.manifest.shards.file[shard]
 
     def verify(self, progress: Callable[..., None] | None = None) -> list[str]:
         """Check every byte and checksum of the dataset; returns everything that is wrong, one line each.
@@ -174,93 +180,67 @@ class Dataset:
         return find_damage(self, progress)
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("_lock", "_indexes", "_index_bytes", "_lookup")
-        return {name: value for name, value in self.__dict__.items() if name not in dropped}
+        return {**self.__dict__, "_lookup": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._start_unshared()
-
-    def _start_unshared(self) -> None:
-        self._lock = threading.Lock()
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._index_bytes = 0
-        self._lookup: tuple[np.ndarray[Any, np.dtype[np.uint64]], I64] | None = None
-
-    def _count_samples(self) -> I64:
-        if self._windows is None:
-            return self.manifest.shards.samples
-        tokens = self.num_bytes_per_shard // np.dtype(self.manifest.fields[FIELD].dtype).itemsize
+    def _count_windows(self, num_bytes: I64) -> I64:
+        assert self._windows is not None
+        tokens = num_bytes // np.dtype(self.manifest.fields[FIELD].dtype).itemsize
         counts = [num_windows(int(n), self._windows.length, self._windows.stride) for n in tokens]
         return np.array(counts, np.int64)
 
-    def _read(self, shard: int, i: int) -> dict[str, Any]:
-        index = self.shard(shard)
-        self._check_size(int(index.sample_bytes[i]), f"sample {quoted(index.key(i))} of {self.shard_name(shard)}")
-        base, length = index.extent(i, i + 1)
-        with LocalFile(self.shard_path(shard)) as file:
-            data = file.read(base, length)
-        reason = index.damage(i, i + 1, data).get(i)
-        if reason is not None:
-            raise DamagedError(
-                f"sample {quoted(index.key(i))} of {quoted(self.shard_path(shard))} is damaged: {reason}; restore the "
-                "shard, or make the dataset again"
-            )
-        return index.sample(i, data, base)
+    def _slice(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        if len(numbers) > 1 and numbers[1] - numbers[0] != 1:
+            return [self[number] for number in numbers]
+        samples: list[dict[str, Any]] = []
+        while len(samples) < len(numbers):
+            piece, first = self.pieces.find(numbers[len(samples)])
+            count = min(len(numbers) - len(samples), int(self.pieces.samples[piece]) - first)
+            samples += self._read(piece, first, first + count)
+        return samples
+
+    def _read(self, piece: int, first: int, last: int) -> list[dict[str, Any]]:
+        index, shard = self.piece(piece), self.pieces.place(piece)[0]
+        for i in range(first, last):
+            self._check_size(int(index.sample_bytes[i]), f"sample {quoted(index.key(i))} of {self.shard_name(shard)}")
+        with self.open_shard(shard) as file:
+            opened = open_run(file, index, first, last)
+            for i, reason in opened.damage.items():
+                raise DamagedError(
+                    f"sample {quoted(index.key(i))} of {file.name} is damaged: {reason}; restore the shard, or make "
+                    "the dataset again"
+                )
+        return [opened.sample(i) for i in range(first, last)]
 
     def _check_size(self, num_bytes: int, what: str) -> None:
         if num_bytes > self._max_sample_bytes:
             raise DatasetError(
                 f"{what} has {num_bytes:,} bytes, more than max_sample_bytes={self._max_sample_bytes:,}; open the "
-                "dataset with a larger limit" + ("" if self.manifest.format == "tar" else ", or as windows")
+                "dataset with a larger limit" + (", or as windows" if self.manifest.format == "tokens" else "")
             )
-
-    def _load_index(self, k: int) -> ShardIndex:
-        stored = self.stored_index(k)
-        if self._windows is None:
-            return stored
-        assert isinstance(stored, TokensIndex)
-        stem = self.shard_name(k).removesuffix(get_format(self.manifest.format).suffix)
-        return stored.windows(stem, self._windows.length, self._windows.stride)
-
-    def stored_index(self, k: int) -> StoredIndex:
-        """The index of shard k as it lies on the disk, without windows, read anew and verified."""
-        if self._scanned is not None:
-            return self._scanned[k]
-        shards = self.manifest.shards
-        name = self.shard_path(k) + INDEX_SUFFIX
-        with LocalFile(name) as file:
-            data = file.read(0, file.size)
-        digest = xxhash.xxh3_128_hexdigest(data)
-        if digest != shards.index_xxh3_128[k]:
-            raise DamagedError(
-                f"the index {quoted(name)} is damaged: its checksum is {digest}, not {shards.index_xxh3_128[k]}; "
-                "restore it, or delete headrace.json and index the folder again (headrace index)"
-            )
-        index = get_format(self.manifest.format).read_index(data, name, int(shards.bytes[k]))
-        if index.num_samples != shards.samples[k]:
-            raise DamagedError(
-                f"the index {quoted(name)} has {index.num_samples} samples, the manifest says {shards.samples[k]}; "
-                "restore the one that is wrong"
-            )
-        if isinstance(index, TokensIndex) and index.dtype.name != self.manifest.fields[FIELD].dtype:
-            raise DamagedError(
-                f"the index {quoted(name)} is of {index.dtype.name} tokens, the manifest says "
-                f"{self.manifest.fields[FIELD].dtype}; restore the one that is wrong"
-            )
-        return index
 
     def _hashes(self) -> tuple[np.ndarray[Any, np.dtype[np.uint64]], I64]:
         if self._lookup is None:
-            hashes = [self.shard(k).key_hashes() for k in range(len(self.manifest.shards))]
+            hashes = [self.piece(k).key_hashes() for k in range(len(self.pieces))]
             joined = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
             order = np.argsort(joined, kind="stable")
             self._lookup = joined[order], order
         return self._lookup
 
 
-def _absolute(folder: Path) -> Path:
-    if folder.is_absolute():
-        return folder
-    with storage_refusals("find", folder):
-        return folder.absolute()
+def open_run(file: File, index: ShardIndex, first: int, last: int) -> Opened:
+    """Samples first .. last-1 of a piece, read and checked.
+
+    What a network or a cache may have garbled is read a second time before it counts as damaged.
+    """
+    base, length = index.extent(first, last)
+    for is_again in (False, True):
+        data = file.read(base, length)
+        try:
+            opened = index.open(first, last, data)
+            if not opened.damage or is_again or not file.is_remote:
+                return opened
+        except DamagedError:
+            if is_again or not file.is_remote:
+                raise
+        file.forget(base, length)
+    raise AssertionError("the second time returns or raises")

@@ -1,51 +1,58 @@
-"""Adopting an ordinary dataset: what one reading of its shards finds is kept beside them."""
+"""Adopting an ordinary dataset: what one reading of its shards finds is kept beside them, or elsewhere."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import xxhash
 
-from headrace.dataset.opening import check_finished, manifest_of, ordinary_shards, with_index_digest
+from headrace.dataset.dataset import Dataset
+from headrace.dataset.opening import find_ordinary, manifest_of
+from headrace.dataset.shard_files import ShardFiles, lasting
 from headrace.errors import TargetError
-from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME, Manifest, Shards
+from headrace.formats import MANIFEST_NAME, Manifest, ScanOptions, Shard, Shards
 from headrace.formats.index import StoredIndex
-from headrace.storage import local_path, quoted, write_file
+from headrace.storage import exists, locate, quoted, write_bytes
 from headrace.telemetry import progress
 
 
-def index(url: str | os.PathLike[str], *, dtype: str | None = None) -> Manifest:
-    """Write a manifest and an index a shard into a folder of tar shards or token files; the shards stay as they are.
+def index(
+    url: str | os.PathLike[str], *, dtype: str | None = None, target: str | os.PathLike[str] | None = None
+) -> Manifest:
+    """Write a manifest, and an index for each shard, beside the shards of an ordinary dataset; they stay as they are.
 
-    `dtype` is the type of bare token files, uint16 or uint32; None takes it from names like `tokens.uint16.bin`. From
-    then on the folder opens at once and its bytes are verified.
+    url: a folder or prefix, or files by braces, as for `headrace.open`. Each shard is read through once.
+    dtype: the type of bare token files, uint16 or uint32; None takes it from names like `tokens.uint16.bin`.
+    target: a folder for manifest and indexes where the shards' own takes no files; it is then what is opened.
 
-    Raises TargetError if there is a manifest already, and what `headrace.open` raises for folders that are no dataset.
+    From then on the dataset opens at once and its bytes are verified. Raises TargetError if there is a manifest
+    already, and what `headrace.open` raises for what is no dataset.
     """
-    folder = local_path(url)
-    check_finished(folder)
-    if (folder / MANIFEST_NAME).exists():
-        raise TargetError(f"{quoted(folder)} has a manifest already: delete its {MANIFEST_NAME} to index it again")
-    paths, format_ = ordinary_shards(folder, dtype)
+    ordinary = find_ordinary(url, ScanOptions(dtype=dtype))
+    if isinstance(ordinary, Dataset):
+        raise TargetError(
+            f"{quoted(os.fspath(url))} has a manifest already: delete its {MANIFEST_NAME} to index it again"
+        )
+    home = ordinary.folder if target is None else lasting(locate(target))
+    if exists(home / MANIFEST_NAME):
+        raise TargetError(f"{home} holds a manifest already: choose another target")
     found = []
-    with progress("indexing", len(paths), "shards") as advance:
-        for path in paths:
-            found.append(format_.scan(path, dtype))
-            advance(1, path.name)
-    manifest = manifest_of(format_, found)  # so nothing is written beside shards that do not go together
-    rows = [
-        with_index_digest(row, _write_index(path, shard_index))
-        for path, (shard_index, row) in zip(paths, found, strict=True)
-    ]
-    manifest = replace(manifest, shards=Shards.of(rows))
-    manifest.write(folder)
+    with progress("indexing", len(ordinary.found.files), "shards") as advance:
+        for shard_index, row in ordinary.scan():
+            found.append((shard_index, row))
+            advance(1, row.file)
+    manifest = manifest_of(ordinary, found)  # so nothing is written beside shards that do not go together
+    files = ShardFiles(os.fspath(url), home, ordinary.folder)
+    rows = [_with_index(files, shard_index, row) for shard_index, row in found]
+    shards_url = None if target is None else ordinary.folder.text
+    manifest = replace(manifest, shards=Shards.of(rows), shards_url=shards_url)
+    write_bytes(files.manifest_place, manifest.to_bytes())
     return manifest
 
 
-def _write_index(shard: Path, index: StoredIndex) -> str:
-    """Write the index beside its shard; returns its checksum."""
-    content = index.to_file()
-    write_file(shard.with_name(shard.name + INDEX_SUFFIX), content)
-    return xxhash.xxh3_128_hexdigest(content)
+def _with_index(files: ShardFiles, shard_index: StoredIndex, row: Shard) -> Shard:
+    """Write the shard's index; returns the row with its checksum."""
+    content = shard_index.to_file()
+    write_bytes(files.index_place(row.file), content)
+    return replace(row, index_xxh3_128=xxhash.xxh3_128_hexdigest(content))

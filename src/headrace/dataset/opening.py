@@ -1,149 +1,213 @@
-"""From a place to a dataset: one with a manifest, or an ordinary folder of shards, which is scanned."""
+"""From a place to a dataset: one with a manifest, or an ordinary one, which is scanned."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from headrace.dataset.dataset import Dataset
+from headrace.dataset.listing import FolderListing
 from headrace.dataset.partial import PARTIAL_NAME
-from headrace.errors import DatasetError, ManifestError
-from headrace.formats import MANIFEST_NAME, Field, Format, Manifest, Shard, Shards, get_format
+from headrace.dataset.shard_files import ShardFiles, lasting
+from headrace.errors import DatasetError, ManifestError, StorageError
+from headrace.formats import (
+    FORMATS,
+    MANIFEST_NAME,
+    Field,
+    Format,
+    Found,
+    Manifest,
+    ScanOptions,
+    Shard,
+    Shards,
+    get_format,
+)
 from headrace.formats.index import StoredIndex
-from headrace.formats.tar import TarIndex
-from headrace.formats.tokens import DTYPES, FIELD, TokensIndex, dtype_in_name
-from headrace.storage import local_path, parse_size, quoted, storage_refusals
+from headrace.formats.tokens import DTYPES, FIELD
+from headrace.storage import (
+    Place,
+    exists,
+    expand_braces,
+    is_folder,
+    locate,
+    open_file,
+    parse_size,
+    quoted,
+    read_bytes,
+    storage_refusals,
+)
 
-_EXPECTED = f"expected {MANIFEST_NAME}, .tar shards, or token files like tokens.uint16.bin"
+_EXPECTED = f"expected {MANIFEST_NAME}, or files of one of the formats {', '.join(FORMATS)}"
 
 
 def open(url: str | os.PathLike[str], *, max_sample_bytes: int | str = "256MiB") -> Dataset:
-    """The dataset in a folder: a packed one, or an ordinary one of tar shards or token files.
+    """The dataset at a place: a packed one, or an ordinary one of any format that headrace reads.
 
-    An ordinary dataset has no manifest; its shards are read through once to find its samples (`headrace.index` keeps
-    what is found). A sample of more than `max_sample_bytes` is an error when it is read.
+    `url` names a folder or prefix, a single file, or files by braces: `s3://bucket/train-{000000..000099}.tar`.
+
+    An ordinary dataset has no manifest; what it is follows from the content of its files. Its shards are read through
+    once to find its samples (`headrace.index` keeps what is found). A sample of more than `max_sample_bytes` is an
+    error when it is read.
 
     Raises DatasetError if there is no dataset or an unfinished one, ManifestError for a manifest that is malformed or
     of a later version, DamagedError for an ordinary shard that is cut off.
     """
-    folder = local_path(url)
     limit = parse_size(max_sample_bytes, "max_sample_bytes")
-    check_finished(folder)
-    if (folder / MANIFEST_NAME).exists():
-        manifest = Manifest.read(folder)
-        get_known_format(manifest, folder)
-        _check_fields(manifest, folder)
-        return Dataset(folder, manifest, limit)
-    paths, format_ = ordinary_shards(folder)
-    found = [format_.scan(path, None) for path in paths]
-    manifest = manifest_of(format_, found)
-    return Dataset(folder, manifest, limit, scanned=tuple(index for index, _ in found))
+    ordinary = find_ordinary(url, ScanOptions(max_sample_bytes=limit))
+    if isinstance(ordinary, Dataset):
+        return ordinary
+    found = list(ordinary.scan())
+    manifest = manifest_of(ordinary, found)
+    files = ShardFiles(os.fspath(url), ordinary.folder, ordinary.folder)
+    return Dataset(files, manifest, limit, scanned=tuple(index for index, _ in found))
 
 
-def is_dataset(path: Path) -> bool:
-    """Whether a path is a folder that `open` takes for a dataset, finished or not."""
-    with storage_refusals("read", path):
-        return path.is_dir() and any(
-            entry.name in (MANIFEST_NAME, PARTIAL_NAME) or _is_ordinary(entry.name) for entry in path.iterdir()
-        )
+@dataclass(frozen=True, slots=True)
+class Ordinary:
+    """An ordinary dataset, before its shards are scanned."""
+
+    folder: Place
+    format: Format
+    found: Found
+    options: ScanOptions
+
+    def scan(self) -> Iterable[tuple[StoredIndex, Shard]]:
+        """Each shard's index and row, read through once when asked for."""
+        hints = self.found.hints or [{}] * len(self.found.files)
+        for name, hint in zip(self.found.files, hints, strict=True):
+            with open_file(self.folder / name) as file:
+                index, row = self.format.scan(file, {**hint, "file": name}, self.options)
+            yield index, replace(row, file=name)
 
 
-def check_finished(folder: Path) -> None:
-    """Raise DatasetError if there is no folder, or if packing into it was cut off or is under way."""
-    with storage_refusals("read", folder):
-        exists, is_folder, is_partial = folder.exists(), folder.is_dir(), (folder / PARTIAL_NAME).exists()
-    if not exists:
-        raise DatasetError(f"there is no dataset at {quoted(folder)}: nothing is there; check the path")
-    if not is_folder:
-        raise DatasetError(f"{quoted(folder)} is not a dataset: it is a file; give the folder that holds the shards")
-    if is_partial:
-        raise DatasetError(
-            f"the dataset at {quoted(folder)} is not finished: packing is under way or was cut off ({PARTIAL_NAME} is "
-            "there); run the same pack again to go on"
-        )
+def find_ordinary(url: str | os.PathLike[str], options: ScanOptions) -> Dataset | Ordinary:
+    """What is at a place: a dataset with a manifest, or an ordinary one. Raises as `open`."""
+    folder, names = _folder_and_names(url)
+    if names is None:
+        manifest = _read_manifest(folder)
+        if manifest is not None:
+            return _packed(os.fspath(url), folder, manifest, options.max_sample_bytes)
+    listing = FolderListing(folder, names)
+    for format_ in FORMATS.values():
+        if (found := format_.find(listing, options)) is not None:
+            _check_alone(format_, listing, options)
+            return Ordinary(folder, format_, found, options)
+    raise DatasetError(f"{quoted(os.fspath(url))} is not a dataset: {_EXPECTED}; {_what_is_there(listing)}")
 
 
-def get_known_format(manifest: Manifest, folder: Path) -> Format:
-    """The manifest's format; DatasetError if this release does not read it."""
+def is_dataset(place: Place) -> bool:
+    """Whether a place is a folder that `open` takes for a dataset, finished or not."""
     try:
-        return get_format(manifest.format)
-    except ValueError as err:
-        raise DatasetError(f"the dataset at {quoted(folder)} cannot be read by this release: {err}") from err
+        if exists(place / MANIFEST_NAME) or exists(place / PARTIAL_NAME):
+            return True
+        listing = FolderListing(place)
+    except StorageError:
+        return False
+    return any(format_.find(listing, ScanOptions()) is not None for format_ in FORMATS.values())
 
 
-def ordinary_shards(folder: Path, dtype: str | None = None) -> tuple[list[Path], Format]:
-    """The shards of a dataset without a manifest, sorted by name; with `dtype` every `.bin` file is a token file."""
-    with storage_refusals("read", folder):
-        names = sorted(path.name for path in folder.iterdir())
-    tars = [name for name in names if name.endswith(".tar")]
-    tokens = [name for name in names if name.endswith(".bin") and (dtype or dtype_in_name(name))]
-    if tars and tokens:
-        raise DatasetError(
-            f"{quoted(folder)} holds both .tar shards and token files: put each into a folder of its own"
-        )
-    if not tars and not tokens:
-        raise DatasetError(f"{quoted(folder)} is not a dataset: {_EXPECTED}; {_found(folder)}")
-    return [folder / name for name in tars or tokens], get_format("tar" if tars else "tokens")
-
-
-def manifest_of(format_: Format, found: Iterable[tuple[StoredIndex, Shard]]) -> Manifest:
+def manifest_of(ordinary: Ordinary, found: Sequence[tuple[StoredIndex, Shard]]) -> Manifest:
     """The manifest of scanned shards. Raises DatasetError if they do not go together."""
     fields: dict[str, Field] = {}
-    rows: list[Shard] = []
     for index, row in found:
-        for name, field in _fields(index).items():
-            if name in fields and fields[name].dtype != field.dtype:
-                raise DatasetError(
-                    f"shards of one dataset must have one type: {quoted(row.file)} is {field.dtype}, others are "
-                    f"{fields[name].dtype}; put them into folders of their own"
-                )
-            fields.setdefault(name, field)
-        rows.append(row)
-    return Manifest(format_.name, fields, Shards.of(rows))
+        for name, field in index.fields.items():
+            known = fields.get(name)
+            if known is not None and (known.type, known.dtype) != (field.type, field.dtype):
+                field = _reconciled(name, known, field, row.file)
+            fields[name] = field if known is None else known.merged(field)
+    classes = ordinary.found.classes
+    rows = [row for _, row in found]
+    return Manifest(ordinary.format.name, fields, Shards.of(rows), None if classes is None else tuple(classes))
 
 
-def _check_fields(manifest: Manifest, folder: Path) -> None:
+def _reconciled(name: str, known: Field, field: Field, file: str) -> Field:
+    """A field whose type differs from that in earlier shards, where both can be one."""
+    if "null" in (known.type, field.type):
+        return field
+    raise DatasetError(
+        f"shards of one dataset must have one type: in {quoted(file)} the field {name!r} is "
+        f"{field.dtype or field.type}, in others {known.dtype or known.type}; put them into folders of their own"
+    )
+
+
+def _folder_and_names(url: str | os.PathLike[str]) -> tuple[Place, list[str] | None]:
+    """The folder, and the names of files in it if the place names files."""
+    text = os.fspath(url)
+    places = [lasting(locate(one)) for one in ([text] if _is_there(text) else expand_braces(text))]
+    if len(places) == 1 and _is_dataset_folder(places[0]):
+        return places[0], None
+    parents = {place.parent for place in places}
+    if len(parents) != 1:
+        raise DatasetError(f"files of one dataset must lie in one folder: {quoted(text)} names several")
+    return parents.pop(), [place.name for place in places]
+
+
+def _is_there(text: str) -> bool:
+    """Whether it is a local path as it stands: braces may be part of a name."""
+    return "{" not in text or (locate(text).is_local and locate(text).path.exists())
+
+
+def _is_dataset_folder(place: Place) -> bool:
+    if place.is_local:
+        with storage_refusals("read", place.path):
+            if not place.path.exists():
+                raise DatasetError(f"there is no dataset at {place}: nothing is there; check the path")
+            return place.path.is_dir()
+    if exists(place / MANIFEST_NAME) or exists(place / PARTIAL_NAME):
+        return True
+    try:
+        return is_folder(place)
+    except StorageError:  # plain http lists nothing: then it can only be a file
+        return False
+
+
+def _read_manifest(folder: Place) -> Manifest | None:
+    if exists(folder / PARTIAL_NAME):
+        raise DatasetError(
+            f"the dataset at {folder} is not finished: packing is under way or was cut off ({PARTIAL_NAME} "
+            "is there); run the same pack again to go on"
+        )
+    place = folder / MANIFEST_NAME
+    return Manifest.parse(read_bytes(place), place.text) if exists(place) else None
+
+
+def _packed(url: str, folder: Place, manifest: Manifest, limit: int) -> Dataset:
+    try:
+        get_format(manifest.format)
+    except ValueError as err:
+        raise DatasetError(f"the dataset at {quoted(url)} cannot be read by this release: {err}") from err
+    _check_fields(manifest, folder)
+    shards = folder if manifest.shards_url is None else locate(manifest.shards_url)
+    return Dataset(ShardFiles(url, folder, shards), manifest, limit)
+
+
+def _check_alone(format_: Format, listing: FolderListing, options: ScanOptions) -> None:
+    others = [other.name for other in FORMATS.values() if other is not format_ and other.find(listing, options)]
+    if others:
+        raise DatasetError(
+            f"{listing.folder} holds files of several formats ({', '.join([format_.name, *others])}): put "
+            "each into a folder of its own"
+        )
+
+
+def _check_fields(manifest: Manifest, folder: Place) -> None:
     """What all that is cut out of token shards relies on."""
     if manifest.format != "tokens":
         return
     dtype = manifest.fields[FIELD].dtype if FIELD in manifest.fields else None
     if dtype not in DTYPES:
         raise ManifestError(
-            f"{quoted(folder / MANIFEST_NAME)} is malformed: a dataset of tokens has the field {FIELD!r} of dtype "
+            f"{folder / MANIFEST_NAME} is malformed: a dataset of tokens has the field {FIELD!r} of dtype "
             f"{' or '.join(DTYPES)}, got {dtype!r}; restore it, or make it again"
         )
 
 
-def with_index_digest(row: Shard, digest: str) -> Shard:
-    """A manifest row with its index's checksum."""
-    return replace(row, index_xxh3_128=digest)
-
-
-def _fields(index: StoredIndex) -> dict[str, Field]:
-    if isinstance(index, TarIndex):
-        return {name: Field("bytes") for name in index.field_names}
-    assert isinstance(index, TokensIndex)
-    return {FIELD: Field("array", index.dtype.name)}
-
-
-def _is_ordinary(name: str) -> bool:
-    return name.endswith(".tar") or dtype_in_name(name) is not None
-
-
-def _found(folder: Path) -> str:
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    inner = [entry.name for entry in entries if entry.is_dir() and is_dataset(folder / entry.name)]
+def _what_is_there(listing: FolderListing) -> str:
+    inner = [name for name in listing.folders if is_dataset(listing.folder / name)]
     if inner:
-        return f"found datasets in its folders {_listed(inner)}: open one of them"
-    if not entries:
+        more = f" and {len(inner) - 3} more" if len(inner) > 3 else ""
+        return f"found datasets in its folders {', '.join(map(quoted, inner[:3]))}{more}: open one of them"
+    if not listing.names and not listing.folders:
         return "it is empty"
-    if any(entry.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")) for entry in entries):
-        return "found compressed tars: unpack them to plain .tar first"
-    return f"found {_listed([entry.name for entry in entries])}: pack it first (headrace pack)"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(quoted(name) for name in names[:3]) + more
+    return f"found {listing.shown()}: pack it first (headrace pack)"

@@ -11,7 +11,7 @@ import xxhash
 
 from headrace.errors import HeadraceError
 from headrace.formats.index import PIECE_BYTES, StoredIndex
-from headrace.storage import LocalFile, quoted
+from headrace.storage import File, quoted
 
 if TYPE_CHECKING:
     from headrace.dataset.dataset import Dataset
@@ -41,16 +41,16 @@ def _check_shard(dataset: Dataset, k: int) -> Iterator[str]:
     except HeadraceError as err:
         yield str(err)
     try:
-        with LocalFile(dataset.shard_path(k)) as file:
+        with dataset.open_shard(k) as file:
             yield from _check_file(dataset, k, file, index)
     except HeadraceError as err:
         yield str(err)
 
 
-def _check_file(dataset: Dataset, k: int, file: LocalFile, index: StoredIndex | None) -> Iterator[str]:
+def _check_file(dataset: Dataset, k: int, file: File, index: StoredIndex | None) -> Iterator[str]:
     shards = dataset.manifest.shards
     size, expected = file.size, int(shards.bytes[k])
-    name = quoted(dataset.shard_path(k))
+    name = file.name
     if size != expected:
         what = "is cut short" if size < expected else "has bytes too many"
         yield f"{name} {what}: {expected:,} bytes expected, {size:,} found; restore it"
@@ -61,7 +61,7 @@ def _check_file(dataset: Dataset, k: int, file: LocalFile, index: StoredIndex | 
         yield from _check_samples(name, file, index, size)
 
 
-def _digest(file: LocalFile, size: int) -> str:
+def _digest(file: File, size: int) -> str:
     digest, buffer = xxhash.xxh3_128(), bytearray(min(size, PIECE_BYTES))
     for at in range(0, size, PIECE_BYTES):
         chunk = memoryview(buffer)[: min(PIECE_BYTES, size - at)]
@@ -70,7 +70,7 @@ def _digest(file: LocalFile, size: int) -> str:
     return digest.hexdigest()
 
 
-def _check_samples(name: str, file: LocalFile, index: StoredIndex, size: int) -> Iterator[str]:
+def _check_samples(name: str, file: File, index: StoredIndex, size: int) -> Iterator[str]:
     num_damaged = 0
     for i, reason in index.all_damage(file.read, size):
         num_damaged += 1

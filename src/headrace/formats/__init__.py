@@ -1,18 +1,18 @@
 """On-disk formats: what a shard, its index and a dataset's manifest are, reader and writer together."""
 
-from headrace.formats.index import ShardIndex, key_hash
+from headrace.formats.fields import Field
+from headrace.formats.format import Format, Found, Listing, ScanOptions
+from headrace.formats.index import Opened, ShardIndex, key_hash
 from headrace.formats.manifest import (
     INDEX_SUFFIX,
     MANIFEST_NAME,
     MANIFEST_VERSION,
-    Field,
     Manifest,
-    Shard,
-    Shards,
     shard_name,
 )
-from headrace.formats.registry import FORMATS, Format, get_format
+from headrace.formats.registry import FORMATS, get_format, get_written_format
 from headrace.formats.shard import Encoded, ShardWriter
+from headrace.formats.shards import Shard, Shards
 
 __all__ = [
     "FORMATS",
@@ -22,12 +22,17 @@ __all__ = [
     "Encoded",
     "Field",
     "Format",
+    "Found",
+    "Listing",
     "Manifest",
+    "Opened",
+    "ScanOptions",
     "Shard",
     "ShardIndex",
     "ShardWriter",
     "Shards",
     "get_format",
+    "get_written_format",
     "key_hash",
     "shard_name",
 ]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.errors import ManifestError
-from headrace.formats.index import I64, Strings
+from headrace.formats.columns import I64, Strings
 from headrace.storage import quoted
 
 INDEX_VERSION = "1"

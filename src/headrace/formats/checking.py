@@ -85,8 +85,9 @@ class Checked:
         return self.text()
 
     def file_name(self) -> str:
-        """The name of a file directly in the dataset's folder: a manifest must not reach outside it."""
+        """The name of a file in the dataset's folder, or in one below: a manifest must not reach outside it."""
         name = self.text()
-        if name in ("", ".", "..") or any(char in name for char in "/\\\0"):
-            raise self.error("must be the plain name of a file in the dataset's folder")
+        parts = name.split("/")
+        if not all(parts) or any(part in (".", "..") for part in parts) or any(char in name for char in "\\\0"):
+            raise self.error("must be the name of a file in the dataset's folder")
         return name

@@ -7,24 +7,45 @@ shard (`shard-000000.tar.idx`), and in memory as plain arrays, which pickle smal
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
+
+from headrace.errors import DamagedError
+from headrace.formats.columns import I64, U64
+from headrace.formats.fields import Field
 
 BEHIND_END = "it lies at least in part behind the end of the shard"
 PIECE_BYTES = 4 << 20
 
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
+
+class Opened(ABC):
+    """Samples first .. last-1 of a piece, in memory, checked. Safe to share by threads."""
+
+    damage: Mapping[int, str]
+    """The samples that differ from their checksum, and the reason; they must not be used."""
+    num_bytes: int
+    """Memory that is held besides the bytes that were read."""
+
+    @abstractmethod
+    def sample(self, i: int) -> dict[str, Any]:
+        """Sample i: `__key__` and its fields, as views where the format allows it.
+
+        Nothing is copied or checked here: this is called tens of thousands of times a second.
+        """
 
 
 class ShardIndex(ABC):
-    """What is known of one shard's samples, numbered from 0. One subclass a format. Safe to share by threads."""
+    """What is known of a piece's samples, numbered from 0. One subclass a format. Safe to share by threads.
+
+    A *piece* is a shard, or a part of one that is unpacked as a whole (a row group of Parquet). A piece is either
+    *ranged*: any run of its samples is one range read; or it is read and unpacked as a whole.
+    """
 
     format: ClassVar[str]
+    is_ranged: bool = True
     shard_bytes: int
     """Length of the shard file."""
 
@@ -52,6 +73,38 @@ class ShardIndex(ABC):
         """(offset, length) of the bytes that hold samples first .. last-1, and what is needed to verify them."""
 
     @abstractmethod
+    def open(self, first: int, last: int, data: memoryview) -> Opened:
+        """Samples first .. last-1 out of `data`, what the shard holds at `extent(first, last)`.
+
+        Raises DamagedError if none of them can be had, as of a compressed shard that does not unpack.
+        """
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """The piece cut into runs (first, last) of a few MiB, or of one sample if it is larger; one if it is whole."""
+        if not self.is_ranged:
+            yield 0, self.num_samples
+            return
+        first, num_bytes = 0, 0
+        for i, length in enumerate(self.sample_bytes.tolist()):
+            if num_bytes and num_bytes + length > PIECE_BYTES:
+                yield first, i
+                first, num_bytes = i, 0
+            num_bytes += length
+        if first < self.num_samples:
+            yield first, self.num_samples
+
+    def key_hashes(self) -> U64:
+        """xxh3_64 of every sample's key."""
+        return np.fromiter((key_hash(self.key(i)) for i in range(self.num_samples)), np.uint64, self.num_samples)
+
+
+class RangedIndex(ShardIndex):
+    """A piece whose samples lie as views in the bytes that were read."""
+
+    def open(self, first: int, last: int, data: memoryview) -> Opened:
+        return OpenedRange(self, self.extent(first, last)[0], data, self.damage(first, last, data))
+
+    @abstractmethod
     def damage(self, first: int, last: int, data: memoryview) -> dict[int, str]:
         """The samples among first .. last-1 whose bytes differ from their checksum, and the reason.
 
@@ -62,58 +115,74 @@ class ShardIndex(ABC):
     def sample(self, i: int, data: memoryview, base: int) -> dict[str, Any]:
         """Sample i as views into `data`, which holds the shard's bytes from offset `base` on: `__key__` and its fields.
 
-        Nothing is copied or checked here: this is called tens of thousands of times a second.
+        Nothing is checked here.
         """
 
-    def key_hashes(self) -> U64:
-        """xxh3_64 of every sample's key."""
-        return np.fromiter((key_hash(self.key(i)) for i in range(self.num_samples)), np.uint64, self.num_samples)
+
+class OpenedRange(Opened):
+    """A run of samples of a ranged piece."""
+
+    num_bytes = 0
+
+    def __init__(self, index: RangedIndex, base: int, data: memoryview, damage: Mapping[int, str]) -> None:
+        """`data` holds the shard's bytes from offset `base` on."""
+        self.damage = damage
+        self._index, self._base, self._data = index, base, data
+
+    def sample(self, i: int) -> dict[str, Any]:
+        return self._index.sample(i, self._data, self._base)
 
 
 class StoredIndex(ShardIndex):
     """An index that has a file beside its shard, as opposed to a view made of one."""
 
+    @property
+    @abstractmethod
+    def fields(self) -> Mapping[str, Field]:
+        """What the shard's samples have, by field name, `__key__` aside."""
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Memory that the shard takes unpacked, if it has pieces that are read as a whole; else 0."""
+        return 0
+
+    @property
+    def pieces(self) -> Sequence[ShardIndex]:
+        """The parts of the shard that are read on their own, in storage order: one, unless the format says more."""
+        return (self,)
+
     @abstractmethod
     def to_file(self) -> bytes:
         """The content of the index file."""
 
-    @abstractmethod
     def all_damage(self, read: Callable[[int, int], memoryview], size: int) -> Iterator[tuple[int, str]]:
-        """Every damaged sample of the shard and the reason, read in pieces of a few MiB.
+        """Every damaged sample of the shard and the reason, read some MiB at a time.
 
         `read(offset, length)` gives bytes of the shard file, which has `size` of them.
         """
+        before = 0
+        for piece in self.pieces:
+            for first, last in piece.runs():
+                for i, reason in _damage_of(piece, first, last, read, size):
+                    yield before + i, reason
+            before += piece.num_samples
 
 
-class Strings:
-    """A column of strings in two buffers: without an object each, a million of them are cheap to hold and pickle."""
-
-    def __init__(self, starts: I64, text: npt.NDArray[np.uint8]) -> None:
-        """`starts` has one more entry than there are strings: where the last one ends."""
-        self.starts, self.text = starts, text
-        self._starts, self._text = starts.data, text.data
-
-    @classmethod
-    def of(cls, strings: Iterable[str]) -> Strings:
-        """The column of these strings."""
-        encoded = [string.encode() for string in strings]
-        starts = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(text) for text in encoded], out=starts[1:])
-        return cls(starts, np.frombuffer(b"".join(encoded), np.uint8))
-
-    def __getitem__(self, i: int) -> str:
-        return str(self._text[self._starts[i] : self._starts[i + 1]], "utf-8")
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Strings, (self.starts, self.text)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of both buffers, in bytes."""
-        return self.starts.nbytes + self.text.nbytes
+def _damage_of(
+    piece: ShardIndex, first: int, last: int, read: Callable[[int, int], memoryview], size: int
+) -> Iterator[tuple[int, str]]:
+    """The damaged samples of one run, each looked at by itself where the run reaches behind the end of the file."""
+    offset, length = piece.extent(first, last)
+    if offset + length <= size:
+        try:
+            yield from piece.open(first, last, read(offset, length)).damage.items()
+        except DamagedError as err:
+            yield from ((i, str(err)) for i in range(first, last))
+    elif not piece.is_ranged or last - first == 1:
+        yield from ((i, BEHIND_END) for i in range(first, last))
+    else:
+        for i in range(first, last):
+            yield from _damage_of(piece, i, i + 1, read, size)
 
 
 def key_hash(key: str) -> int:

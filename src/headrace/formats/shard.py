@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 from headrace.formats.index import StoredIndex
-from headrace.formats.manifest import INDEX_SUFFIX, Field, Shard
+from headrace.formats.fields import Field
+from headrace.formats.manifest import INDEX_SUFFIX
+from headrace.formats.shards import Shard
 from headrace.storage import remove_file, replace_file, storage_refusals, write_all, write_file
 from headrace.storage.writing import TEMPORARY_SUFFIX
 
@@ -32,6 +35,8 @@ class Encoded:
     """(field, offset in the blob, length) of each field, where the format keeps fields apart."""
     checksum: int = field(default=0)
     """xxh3_64 of the blob, where the format has a checksum a sample."""
+    values: Mapping[str, Any] | None = None
+    """The fields' values, where the format writes many samples as one (a row group); then there is no blob."""
 
 
 class ShardWriter(ABC):

@@ -8,22 +8,26 @@ first header to the next sample's: the checksum covers headers and padding too.
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import orjson
 import xxhash
 
-from headrace.errors import DamagedError, DatasetError, SourceError
+from headrace.errors import DamagedError, DatasetError, OptionError, SourceError
 from headrace.formats.arrow import Column, IndexFile, Lists, index_to_bytes
-from headrace.formats.index import BEHIND_END, I64, PIECE_BYTES, U64, StoredIndex, Strings
-from headrace.formats.manifest import Field, Shard
+from headrace.formats.columns import I64, U64, Strings
+from headrace.formats.index import RangedIndex, StoredIndex
+from headrace.formats.fields import Field
+from headrace.formats.format import Format, Found, Listing, ScanOptions
 from headrace.formats.shard import Encoded, ShardWriter
+from headrace.formats.shards import Shard
 from headrace.formats.ustar import (
     BLOCK_BYTES,
     END,
@@ -36,7 +40,7 @@ from headrace.formats.ustar import (
     parse_header,
 )
 from headrace.formats.values import value_to_bytes
-from headrace.storage import open_regular, quoted, storage_refusals
+from headrace.storage import File, quoted
 
 _MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
@@ -106,7 +110,7 @@ class _Rows:
         )
 
 
-class TarIndex(StoredIndex):
+class TarIndex(RangedIndex, StoredIndex):
     """The index of a tar shard."""
 
     format: ClassVar[str] = "tar"
@@ -149,9 +153,9 @@ class TarIndex(StoredIndex):
         return self._arrays[1]
 
     @property
-    def field_names(self) -> tuple[str, ...]:
+    def fields(self) -> Mapping[str, Field]:
         """Every field that some sample has, in order of first appearance."""
-        return self._names
+        return {name: Field("bytes") for name in self._names}
 
     def key(self, i: int) -> str:
         return self._keys[i]
@@ -193,14 +197,6 @@ class TarIndex(StoredIndex):
         }
         return index_to_bytes(self.format, columns, {"fields": orjson.dumps(self._names).decode()})
 
-    def all_damage(self, read: Callable[[int, int], memoryview], size: int) -> Iterator[tuple[int, str]]:
-        for first, last in self._pieces():
-            base, length = self.extent(first, last)
-            if base + length <= size:
-                yield from self.damage(first, last, read(base, length)).items()
-            else:
-                yield from self._damage_at_end(first, last, read, size)
-
     @classmethod
     def from_file(cls, data: memoryview, name: str, shard_bytes: int) -> TarIndex:
         """The index that a file holds. Raises ManifestError if it is malformed or reaches outside the shard."""
@@ -222,26 +218,6 @@ class TarIndex(StoredIndex):
         )
         index._check_bounds(file)
         return index
-
-    def _pieces(self) -> Iterator[tuple[int, int]]:
-        first, num_bytes = 0, 0
-        for i in range(self.num_samples):
-            if num_bytes and num_bytes + self._lengths[i] > PIECE_BYTES:
-                yield first, i
-                first, num_bytes = i, 0
-            num_bytes += self._lengths[i]
-        if first < self.num_samples:
-            yield first, self.num_samples
-
-    def _damage_at_end(
-        self, first: int, last: int, read: Callable[[int, int], memoryview], size: int
-    ) -> Iterator[tuple[int, str]]:
-        for i in range(first, last):
-            offset, length = self.extent(i, i + 1)
-            if offset + length > size:
-                yield i, BEHIND_END
-            else:
-                yield from self.damage(i, i + 1, read(offset, length)).items()
 
     def _check_bounds(self, file: IndexFile) -> None:
         offsets, lengths, _, starts, fields, member_offsets, member_lengths = self._arrays
@@ -298,21 +274,41 @@ def encode_tar(sample: Mapping[str, Any]) -> Encoded:
     return Encoded(key, blob, fields, tuple(members), xxhash.xxh3_64_intdigest(blob))
 
 
-def scan_tar(path: Path) -> tuple[TarIndex, Shard]:
-    """The index of an ordinary tar, made in one pass over the file, and its row (without an index checksum).
+def find_tars(listing: Listing, options: ScanOptions) -> Found | None:
+    """The files of a folder that begin with a tar header, or are empty tars by name."""
+    files = [name for name in listing.names if _is_tar(listing.head(name, BLOCK_BYTES), name)]
+    return Found(files) if files else None
+
+
+def scan_tar(file: File, hints: Mapping[str, Any], options: ScanOptions) -> tuple[TarIndex, Shard]:
+    """The index of an ordinary tar, made in one pass over the file, and its row.
 
     Raises DamagedError if the tar is cut off or broken, DatasetError if its samples are not adjacent.
     """
-    with storage_refusals("read", path), open(path, "rb", buffering=_CHUNK_BYTES, opener=open_regular) as file:
-        scan = _Scan(file, quoted(path))
+    if options.dtype is not None:
+        raise OptionError(f"dtype is for token files (.bin), and {file.name} is a tar: leave it out")
+    with file.stream() as stream:
+        scan = _Scan(stream, file.name)
         index = scan.run()
-    return index, Shard(path.name, index.num_samples, index.shard_bytes, scan.digest.hexdigest(), "")
+    return index, Shard("", index.num_samples, index.shard_bytes, scan.digest.hexdigest(), "")
+
+
+def _is_tar(head: bytes, name: str) -> bool:
+    if name.lower().endswith(".tar"):
+        return True
+    if len(head) < BLOCK_BYTES or not head.strip(b"\0"):
+        return False
+    try:
+        parse_header(head)
+    except TarError:
+        return False
+    return True
 
 
 class _Scan:
     """One pass over a tar: members to samples, and checksums on the way."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: io.BufferedReader, name: str) -> None:
         self.digest = xxhash.xxh3_128()
         self._file, self._name = file, name
         self._at = 0
@@ -445,3 +441,6 @@ def _field_names(file: IndexFile) -> tuple[str, ...]:
 def _are_ranges(offsets: I64, lengths: I64, within: int | I64) -> bool:
     """Whether every range is of at least no bytes and lies inside `within` bytes; sums cannot overflow."""
     return bool(np.all((offsets >= 0) & (lengths >= 0) & (lengths <= within) & (offsets <= within - lengths)))
+
+
+TAR = Format("tar", ".tar", find_tars, scan_tar, TarIndex.from_file, encode_tar, TarWriter)

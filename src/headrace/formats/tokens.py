@@ -17,10 +17,13 @@ import xxhash
 
 from headrace.errors import DamagedError, OptionError, SourceError
 from headrace.formats.arrow import Column, IndexFile, index_to_bytes
-from headrace.formats.index import I64, PIECE_BYTES, U64, ShardIndex, StoredIndex, Strings
-from headrace.formats.manifest import Field, Shard
+from headrace.formats.columns import I64, U64, Strings
+from headrace.formats.index import PIECE_BYTES, RangedIndex, StoredIndex
+from headrace.formats.fields import Field
+from headrace.formats.format import Format, Found, Listing, ScanOptions
 from headrace.formats.shard import Encoded, ShardWriter
-from headrace.storage import open_regular, quoted, storage_refusals
+from headrace.formats.shards import Shard
+from headrace.storage import File, quoted
 
 FIELD = "tokens"
 DTYPES = ("uint16", "uint32")
@@ -53,7 +56,7 @@ class _Blocks:
         return found
 
 
-class TokensIndex(StoredIndex):
+class TokensIndex(RangedIndex, StoredIndex):
     """The index of a token shard; its samples are documents."""
 
     format: ClassVar[str] = "tokens"
@@ -99,6 +102,10 @@ class TokensIndex(StoredIndex):
         at = self._offset[i] * self.dtype.itemsize - base
         return {"__key__": self._keys[i], FIELD: np.frombuffer(data, self.dtype, self._length[i], at)}
 
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return {FIELD: Field("array", self.dtype.name)}
+
     def windows(self, stem: str, length: int, stride: int) -> WindowIndex:
         """This shard as windows of `length` tokens, one every `stride`; `stem` begins their keys."""
         return WindowIndex(self._blocks, self._dtype_name, stem, length, stride)
@@ -137,7 +144,7 @@ class TokensIndex(StoredIndex):
         return self._offset[first] * self.dtype.itemsize, end * self.dtype.itemsize
 
 
-class WindowIndex(ShardIndex):
+class WindowIndex(RangedIndex):
     """A token shard whose samples are windows: `length` tokens from every `stride`-th token on, none past the end."""
 
     format: ClassVar[str] = "tokens"
@@ -277,30 +284,36 @@ def encode_tokens(sample: Mapping[str, Any]) -> Encoded:
     return Encoded(key, blob, {FIELD: Field("array", dtype)})
 
 
-def scan_tokens(path: Path, dtype: str | None = None) -> tuple[TokensIndex, Shard]:
-    """The index of a bare token file, one document named like it, and its row (without an index checksum).
+def find_tokens(listing: Listing, options: ScanOptions) -> Found | None:
+    """Files named like `tokens.uint16.bin`; with a dtype given every `.bin` file. The content says nothing."""
+    files = [name for name in listing.names if name.endswith(".bin") and (options.dtype or dtype_in_name(name))]
+    return Found(files) if files else None
 
-    `dtype` is uint16 or uint32; None takes it from a name like `tokens.uint16.bin`.
+
+def scan_tokens(file: File, hints: Mapping[str, Any], options: ScanOptions) -> tuple[TokensIndex, Shard]:
+    """The index of a bare token file, one document named like it, and its row.
+
+    The dtype is uint16 or uint32; where it is not given it is taken from a name like `tokens.uint16.bin`.
     """
-    dtype = dtype or dtype_in_name(path.name)
+    dtype = options.dtype or dtype_in_name(hints["file"])
     if dtype not in DTYPES:
         raise OptionError(
-            f"the type of the tokens in {quoted(path)} must be known, uint16 or uint32, got {dtype!r}: rename the file "
+            f"the type of the tokens in {file.name} must be known, uint16 or uint32, got {dtype!r}: rename the file "
             "like tokens.uint16.bin, or index it with dtype='uint16' (headrace index --dtype uint16)"
         )
     digest, checksums, size = xxhash.xxh3_128(), [], 0
-    with storage_refusals("read", path), open(path, "rb", buffering=0, opener=open_regular) as file:
-        while block := file.read(CHECKED_BYTES):
+    with file.stream() as stream:
+        while block := stream.read(CHECKED_BYTES):
             digest.update(block)
             checksums.append(xxhash.xxh3_64_intdigest(block))
             size += len(block)
     num_tokens, rest = divmod(size, np.dtype(dtype).itemsize)
     if rest:
-        raise DamagedError(f"{quoted(path)} has {size:,} bytes, which is no whole number of {dtype} tokens; restore it")
-    stem = _NAMED_DTYPE.sub("", path.name).removesuffix(".bin")
+        raise DamagedError(f"{file.name} has {size:,} bytes, which is no whole number of {dtype} tokens; restore it")
+    stem = _NAMED_DTYPE.sub("", hints["file"]).removesuffix(".bin")
     document = np.array([0], np.int64), np.array([num_tokens], np.int64)
     index = TokensIndex(size, dtype, Strings.of([stem]), *document, np.array(checksums, np.uint64))
-    return index, Shard(path.name, 1, size, digest.hexdigest(), "")
+    return index, Shard("", 1, size, digest.hexdigest(), "")
 
 
 def dtype_in_name(name: str) -> str | None:
@@ -331,3 +344,6 @@ def _checksums(file: IndexFile, shard_bytes: int) -> U64:
     if len(checksums) != expected:
         raise file.error(f"has {len(checksums)} checksums, and the shard {expected} blocks")
     return checksums
+
+
+TOKENS = Format("tokens", ".bin", find_tokens, scan_tokens, TokensIndex.from_file, encode_tokens, TokensWriter)

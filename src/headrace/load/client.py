@@ -48,8 +48,12 @@ class Client:
         self._pid = os.getpid()
         self.usable = True
         """False once it has ended, or an interrupt has torn a message: then only a new one goes on."""
-        with contextlib.suppress(BrokenPipeError):  # it has ended: `next` says how
-            self._channel.send_bytes(description)
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended: `next` says how
+                self._channel.send_bytes(description)
+        except BaseException:  # an interrupt: nobody else would end the process
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -81,11 +85,12 @@ class Client:
         send_frame(self._orders, Frame(Kind.END, 0))
         os.close(self._orders)
         self._channel.close()
-        try:
-            self._process.wait(END_WITHIN_SEC)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
+                self._process.wait(END_WITHIN_SEC)
+            finally:  # also where an interrupt ends the wait
+                self._process.kill()
+                self._process.wait()
 
     def _next_on_host(self) -> tuple[BatchDict, Delivery]:
         self.usable = False  # until the delivery is in hand and dealt with: an interrupt may come anywhere

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 
 from headrace.dataset import Dataset
-from headrace.storage import LocalFile
+from headrace.storage import File
 
 MAX_OPEN = 256
 
@@ -16,15 +16,15 @@ class OpenFiles:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._files: OrderedDict[int, LocalFile] = OrderedDict()
+        self._files: OrderedDict[int, File] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, shard: int) -> LocalFile:
+    def get(self, shard: int) -> File:
         """The open shard. One that is let go stays readable for whoever still holds it."""
         with self._lock:
             file = self._files.get(shard)
             if file is None:
-                file = self._files[shard] = LocalFile(self._dataset.shard_path(shard))
+                file = self._files[shard] = self._dataset.open_shard(shard)
                 if len(self._files) > MAX_OPEN:
                     self._files.popitem(last=False)
             else:

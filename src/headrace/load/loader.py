@@ -11,7 +11,9 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from headrace.dataset.pieces import Pieces
 from headrace.errors import DamagedError, LoaderError, OptionError
+from headrace.load.host import available_memory_bytes
 from headrace.load.job import STAGES, Collate, Job, OnError, Skipped, num_readers
 from headrace.load.options import check_flag, optional_number, whole_number
 from headrace.load.state import VERSION, check_state
@@ -305,8 +307,8 @@ class Loader:
     def close(self) -> None:
         """End the loader process. Batches that are held stay valid; iterating again starts a new one."""
         if self._client is not None:
+            self._client = self._client_at = None  # first, so that an interrupted close leaves no half-closed client
             self._finalizer()
-            self._client = self._client_at = None
 
     def __enter__(self) -> Loader:
         return self
@@ -356,17 +358,29 @@ class Loader:
         return self._threads or max(1, len(os.sched_getaffinity(0)) // local_world_size())
 
     def _memory_bytes(self) -> int:
-        """Stored bytes to hold at most; OptionError if less was given than the open windows need."""
-        order = self._order
+        """Bytes of samples to hold at most; OptionError if there is less than the open windows need."""
+        order, pieces = self._order, self.stream.dataset.pieces
         num_open = order.partitions // self._rank.world_size if order.shuffle else 1
-        needed = num_open * order.open_bytes
-        if self._memory is not None and self._memory < needed:
-            raise OptionError(
-                f"memory must hold the open windows of this rank's {num_open} partitions, {needed:,} bytes: got "
-                f"{self._memory:,}; give more, or choose a smaller block_size or window"
-            )
-        share = int(self.stream.dataset.num_bytes_per_shard.sum()) // self._rank.world_size
-        return self._memory or 2 * needed + min(READ_AHEAD_BYTES, share)
+        all_bytes = int(pieces.bytes.sum())
+        needed = min(num_open * order.open_bytes, all_bytes)
+        rule = f"memory must hold the open windows of this rank's {num_open} partitions, {needed:,} bytes"
+        if self._memory is not None:
+            if self._memory < needed:
+                raise OptionError(f"{rule}: got {self._memory:,}; give more, or {_way_out(pieces)}")
+            return self._memory
+        most = available_memory_bytes() // (2 * local_world_size())
+        if needed > most:
+            raise OptionError(f"{rule}, and half of what this machine has free is {most:,}: {_way_out(pieces)}")
+        return min(most, 2 * needed + min(READ_AHEAD_BYTES, all_bytes // self._rank.world_size))
+
+
+def _way_out(pieces: Pieces) -> str:
+    if pieces.largest_whole_bytes:
+        return (
+            f"repack the dataset (headrace pack), of which parts of up to {pieces.largest_whole_bytes:,} bytes are "
+            "unpacked as a whole, or choose fewer partitions"
+        )
+    return "choose a smaller block_size or window"
 
 
 def _partitions_of(state: Mapping[str, Any]) -> int | None:

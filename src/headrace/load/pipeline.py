@@ -141,16 +141,16 @@ class Pipeline:
             range(first, last),
             plan.real[first:last].tolist(),
             plan.positions[first:last].tolist(),
-            places.shard[first:last].tolist(),
+            places.piece[first:last].tolist(),
             places.sample[first:last].tolist(),
             places.run[first:last].tolist(),
             strict=True,
         )
-        for row, real, position, shard, sample, run_id in rows:
+        for row, real, position, piece, sample, run_id in rows:
             if real:
                 run = self._reader.get((plan.epoch, run_id), plan.stop)
             else:  # a repeat: its run may be gone, or another rank's
-                run = self._reader.load(Run(run_id, shard, sample, sample + 1, position, position + 1))
+                run = self._reader.load(Run(run_id, piece, sample, sample + 1, position, position + 1))
             if run is None:
                 return None
             sources.append(Source(row, plan.epoch, position, sample, run))
@@ -245,6 +245,6 @@ def _plans(job: Job, first_epoch: int, first_step: int) -> Iterator[_Plan]:
                     positions[part],
                     real[part],
                     batches.has_repeats(step),
-                    Places(places.shard[part], places.sample[part], places.run[part]),
+                    Places(places.piece[part], places.sample[part], places.run[part]),
                     epoch * batches.num_samples + stop,
                 )

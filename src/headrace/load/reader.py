@@ -10,8 +10,9 @@ from __future__ import annotations
 import heapq
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 
 from headrace.dataset import Dataset
 from headrace.errors import HeadraceError
-from headrace.formats import ShardIndex
+from headrace.formats import Opened, ShardIndex
 from headrace.load.buffers import BufferPool
 from headrace.load.files import OpenFiles
+from headrace.load.whole import WholePieces
 from headrace.order import Run
 from headrace.telemetry import Meter
 
@@ -41,14 +43,14 @@ class PlannedRun(NamedTuple):
 
 @dataclass(slots=True)
 class LoadedRun:
-    """A run's bytes. With `error`, none of its samples could be had."""
+    """A run's samples. With `error`, none of them could be had."""
 
     shard_name: str
     index: ShardIndex | None
-    data: memoryview
-    base: int
+    opened: Opened | None
+    num_bytes: int = 0
+    """Memory that the run alone holds."""
     buffer: NDArray[np.uint8] | None = None
-    damage: dict[int, str] = field(default_factory=dict)
     error: HeadraceError | None = None
 
 
@@ -65,7 +67,12 @@ class ReadAhead:
     ) -> None:
         self._dataset = dataset
         self._files = OpenFiles(dataset)
-        self._bytes_per_sample = dataset.num_bytes_per_shard / np.maximum(1, dataset.num_samples_per_shard)
+        self._pieces = dataset.pieces
+        self._bytes_per_sample = dataset.pieces.bytes / np.maximum(1, dataset.pieces.samples)
+        self._whole = WholePieces(dataset, self._files, meters)
+        self._holders: Counter[int] = Counter()
+        """How many held runs share each piece that is unpacked as a whole."""
+        self._piece_of: dict[tuple[int, int], int] = {}
         self._plan = plan
         self._next = next(plan, None)
         self._memory = memory_bytes
@@ -109,6 +116,7 @@ class ReadAhead:
                 if loaded is not None and loaded.buffer is not None:
                     self._buffers.give(loaded.buffer)
                 self._held_bytes -= self._held.pop(key)
+                self._let_go(key)
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -122,22 +130,32 @@ class ReadAhead:
 
     def load(self, run: Run) -> LoadedRun:
         """Read and check a run now, whatever the plan and the bound."""
-        name = self._dataset.shard_name(run.shard)
+        shard = self._pieces.place(run.piece)[0]
+        name = self._dataset.shard_name(shard)
         try:
-            index = self._dataset.shard(run.shard)
-            base, size = index.extent(run.first, run.last)
-            began = time.perf_counter()
-            buffer = self._buffers.take(size)
-            data = buffer.data[:size]
-            self._files.get(run.shard).read_into(base, data)
-            read = time.perf_counter()
-            damage = index.damage(run.first, run.last, data)
+            index = self._dataset.piece(run.piece)
+            if not index.is_ranged:
+                return LoadedRun(name, index, self._whole.get(run.piece, index, shard))
+            return self._load_range(run, index, shard, name)
         except HeadraceError as err:
-            return LoadedRun(name, None, memoryview(b""), 0, error=err)
+            return LoadedRun(name, None, None, error=err)
+
+    def _load_range(self, run: Run, index: ShardIndex, shard: int, name: str) -> LoadedRun:
+        base, size = index.extent(run.first, run.last)
+        began = time.perf_counter()
+        buffer = self._buffers.take(size)
+        data, file = buffer.data[:size], self._files.get(shard)
+        file.read_into(base, data)
+        read = time.perf_counter()
+        opened = index.open(run.first, run.last, data)
+        if opened.damage and file.is_remote:  # the network may have garbled it: once more
+            file.forget(base, size)
+            file.read_into(base, data)
+            opened = index.open(run.first, run.last, data)
         checked = time.perf_counter()
         self._meters["read"].add(items=run.last - run.first, num_bytes=size, busy_sec=read - began)
         self._meters["verify"].add(items=run.last - run.first, num_bytes=size, busy_sec=checked - read)
-        return LoadedRun(name, index, data, base, buffer, damage)
+        return LoadedRun(name, index, opened, size, buffer)
 
     def _work(self) -> None:
         try:
@@ -147,7 +165,7 @@ class ReadAhead:
                     for key, run in loaded:
                         if key in self._loaded:  # else it was let go unused, and is not asked for again
                             self._loaded[key] = run
-                            self._count(key, len(run.data))
+                            self._count(key, run.num_bytes)
                     self._changed.notify_all()
         except BaseException as err:  # whatever it was, nobody may wait for this thread for ever
             with self._changed:
@@ -173,10 +191,25 @@ class ReadAhead:
 
     def _hold(self, planned: PlannedRun) -> int:
         num_bytes = self._expected_bytes(planned.run)
-        self._count(planned.key, num_bytes)
         heapq.heappush(self._ends, (planned.done, planned.key))
         self._loaded[planned.key] = None
+        piece = planned.run.piece
+        if self._pieces.is_whole[piece]:
+            self._piece_of[planned.key] = piece
+            self._holders[piece] += 1
+            self._held_bytes += num_bytes
+            self._held[planned.key] = 0  # the piece holds it, for all its runs
+        else:
+            self._count(planned.key, num_bytes)
         return num_bytes
+
+    def _let_go(self, key: tuple[int, int]) -> None:
+        piece = self._piece_of.pop(key, None)
+        if piece is not None:
+            self._holders[piece] -= 1
+            if not self._holders[piece]:
+                del self._holders[piece]
+                self._held_bytes -= int(self._pieces.bytes[piece])
 
     def _count(self, key: tuple[int, int], num_bytes: int) -> None:
         """What a run holds: at first as expected, then as read, which is more where checksums cover larger blocks."""
@@ -188,4 +221,6 @@ class ReadAhead:
         return fits or planned.need < self._wanted
 
     def _expected_bytes(self, run: Run) -> int:
-        return int(self._bytes_per_sample[run.shard] * (run.last - run.first)) + 1
+        if self._pieces.is_whole[run.piece]:
+            return 0 if run.piece in self._holders else int(self._pieces.bytes[run.piece])
+        return int(self._bytes_per_sample[run.piece] * (run.last - run.first)) + 1

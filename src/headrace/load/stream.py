@@ -87,12 +87,25 @@ class Stream:
 
     def order(self, world_size: int, partitions: int | None = None) -> Order:
         """The order of the samples; `partitions` (a loaded state's) counts where the stream names none."""
+        pieces = self.dataset.pieces
         return Order(
-            shard_samples=self.dataset.num_samples_per_shard,
-            shard_bytes=self.dataset.num_bytes_per_shard,
+            piece_samples=pieces.samples,
+            piece_bytes=pieces.bytes,
             seed=self.seed,
             shuffle=self.shuffle,
             partitions=self.partitions or partitions or default_partitions(world_size),
-            block_size=None if self.block_size is None else parse_size(self.block_size, "block_size"),
+            block_size=self._block_bytes(pieces.largest_whole_bytes),
             window=self.window,
         )
+
+    def _block_bytes(self, largest_whole_bytes: int) -> int | None:
+        """A block holds whatever is unpacked as a whole. Raises OptionError for a block that is smaller."""
+        if self.block_size is None:
+            return largest_whole_bytes or None
+        block_bytes = parse_size(self.block_size, "block_size")
+        if block_bytes < largest_whole_bytes:
+            raise OptionError(
+                f"block_size must be at least {largest_whole_bytes:,}: {self.dataset.url} has compressed shards or row "
+                f"groups of that size, which are unpacked as a whole; got {block_bytes:,}; leave it out, or repack"
+            )
+        return block_bytes

@@ -94,19 +94,19 @@ def _raw_rows(task: Task) -> tuple[list[Row], dict[int, Made]]:
     lost: dict[int, Made] = {}
     for source in task.sources:
         run = source.run
-        if run.index is None or source.number in run.damage:
+        if run.opened is None or source.number in run.opened.damage:
             lost[source.row] = _lost(source)
         else:
-            sample = run.index.sample(source.number, run.data, run.base)
+            sample = run.opened.sample(source.number)
             rows.append(Row(source.row, source.epoch, source.position, sample))
     return rows, lost
 
 
 def _lost(source: Source) -> Made:
     run = source.run
-    if run.index is None:
+    if run.index is None or run.opened is None:
         return Made(f"{run.shard_name}:{source.number}", None, run.error)
-    key, reason = run.index.key(source.number), run.damage[source.number]
+    key, reason = run.index.key(source.number), run.opened.damage[source.number]
     return Made(key, None, DamagedError(f"sample {key!r} in {run.shard_name}: {reason}"))
 
 

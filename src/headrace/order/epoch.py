@@ -28,8 +28,9 @@ RUNS_AT_ONCE = 64
 class Order:
     """What decides the order of a dataset's samples, for all epochs."""
 
-    shard_samples: I64
-    shard_bytes: I64
+    piece_samples: I64
+    """Samples of each piece of the dataset, in storage order: a shard, or a part of one that is read on its own."""
+    piece_bytes: I64
     seed: int
     shuffle: bool
     partitions: int
@@ -41,12 +42,12 @@ class Order:
     @cached_property
     def num_samples(self) -> int:
         """Samples of an epoch."""
-        return int(self.shard_samples.sum())
+        return int(self.piece_samples.sum())
 
     @cached_property
     def block_bytes(self) -> int:
         """Bytes of a block, after the default is filled in."""
-        return self.block_size or default_block_bytes(int(self.shard_bytes.sum()))
+        return self.block_size or default_block_bytes(int(self.piece_bytes.sum()))
 
     @cached_property
     def window_samples(self) -> int:
@@ -65,7 +66,7 @@ class Order:
     @cached_property
     def open_bytes(self) -> int:
         """About how many bytes of one partition must be in memory at once: a window, and the blocks it cuts."""
-        sample_bytes = int(self.shard_bytes.sum()) / max(1, self.num_samples)
+        sample_bytes = int(self.piece_bytes.sum()) / max(1, self.num_samples)
         size = -(-self.num_samples // self.partitions) if self.shuffle else self.num_samples
         return int(min(size, self.window_samples + 2 * self.block_samples) * sample_bytes) + 1
 
@@ -75,18 +76,18 @@ class Order:
         return EpochOrder(self, epoch, self._sequence(key))
 
     def _sequence(self, key: int | None) -> BlockSequence:
-        return BlockSequence(self.shard_samples, self.shard_bytes, self.block_bytes, key, 2 * self.partitions)
+        return BlockSequence(self.piece_samples, self.piece_bytes, self.block_bytes, key, 2 * self.partitions)
 
 
 class Run(NamedTuple):
-    """Neighbouring samples of one shard that one rank reads by one request: a block, or a partition's part of one."""
+    """Neighbouring samples of one piece that one rank reads by one request: a block, or a partition's part of one."""
 
     id: int
     """Place of its first sample in the virtual sequence: unique in an epoch."""
-    shard: int
+    piece: int
     first: int
     last: int
-    """Samples first to last - 1 of the shard."""
+    """Samples first to last - 1 of the piece."""
     need: int
     """No position below this one uses it."""
     done: int
@@ -97,9 +98,9 @@ class Run(NamedTuple):
 class Places:
     """Where the samples at some positions lie; arrays of one length."""
 
-    shard: I64
+    piece: I64
     sample: I64
-    """Number of the sample in its shard."""
+    """Number of the sample in its piece."""
     run: I64
     """`Run.id` of the run that holds it."""
 
@@ -109,7 +110,7 @@ class _Cut(NamedTuple):
 
     starts: I64
     lengths: I64
-    shard: I64
+    piece: I64
     first: I64
 
 
@@ -131,16 +132,16 @@ class EpochOrder:
         partition = positions % self._num_partitions
         begin = self._partition_start(partition)
         place = begin + self._shuffled(partition, positions // self._num_partitions)
-        shard, sample, run = np.empty_like(place), np.empty_like(place), np.empty_like(place)
+        piece, sample, run = np.empty_like(place), np.empty_like(place), np.empty_like(place)
         groups = self._sequence.group_of(place)
         for group in np.unique(groups):
             here = groups == group
             row = self._sequence.row(int(group))
             block = np.searchsorted(row.starts, place[here], side="right") - 1
-            shard[here] = row.shard[block]
+            piece[here] = row.piece[block]
             sample[here] = row.first[block] + place[here] - row.starts[block]
             run[here] = np.maximum(row.starts[block], begin[here])
-        return Places(shard, sample, run)
+        return Places(piece, sample, run)
 
     def runs(self, rank: int, world_size: int, start: int = 0, stop: int | None = None) -> Iterator[Run]:
         """The runs that hold the rank's samples at positions start to stop - 1, in the order of first need."""
@@ -164,7 +165,7 @@ class EpochOrder:
             need = (cut.starts - begin) // window * window
             done = np.minimum(-(-(cut.starts + cut.lengths - begin) // window) * window, end - begin)
             columns = (
-                *(cut.starts, cut.shard, cut.first, cut.first + cut.lengths),
+                *(cut.starts, cut.piece, cut.first, cut.first + cut.lengths),
                 *(need * stride + partition, (done - 1) * stride + partition + 1),
             )
             wanted = int(np.searchsorted(need, last_need))
@@ -178,7 +179,7 @@ class EpochOrder:
         last = min(first + RUNS_AT_ONCE, int(np.searchsorted(row.starts[:-1], end)))
         starts = np.maximum(row.starts[first:last], begin)
         lengths = np.minimum(row.starts[first + 1 : last + 1], end) - starts
-        return _Cut(starts, lengths, row.shard[first:last], row.first[first:last] + starts - row.starts[first:last])
+        return _Cut(starts, lengths, row.piece[first:last], row.first[first:last] + starts - row.starts[first:last])
 
     def _shuffled(self, partition: I64, turn: I64) -> I64:
         """The place within its partition of each partition's sample number `turn`."""

@@ -18,7 +18,7 @@ import orjson
 from headrace.errors import ManifestError
 from headrace.formats import Field, Shard
 from headrace.formats.checking import Checked
-from headrace.formats.manifest import fields_from_json
+from headrace.formats.fields import fields_from_json
 from headrace.packing.source import Skipped
 from headrace.storage import storage_refusals, write_all
 

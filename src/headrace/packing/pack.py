@@ -21,8 +21,8 @@ import xxhash
 from headrace.dataset import Dataset, is_dataset
 from headrace.dataset import open as open_dataset
 from headrace.errors import OptionError, SourceError, TargetError
-from headrace.formats import MANIFEST_NAME, Manifest, get_format
-from headrace.formats.index import I64
+from headrace.formats import MANIFEST_NAME, Manifest, get_written_format
+from headrace.formats.columns import I64
 from headrace.packing.folder import FolderSource
 from headrace.packing.options import OnError, Options, Transform, usable_cpus
 from headrace.packing.prepare import Preparer
@@ -31,7 +31,7 @@ from headrace.packing.source import Skipped, Source
 from headrace.packing.spool import SpooledSource
 from headrace.packing.target import SKIPPED_NAME, Target, check_usable, find_finished
 from headrace.packing.writing import DatasetWriter
-from headrace.storage import local_path, parse_size, quoted, storage_refusals
+from headrace.storage import local_path, locate, parse_size, quoted, storage_refusals
 
 SourceLike = str | os.PathLike[str] | Dataset | Iterable[Mapping[str, Any]]
 
@@ -102,7 +102,7 @@ def pack(
     dataset before it is whole.
     """
     options = Options(
-        format=get_format(format),
+        format=get_written_format(format),
         shard_size=parse_size(shard_size, "shard_size"),
         transform=transform,
         split=split,
@@ -141,7 +141,7 @@ def _open_source(source: SourceLike, target: Path, options: Options) -> Source:
     preparer = Preparer(options.format, options.transform)
     if isinstance(source, str | os.PathLike):
         path = local_path(source)
-        if is_dataset(path):
+        if is_dataset(locate(path)):
             dataset = open_dataset(path)
             _say_what_is_left_out(path, dataset)
             return DatasetSource(dataset, preparer)
@@ -160,7 +160,7 @@ def _say_what_is_left_out(folder: Path, dataset: Dataset) -> None:
     # A folder of files that holds a tar by chance is taken for an ordinary dataset: nobody should miss that.
     if (folder / MANIFEST_NAME).exists():
         return
-    shards = dataset.manifest.shards.file
+    shards = list(dataset.manifest.shards.file)
     others = sorted(path.name for path in folder.iterdir() if path.name not in shards and path.name[0] != ".")
     if others:
         more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""

@@ -62,6 +62,7 @@ class Preparer:
         check_key(sample["__key__"], "a sample")
         if not all(isinstance(name, str) for name in sample):
             raise SourceError(f"sample {quoted(sample['__key__'])}: fields are named by text, got {[*sample]}")
+        assert self.format.encode is not None  # `get_written_format` gave it
         encoded = self.format.encode({name: value for name, value in sample.items() if not _is_private(name)})
         view = memoryview(encoded.blob)
         fields = dict(encoded.fields)

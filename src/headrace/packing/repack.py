@@ -18,8 +18,8 @@ class DatasetSource(Source):
         if len(dataset) == 0:
             raise SourceError(f"the dataset at {quoted(dataset.url)} holds no samples: there is nothing to pack")
         self._dataset, self._preparer = dataset, preparer
-        self._mean_bytes = int(dataset.num_bytes_per_shard.sum()) // len(dataset)
-        indexes = (dataset.shard(k) for k in range(len(dataset.num_samples_per_shard)))
+        self._mean_bytes = int(dataset.pieces.bytes.sum()) // len(dataset)
+        indexes = (dataset.piece(k) for k in range(len(dataset.pieces)))
         self.keys = [index.key(i) for index in indexes for i in range(index.num_samples)]
         self.classes = dataset.manifest.classes
         self.identity = f"dataset {dataset.fingerprint} {self.classes} {preparer.identity}"

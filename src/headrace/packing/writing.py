@@ -11,7 +11,7 @@ from pathlib import Path
 
 from headrace.errors import SourceError
 from headrace.formats import INDEX_SUFFIX, Encoded, Field, Manifest, Shard, Shards, ShardWriter, key_hash, shard_name
-from headrace.formats.index import I64
+from headrace.formats.columns import I64
 from headrace.packing.journal import Done
 from headrace.packing.options import Options
 from headrace.packing.source import BAD_SAMPLE, WAY_OUT, Skipped, Source
@@ -102,6 +102,7 @@ class DatasetWriter:
             self._end_shard(item, number)
         if self._writer is None:
             path = self._target.folder / shard_name(len(self._shards), self._options.format.suffix)
+            assert self._options.format.writer is not None
             self._writer = self._options.format.writer(path, self._fields)
         self._writer.add(sample)
         self._keys.add(hashed)

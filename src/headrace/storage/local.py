@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from types import TracebackType
 
 from headrace.errors import DamagedError
+from headrace.storage.file import File
 from headrace.storage.place import quoted
 from headrace.storage.refusal import storage_refusals
 
@@ -28,12 +28,13 @@ def open_regular(path: str, flags: int) -> int:
     return fd
 
 
-class LocalFile:
-    """An open file. Safe to use from several threads; not to be pickled."""
+class LocalFile(File):
+    """An open file on the local disk. Safe to use from several threads; not to be pickled."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises DamagedError if the file is missing, StorageError if it may not be read."""
         self.path = os.fspath(path)
+        self.name = quoted(self.path)
         with storage_refusals("read", self.path):
             try:
                 self._fd = open_regular(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -77,14 +78,6 @@ class LocalFile:
         # A file in use by one thread may be let go by another; it closes with its last holder.
         if hasattr(self, "_fd"):
             self.close()
-
-    def __enter__(self) -> LocalFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _cut_short(self, needed: int) -> str:
         return f"{quoted(self.path)} is cut short: at least {needed:,} bytes expected, {self.size:,} found"

@@ -1,0 +1,112 @@
+"""Indexes of shards, read when first needed; the most recently used stay, within a bound on their memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import xxhash
+
+from headrace.dataset.shard_files import ShardFiles
+from headrace.errors import DamagedError
+from headrace.formats import Manifest, ShardIndex, get_format
+from headrace.formats.index import StoredIndex
+from headrace.formats.tokens import FIELD, TokensIndex
+from headrace.storage import read_bytes
+
+INDEX_MEMORY_BYTES = 128 << 20
+"""Indexes kept in memory by one opened dataset; a JPEG's row takes about 100 bytes, so this is a million samples."""
+
+
+_MAX_WINDOW_INDEXES = 4096  # each is small: checksums are shared with the stored index
+
+
+class Indexes:
+    """The indexes of one dataset. Thread-safe; pickled without those in memory, but for scanned ones."""
+
+    def __init__(self, files: ShardFiles, manifest: Manifest, scanned: tuple[StoredIndex, ...] | None) -> None:
+        self.scanned = scanned
+        """Those of a dataset without index files."""
+        self._files, self._manifest = files, manifest
+        self._start_unshared()
+
+    def get(self, k: int) -> StoredIndex:
+        """The index of shard k, verified against the manifest."""
+        if self.scanned is not None:
+            return self.scanned[k]
+        with self._lock:
+            if k in self._kept:
+                self._kept.move_to_end(k)
+                return self._kept[k]
+        index = self.read(k)
+        with self._lock:
+            if k not in self._kept:
+                self._kept[k] = index
+                self._num_bytes += index.nbytes
+            while self._num_bytes > INDEX_MEMORY_BYTES and len(self._kept) > 1:
+                self._num_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return index
+
+    def windows(self, k: int, length: int, stride: int) -> ShardIndex:
+        """Shard k of tokens, cut into windows."""
+        with self._lock:
+            cut = self._windows.get(k)
+        if cut is None:
+            stored = self.get(k)
+            assert isinstance(stored, TokensIndex)
+            stem = self._manifest.shards.file[k].removesuffix(get_format("tokens").suffix)
+            cut = stored.windows(stem, length, stride)
+            with self._lock:
+                self._windows[k] = cut
+                if len(self._windows) > _MAX_WINDOW_INDEXES:
+                    self._windows.popitem(last=False)
+        return cut
+
+    def read(self, k: int) -> StoredIndex:
+        """The index of shard k, read anew and verified. Raises DamagedError."""
+        if self.scanned is not None:
+            return self.scanned[k]
+        shards = self._manifest.shards
+        place = self._files.index_place(shards.file[k])
+        data = read_bytes(place)
+        digest = xxhash.xxh3_128_hexdigest(data)
+        if digest != shards.index_xxh3_128[k]:
+            raise DamagedError(
+                f"the index {place} is damaged: its checksum is {digest}, not {shards.index_xxh3_128[k]}; "
+                "restore it, or delete headrace.json and index the folder again (headrace index)"
+            )
+        index = get_format(self._manifest.format).read_index(memoryview(data), place.text, int(shards.bytes[k]))
+        self._check(index, k, str(place))
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"scanned": self.scanned, "_files": self._files, "_manifest": self._manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_unshared()
+
+    def _start_unshared(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, StoredIndex] = OrderedDict()
+        self._windows: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._num_bytes = 0
+
+    def _check(self, index: StoredIndex, k: int, name: str) -> None:
+        shards = self._manifest.shards
+        if index.num_samples != shards.samples[k]:
+            raise DamagedError(
+                f"the index {name} has {index.num_samples} samples, the manifest says {shards.samples[k]}; restore the "
+                "one that is wrong"
+            )
+        stated = shards.piece_samples[shards.piece_starts[k] : shards.piece_starts[k + 1]].tolist()
+        if [piece.num_samples for piece in index.pieces] != stated:
+            raise DamagedError(
+                f"the index {name} has other pieces than the manifest says; restore the one that is wrong"
+            )
+        if isinstance(index, TokensIndex) and index.dtype.name != self._manifest.fields[FIELD].dtype:
+            raise DamagedError(
+                f"the index {name} is of {index.dtype.name} tokens, the manifest says "
+                f"{self._manifest.fields[FIELD].dtype}; restore the one that is wrong"
+            )

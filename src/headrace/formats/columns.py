@@ -1,0 +1,76 @@
+"""Columns of many values that cost little to hold and to pickle: no object a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+
+class Strings:
+    """A column of strings in two buffers: without an object each, a million of them are cheap to hold and pickle."""
+
+    def __init__(self, starts: I64, text: npt.NDArray[np.uint8]) -> None:
+        """`starts` has one more entry than there are strings: where the last one ends."""
+        self.starts, self.text = starts, text
+        self._starts, self._text = starts.data, text.data
+
+    @classmethod
+    def of(cls, strings: Iterable[str]) -> Strings:
+        """The column of these strings."""
+        encoded = [string.encode() for string in strings]
+        starts = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(text) for text in encoded], out=starts[1:])
+        return cls(starts, np.frombuffer(b"".join(encoded), np.uint8))
+
+    def __getitem__(self, i: int) -> str:
+        return str(self._text[self._starts[i] : self._starts[i + 1]], "utf-8")
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        text, starts = self.text.tobytes(), self.starts.tolist()
+        return (text[start:end].decode() for start, end in pairwise(starts))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Strings, (self.starts, self.text)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of both buffers, in bytes."""
+        return self.starts.nbytes + self.text.nbytes
+
+
+class Digests:
+    """A column of 128-bit checksums; an entry is its 32 lower-case hex digits."""
+
+    BYTES = 16
+
+    def __init__(self, data: bytes) -> None:
+        """`data` has 16 bytes a checksum, in the order of its hex digits."""
+        self.data = data
+
+    @classmethod
+    def of(cls, digests: Sequence[str]) -> Digests:
+        """The column of these hex digits."""
+        return cls(bytes.fromhex("".join(digests)))
+
+    def __getitem__(self, i: int) -> str:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.data[i * self.BYTES : (i + 1) * self.BYTES].hex()
+
+    def __len__(self) -> int:
+        return len(self.data) // self.BYTES
+
+    def to_list(self) -> list[str]:
+        """Every entry."""
+        text, width = self.data.hex(), 2 * self.BYTES
+        return [text[at : at + width] for at in range(0, len(text), width)]

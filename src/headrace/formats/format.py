@@ -1,0 +1,80 @@
+"""What a format is: how a dataset of it is recognised, read, indexed and written."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headrace.formats.fields import Field
+from headrace.formats.index import StoredIndex
+from headrace.formats.shard import Encoded, ShardWriter
+from headrace.formats.shards import Shard
+from headrace.storage import File
+
+
+class Listing(ABC):
+    """The files of a folder that may be a dataset, for formats to recognise themselves by content."""
+
+    names: Sequence[str]
+    """Of the files directly in the folder, sorted; hidden files and index files of ours aside."""
+
+    @abstractmethod
+    def head(self, name: str, num_bytes: int = 512) -> bytes:
+        """A file's first bytes: fewer where it is shorter. What is read once is kept."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A small file's content. `name` may lie in a folder below: `part/index.json`. FileNotFoundError if it is not
+        there."""
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """A file's length in bytes. FileNotFoundError if it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The shards of an ordinary dataset."""
+
+    files: Sequence[str]
+    """Names within the dataset's folder, in storage order; with `/` where they lie in folders below."""
+    hints: Sequence[Mapping[str, Any]] = ()
+    """For each shard what `scan` has to know of it that the shard itself does not say; or none at all."""
+    classes: Sequence[str] | None = None
+    """Names of classes, if the dataset lists them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """What a person may say of ordinary shards."""
+
+    dtype: str | None = None
+    """The type of bare token files."""
+    max_sample_bytes: int = 256 << 20
+    """What a single sample may take, unpacked: the bound on what a wrong length can ask for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One on-disk format, reader and writer together."""
+
+    name: str
+    suffix: str
+    """Of the names of shards that are written."""
+    find: Callable[[Listing, ScanOptions], Found | None]
+    """The shards among a folder's files; None if it holds none of this format. Goes by content."""
+    scan: Callable[[File, Mapping[str, Any], ScanOptions], tuple[StoredIndex, Shard]]
+    """The index of an ordinary shard, made in one pass over it, and its row: its `file` and the checksum of its index
+    are filled in by the caller. The hints are those found, and `file`, the shard's name in the dataset. Raises
+    DamagedError for what is cut off or broken."""
+    read_index: Callable[[memoryview, str, int], StoredIndex]
+    """The index in an index file's content, the file's name and its shard's length."""
+    encode: Callable[[Mapping[str, Any]], Encoded] | None = None
+    """A sample as it will lie in a shard; may be called from several threads. None: the format is only read."""
+    writer: Callable[[Path, Mapping[str, Field]], ShardWriter] | None = None
+    finish: Callable[[Path, Sequence[Shard]], Sequence[str]] | None = field(default=None)
+    """Writes what the format keeps beside its shards for its own readers (MDS: `index.json`), into the folder of the
+    finished shards, before the manifest; returns the names written."""

@@ -1,0 +1,151 @@
+"""JSON lines: each line an object, whose members are the fields of a sample. Only read.
+
+A member `__key__`, if there is one, is the key. Blank lines are passed over; a line that is no JSON object is a damaged
+sample. JSON is what RFC 8259 says, so NaN is none; of members with the same name the last one counts. `.gz` and `.zst`
+files are read as a whole, so they are for small data: pack them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import orjson
+import xxhash
+
+from headrace.errors import DatasetError
+from headrace.formats.fields import Field
+from headrace.formats.format import Format, Found, Listing, ScanOptions
+from headrace.formats.records import RecordsIndex, RowsBuilder
+from headrace.formats.records_frames import codec_of
+from headrace.formats.records_lines import blocks, check_length, line_ends, shown, text_files, whole_lines
+from headrace.formats.records_stream import ShardStream
+from headrace.formats.shards import Shard
+from headrace.storage import File
+
+_KEY = "__key__"
+_NONE = type(None)
+_FIELDS = {
+    frozenset({int}): Field("int", "int64"),
+    frozenset({float}): Field("float", "float64"),
+    frozenset({int, float}): Field("float", "float64"),
+    frozenset({str}): Field("str"),
+    frozenset({bool}): Field("bool", "bool"),
+    frozenset(): Field("null"),
+}
+
+
+class JsonlIndex(RecordsIndex):
+    """The index of a file of JSON lines."""
+
+    format: ClassVar[str] = "jsonl"
+
+    def _prepare(self) -> None:
+        self._floats = [name for name, field in self._reads_as.items() if field.type == "float"]
+
+    def _decoded(self, i: int, record: memoryview) -> dict[str, Any]:
+        value: dict[str, Any] = orjson.loads(record)
+        value.pop(_KEY, None)
+        for name in self._floats:
+            if type(value.get(name)) is int:
+                value[name] = float(value[name])
+        return value
+
+
+def find_jsonl(listing: Listing, options: ScanOptions) -> Found | None:
+    """The files of a folder whose first line is a JSON object: by the names `.jsonl` and `.ndjson`, or of two lines."""
+    files = text_files(listing, ("jsonl", "ndjson", "json"), _is_jsonl)
+    return Found(files) if files else None
+
+
+def scan_jsonl(file: File, hints: Mapping[str, Any], options: ScanOptions) -> tuple[JsonlIndex, Shard]:
+    """The index of a file of JSON lines, made in one pass over it, and its row.
+
+    Raises DamagedError for packed files that are cut off, lines too long, and files of which hardly a line is right.
+    """
+    with ShardStream(file, codec_of(bytes(file.read(0, min(4, file.size))))) as stream:
+        scan = _Scan(stream, hints["file"], options.max_sample_bytes)
+        scan.run()
+        digest = stream.finish()
+        index = JsonlIndex(
+            stream.stored_bytes, scan.rows.rows(), scan.fields(), {}, stream.frames(len(scan.rows))
+        ).read_as({})
+    return index, index.row(digest)
+
+
+class _Scan:
+    """One pass over a file: lines to records, and the types that their members have."""
+
+    def __init__(self, stream: ShardStream, file: str, max_sample_bytes: int) -> None:
+        self.rows = RowsBuilder(file, stream.name)
+        self._stream, self._max = stream, max_sample_bytes
+        self._types: dict[tuple[str, type], None] = {}
+        self._line = 0
+
+    def run(self) -> None:
+        """Scan the file to its end."""
+        for base, block in blocks(self._stream, self._max):
+            start = 0
+            for end in line_ends(block).tolist():
+                self._line += 1
+                line = block[start:end]
+                if not line.isspace():
+                    self._take(base + start, line)
+                start = end
+        if self.rows.damage and len(self.rows.damage) == len(self.rows):
+            number, reason = next(iter(self.rows.damage.items()))
+            raise DatasetError(f"{self._stream.name} is not JSON lines: record {number}: {reason}")
+
+    def fields(self) -> dict[str, Field]:
+        """What the lines' members are."""
+        types: dict[str, set[type]] = {}
+        for name, kind in self._types:
+            types.setdefault(name, set()).add(kind)
+        return {name: _field(kinds) for name, kinds in types.items() if name != _KEY}
+
+    def _take(self, offset: int, line: bytes) -> None:
+        check_length(self._stream.name, offset, len(line), self._max)
+        key = None
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as err:
+            self.rows.mark(len(self.rows), f"line {self._line:,} is not JSON ({err})")
+        else:
+            key = self._look(value)
+        self.rows.add(offset, len(line), self._checksum(line), key)
+
+    def _look(self, value: Any) -> str | None:
+        """Note the types of an object's members; its key, if it has one."""
+        if not isinstance(value, dict):
+            self.rows.mark(len(self.rows), f"line {self._line:,} must be a JSON object, got {shown(value)}")
+            return None
+        key = value.get(_KEY)
+        if key is not None and not isinstance(key, str):
+            self.rows.mark(len(self.rows), f"line {self._line:,}: {_KEY} must be a string, got {shown(key)}")
+            return None
+        self._types.update(dict.fromkeys(zip(value, map(type, value.values()), strict=True)))
+        return key
+
+    def _checksum(self, line: bytes) -> int:
+        return 0 if self._stream.codec else xxhash.xxh3_64_intdigest(line)
+
+
+def _is_jsonl(name: str, head: bytes) -> bool:
+    lines = whole_lines(head)
+    is_named = ".jsonl" in name.lower() or ".ndjson" in name.lower()
+    return len(lines) >= (1 if is_named else 2) and all(map(_is_object, lines[:2]))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+def _field(kinds: set[type]) -> Field:
+    known = _FIELDS.get(frozenset(kinds - {_NONE}), Field("json"))
+    return Field(known.type, known.dtype, nullable=_NONE in kinds)
+
+
+JSONL = Format("jsonl", ".jsonl", find_jsonl, scan_jsonl, JsonlIndex.from_file)

@@ -1,0 +1,241 @@
+"""Arrow columns as Python values, one row at a time and without an object a value beforehand.
+
+    bool, int, float               bool, int, float
+    decimal                        float up to 15 digits, which a float holds exactly; else str
+    date, time, timestamp          str, as 2024-05-01, 10:30:00.000001, 2024-05-01 10:30:00.000001+0200
+    duration                       int, in the column's unit
+    string                         str
+    binary, of fixed size too      memoryview of the column, not copied
+    list of numbers                array, a view of the column; a list where some of the numbers are None
+    any other list, struct, map    list, dict, dict; numbers in them are in lists
+    dictionary, extension          what it encodes, what it is stored as
+    null                           None
+
+Times are text because no other format of a shard has a type for them, and text keeps nanoseconds and zones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from headrace.errors import DatasetError
+
+Get = Callable[[int], Any]
+"""A row's value, by its number."""
+
+FLOAT_DIGITS = 15
+"""Decimal digits that survive a double."""
+
+_LIMIT_BITS = {16: np.float32}  # memoryviews have no half floats
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds bytes."""
+    types = pa.types
+    views = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return bool(views or types.is_fixed_size_binary(kind))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether numpy has this type: a whole number, a float or a bool."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def is_time(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds dates or times of day."""
+    return bool(pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of any length."""
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_list_view(kind) or _is_large_view(kind))
+
+
+def is_float_decimal(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds decimals that a float can stand for."""
+    return bool(pa.types.is_decimal(kind)) and kind.precision <= FLOAT_DIGITS
+
+
+def get_values(array: pa.Array) -> Get:
+    """What gives a column's values. Raises DatasetError for a type that has none here."""
+    return _or_none(array, _getter(array, inside=False))
+
+
+def fixed_shape(kind: pa.DataType) -> tuple[pa.DataType, tuple[int, ...]] | None:
+    """The type of the numbers and the shape of an array of fixed size, such as a list of two lists of three."""
+    shape: list[int] = []
+    if isinstance(kind, pa.FixedShapeTensorType):
+        straight = kind.permutation is None or list(kind.permutation) == sorted(kind.permutation)
+        return (kind.value_type, tuple(kind.shape)) if straight and is_number(kind.value_type) else None
+    while pa.types.is_fixed_size_list(kind):
+        shape.append(kind.list_size)
+        kind = kind.value_type
+    return (kind, tuple(shape)) if shape and is_number(kind) else None
+
+
+def _getter(array: pa.Array, *, inside: bool) -> Get:
+    """Values of rows that are not None. `inside` a list or struct, numbers come in lists."""
+    kind, types = array.type, pa.types
+    if (fixed := fixed_shape(kind)) is not None and not inside:
+        return _arrays_of_shape(array, fixed[1])
+    if isinstance(kind, pa.BaseExtensionType):
+        return _getter(array.storage, inside=inside)
+    if types.is_null(kind):
+        return lambda i: None
+    if types.is_dictionary(kind):
+        return _entries(array, inside=inside)
+    if types.is_duration(kind):
+        return _numbers(array.view(pa.int64()))
+    if is_number(kind):
+        return _numbers(array)
+    if types.is_decimal(kind):
+        return _numbers(array.cast(pa.float64())) if is_float_decimal(kind) else _texts(array.cast(pa.large_string()))
+    if is_text(kind) or is_time(kind):
+        return _texts(array.cast(pa.large_string()))
+    if is_bytes(kind):
+        return _bytes(array)
+    if types.is_struct(kind):
+        return _structs(array)
+    if types.is_map(kind):
+        return _maps(array)
+    if is_list(kind) or types.is_fixed_size_list(kind):
+        return _lists(array, inside=inside)
+    raise DatasetError(f"it has the type {kind}, which headrace does not read")
+
+
+def _or_none(array: pa.Array, get: Get) -> Get:
+    if not array.null_count or pa.types.is_null(array.type):
+        return get
+    is_null = memoryview(_numpy(array.is_null()))
+    return lambda i: None if is_null[i] else get(i)
+
+
+def _numbers(array: pa.Array) -> Get:
+    return memoryview(_dense(array)).__getitem__
+
+
+def _dense(array: pa.Array) -> npt.NDArray[Any]:
+    """Numbers as numpy has them, whatever stands where there is none."""
+    if array.null_count:
+        array = array.fill_null(False if pa.types.is_boolean(array.type) else 0)
+    values = _numpy(array)
+    return values.astype(np.float32) if values.dtype == np.float16 else values
+
+
+def _numpy(array: pa.Array) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _texts(array: pa.Array) -> Get:
+    starts, text = _parts(array)
+    return lambda i: str(text[starts[i] : starts[i + 1]], "utf-8")
+
+
+def _bytes(array: pa.Array) -> Get:
+    if pa.types.is_fixed_size_binary(array.type):
+        width, data = array.type.byte_width, _view(array.buffers()[1])
+        first = array.offset
+        return lambda i: data[(first + i) * width : (first + i + 1) * width]
+    if pa.types.is_binary_view(array.type):
+        array = array.cast(pa.large_binary())
+    starts, data = _parts(array)
+    return lambda i: data[starts[i] : starts[i + 1]]
+
+
+def _parts(array: pa.Array) -> tuple[memoryview, memoryview]:
+    """Where each value begins, and all their bytes."""
+    _, offsets, data = array.buffers()
+    wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+    return _starts(array, offsets, np.dtype(np.int64 if wide else np.int32)), _view(data)
+
+
+def _starts(array: pa.Array, offsets: pa.Buffer | None, dtype: np.dtype[Any]) -> memoryview:
+    if offsets is None or not len(array):
+        return memoryview(np.zeros(1, dtype))
+    return np.frombuffer(offsets, dtype)[array.offset : array.offset + len(array) + 1].data
+
+
+def _view(buffer: pa.Buffer | None) -> memoryview:
+    return memoryview(buffer if buffer is not None else b"").cast("B")
+
+
+def _entries(array: pa.Array, *, inside: bool) -> Get:
+    entry, numbers = _or_none(array.dictionary, _getter(array.dictionary, inside=inside)), _numbers(array.indices)
+    return lambda i: entry(numbers[i])
+
+
+def _structs(array: pa.Array) -> Get:
+    fields = [array.type.field(number).name for number in range(array.type.num_fields)]
+    gets = [(name, _inner(array.field(number))) for number, name in enumerate(fields)]
+    return lambda i: {name: get(i) for name, get in gets}
+
+
+def _maps(array: pa.Array) -> Get:
+    starts = _numpy(array.offsets).data
+    key, item = _inner(array.keys), _inner(array.items)
+    # Of equal keys the last one counts: so Parquet has it.
+    return lambda i: {key(at): item(at) for at in range(starts[i], starts[i + 1])}
+
+
+def _inner(array: pa.Array) -> Get:
+    return _or_none(array, _getter(array, inside=True))
+
+
+def _lists(array: pa.Array, *, inside: bool) -> Get:
+    starts, ends, values = _extents(array)
+    if is_number(values.type):
+        return _number_lists(starts, ends, values, inside=inside)
+    item = _inner(values)
+    return lambda i: [item(at) for at in range(starts[i], ends[i])]
+
+
+def _number_lists(starts: memoryview, ends: memoryview, values: pa.Array, *, inside: bool) -> Get:
+    numbers = _numpy(values.fill_null(0)) if values.null_count and not pa.types.is_boolean(values.type) else None
+    if values.null_count:
+        item = _inner(values)
+        listed: Get = lambda i: [item(at) for at in range(starts[i], ends[i])]
+        if inside or numbers is None:
+            return listed
+        holes = np.concatenate(([0], np.cumsum(_numpy(values.is_null())))).data
+        return lambda i: numbers[starts[i] : ends[i]] if holes[starts[i]] == holes[ends[i]] else listed(i)
+    dense = _numpy(values)
+    return (lambda i: dense[starts[i] : ends[i]].tolist()) if inside else (lambda i: dense[starts[i] : ends[i]])
+
+
+def _extents(array: pa.Array) -> tuple[memoryview, memoryview, pa.Array]:
+    """Where each list begins and ends in the values of all."""
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind):
+        at = (np.arange(len(array) + 1, dtype=np.int64) + array.offset) * kind.list_size
+        return at[:-1].data, at[1:].data, array.values
+    offsets = _numpy(array.offsets)
+    if pa.types.is_list_view(kind) or _is_large_view(kind):
+        return offsets.data, (offsets + _numpy(array.sizes)).data, array.values
+    return offsets[:-1].data, offsets[1:].data, array.values
+
+
+def _arrays_of_shape(array: pa.Array, shape: tuple[int, ...]) -> Get:
+    values = array.storage if isinstance(array.type, pa.BaseExtensionType) else array
+    first, size = values.offset, int(np.prod(shape))
+    while pa.types.is_fixed_size_list(values.type):
+        values = values.values
+    if values.null_count:
+        return _lists(array.storage if isinstance(array.type, pa.BaseExtensionType) else array, inside=False)
+    arrays = _numpy(values)[first * size : (first + len(array)) * size].reshape(len(array), *shape)
+    return arrays.__getitem__
+
+
+def _is_large_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_large_list_view(kind))

@@ -1,0 +1,168 @@
+"""An HTTP server that serves files from memory and misbehaves on request, and counts what it was asked.
+
+A fault is a function of the handler that answers instead of the server, or returns False to let it answer as usual.
+"""
+
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Fault = Callable[["Handler"], object]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: "FaultyServer"
+
+    def do_GET(self):
+        self.server.note(self.command, self.path, self.headers.get("Range"))
+        fault = self.server.next_fault(self)
+        if fault is None or fault(self) is False:
+            self.answer()
+
+    do_HEAD = do_PUT = do_GET
+
+    def log_message(self, *_):
+        pass
+
+    @property
+    def content(self):
+        return self.server.files.get(self.path.partition("?")[0])
+
+    def span(self):
+        """First and last+1 of the bytes asked for, or None for all."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        return (int(asked[1]), min(int(asked[2]) + 1, len(self.content))) if asked else None
+
+    def answer(self):
+        if self.content is None:
+            self.refuse(404)
+        elif self.span() is None:
+            self.send(200, self.content)
+        else:
+            first, end = self.span()
+            self.send(206, self.content[first:end], promised=(first, end))
+
+    def refuse(self, status, body=b"no", **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def send(self, status, body, *, promised=None, length=None):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.send_header("Accept-Ranges", "bytes")
+        if promised:
+            self.send_header("Content-Range", f"bytes {promised[0]}-{promised[1] - 1}/{len(self.content)}")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def reset(self):
+        """Close the connection with a reset instead of an end."""
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """`with FaultyServer({"/a": b"..."}) as server:`; `server.faults` are used up by requests, one each."""
+
+    daemon_threads = True
+
+    def __init__(self, files):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = dict(files)
+        self.faults: list[Fault] = []
+        self.always: Fault | None = None
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def note(self, *request):
+        with self._lock:
+            self.requests.append(request)
+
+    def next_fault(self, _handler):
+        with self._lock:
+            return self.faults.pop(0) if self.faults else self.always
+
+    def handle_error(self, *_):
+        pass  # a client that goes away is what these tests are about
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+def status(code, **headers) -> Fault:
+    """Refuse with this status."""
+    return lambda handler: handler.refuse(code, **headers)
+
+
+def reset_after(num_bytes) -> Fault:
+    """Promise everything, send so many bytes, and reset the connection."""
+
+    def fault(handler):
+        first, end = handler.span() or (0, len(handler.content))
+        body = handler.content[first:end]
+        handler.send(206 if handler.span() else 200, body[:num_bytes], promised=handler.span(), length=len(body))
+        time.sleep(0.05)  # let what was sent arrive: a reset may overtake it
+        handler.reset()
+
+    return fault
+
+
+def short(num_bytes) -> Fault:
+    """A 206 whose Content-Range promises the whole range, with a shorter body that ends in order."""
+
+    def fault(handler):
+        first, end = handler.span()
+        handler.send(206, handler.content[first:end][:num_bytes], promised=(first, end))
+
+    return fault
+
+
+def hang(handler):
+    """Accept the request and say nothing, until the server ends."""
+    handler.server.ended.wait(120)
+    handler.close_connection = True
+
+
+def stall_after(num_bytes) -> Fault:
+    """Send so many bytes of the body, then nothing more."""
+
+    def fault(handler):
+        first, end = handler.span()
+        handler.send(206, handler.content[first:end][:num_bytes], promised=(first, end), length=end - first)
+        handler.wfile.flush()
+        hang(handler)
+
+    return fault
+
+
+def without_ranges(handler):
+    """Answer a range request with 200 and everything, as servers do that know no ranges."""
+    if handler.content is None:
+        return False
+    return handler.send(200, handler.content)
