@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import headrace as hr
-from headrace.dataset import dataset as dataset_module
+from headrace.dataset import indexes as indexes_module
 from headrace.errors import DamagedError, DatasetError, ManifestError, OptionError, TargetError
 
 
@@ -54,8 +54,8 @@ def test_a_dataset_describes_itself(texts):
     assert ds.schema["txt"].type == "bytes"
     assert ds.fingerprint == ds.manifest.fingerprint
     assert repr(ds) == f"Dataset({str(texts)!r}, format='tar', samples=40)"
-    assert int(ds.num_bytes_per_shard.sum()) == ds.manifest.bytes
-    assert [ds.shard(k).num_samples for k in range(len(ds.manifest.shards))] == ds.num_samples_per_shard.tolist()
+    assert int(ds.pieces.bytes.sum()) == ds.manifest.bytes
+    assert [ds.piece(k).num_samples for k in range(len(ds.pieces))] == ds.pieces.samples.tolist()
 
 
 def test_a_dataset_pickles_small_and_works_on_the_other_side(texts):
@@ -69,10 +69,10 @@ def test_a_dataset_pickles_small_and_works_on_the_other_side(texts):
 
 
 def test_indexes_in_memory_are_bounded(texts, monkeypatch):
-    monkeypatch.setattr(dataset_module, "INDEX_MEMORY_BYTES", 1)
+    monkeypatch.setattr(indexes_module, "INDEX_MEMORY_BYTES", 1)
     ds = hr.open(texts)
     assert [sample["__key__"] for sample in ds] == [f"k{i:02d}" for i in range(40)]
-    assert len(ds._indexes) == 1
+    assert len(ds._indexes._kept) == 1
 
 
 def test_threads_share_a_dataset(texts):
@@ -91,12 +91,12 @@ def test_threads_share_a_dataset(texts):
 
 def test_a_damaged_sample_is_an_error_that_names_it_and_others_are_read(texts):
     ds = hr.open(texts)
-    offset, length = ds.shard(1).extent(2, 3)
+    offset, length = ds.piece(1).extent(2, 3)
     path = texts / ds.shard_name(1)
     data = bytearray(path.read_bytes())
     data[offset + length - 1] ^= 1
     path.write_bytes(data)
-    number = int(ds.num_samples_per_shard[0]) + 2
+    number = int(ds.pieces.samples[0]) + 2
     with pytest.raises(DamagedError, match=rf"sample k{number:02d} of .*shard-000001\.tar is damaged: its checksum"):
         ds[number]
     assert ds[number - 1]["__key__"] == f"k{number - 1:02d}"
@@ -152,7 +152,7 @@ def test_an_ordinary_folder_of_token_files_opens(tmp_path):
     assert len(ds) == 2
     assert ds.windows(64)[-1]["__key__"] == "part1.uint16:4928"
     np.arange(4, dtype="<u4").tofile(tmp_path / "part2.uint32.bin")
-    with pytest.raises(DatasetError, match=r"must have one type: part2\.uint32\.bin is uint32, others are uint16"):
+    with pytest.raises(DatasetError, match=r"one type: in part2\.uint32\.bin the field 'tokens' is uint32, in others uint16"):
         hr.open(tmp_path)
 
 
@@ -196,8 +196,8 @@ def test_what_is_no_dataset_is_said_in_one_line(tmp_path):
         "nowhere": "nothing is there",
         "empty": "it is empty",
         "files": r"expected headrace\.json, .* found a\.jpg: pack it first",
-        "files/a.jpg": "it is a file",
-        "gz": "found compressed tars: unpack",
+        "files/a.jpg": r"expected headrace\.json, .* found a\.jpg: pack it first",
+        "gz": r"found a\.tar\.gz: pack it first",
         "outer": "found datasets in its folders train: open one of them",
     }.items():
         with pytest.raises(DatasetError, match=message) as caught:

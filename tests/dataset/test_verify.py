@@ -51,7 +51,7 @@ def test_a_flipped_byte_anywhere_is_found_and_named(packed, tmp_path_factory, fo
     errors = ds.verify()
     assert all(ds.shard_name(k) in error for error in errors)
     assert any("its checksum is" in error and "sample" not in error for error in errors)
-    index = ds.shard(k)
+    index = ds.piece(k)
     extents = [index.extent(i, i + 1) for i in range(index.num_samples)]
     touched = {index.key(i) for i, (offset, length) in enumerate(extents) if offset <= at < offset + length}
     named = {error.split("sample ")[1].split()[0] for error in errors if "sample " in error}
@@ -69,7 +69,7 @@ def test_a_shard_cut_anywhere_is_found(packed, tmp_path_factory, format, length)
     path.write_bytes(path.read_bytes()[: length % size])
     errors = ds.verify()
     assert f"is cut short: {size:,} bytes expected, {length % size:,} found; restore it" in errors[0]
-    index = ds.shard(1)
+    index = ds.piece(1)
     lost = [i for i in range(index.num_samples) if sum(index.extent(i, i + 1)) > length % size]
     assert all(any(index.key(i) in error for error in errors) for i in lost)
 

@@ -381,7 +381,7 @@ def flip_a_byte(packed):
     data = bytearray((packed / "shard-000001.tar").read_bytes())
     data[600] ^= 0xFF
     (packed / "shard-000001.tar").write_bytes(data)
-    key = hr.open(packed).shard(1).key(0)
+    key = hr.open(packed).piece(1).key(0)
     return "shard-000001.tar is damaged", f"sample {key} is damaged", "restore it"
 
 

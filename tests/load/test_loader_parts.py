@@ -147,12 +147,12 @@ def test_read_ahead_stays_within_its_memory_and_goes_on_when_runs_are_let_go(dat
     peak = 0
     for stop in range(40, 401, 40):
         places = order.locate(np.arange(stop - 40, stop))
-        for run_id, shard, sample in zip(
-            places.run.tolist(), places.shard.tolist(), places.sample.tolist(), strict=True
+        for run_id, piece, sample in zip(
+            places.run.tolist(), places.piece.tolist(), places.sample.tolist(), strict=True
         ):
             run = reader.get((0, run_id), stop)
-            assert run.shard_name == dataset.shard_name(shard)
-            assert run.index.sample(sample, run.data, run.base)["__key__"] == dataset.shard(shard).key(sample)
+            assert run.shard_name == dataset.shard_name(piece)
+            assert run.opened.sample(sample)["__key__"] == dataset.piece(piece).key(sample)
         peak = max(peak, reader._held_bytes)
         reader.release(stop)
     reader.stop()
@@ -177,7 +177,7 @@ def test_read_ahead_counts_what_it_really_holds(tmp_path):
 
     wait_for(is_full, "the reader to have what it may hold")
     reader.stop()
-    held = sum(len(run.data) for run in reader._loaded.values() if run is not None)
+    held = sum(run.num_bytes for run in reader._loaded.values() if run is not None)
     assert memory / 2 < held <= memory + LOT_RUNS * (128 << 10), "one lot may pass the bound, by what it could not know"
 
 

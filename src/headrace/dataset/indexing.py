@@ -9,7 +9,7 @@ import xxhash
 
 from headrace.dataset.dataset import Dataset
 from headrace.dataset.opening import find_ordinary, manifest_of
-from headrace.dataset.shard_files import ShardFiles, lasting
+from headrace.dataset.shard_files import ShardFiles, lasting, shown
 from headrace.errors import TargetError
 from headrace.formats import MANIFEST_NAME, Manifest, ScanOptions, Shard, Shards
 from headrace.formats.index import StoredIndex
@@ -31,9 +31,7 @@ def index(
     """
     ordinary = find_ordinary(url, ScanOptions(dtype=dtype))
     if isinstance(ordinary, Dataset):
-        raise TargetError(
-            f"{quoted(os.fspath(url))} has a manifest already: delete its {MANIFEST_NAME} to index it again"
-        )
+        raise TargetError(f"{quoted(shown(url))} has a manifest already: delete its {MANIFEST_NAME} to index it again")
     home = ordinary.folder if target is None else lasting(locate(target))
     if exists(home / MANIFEST_NAME):
         raise TargetError(f"{home} holds a manifest already: choose another target")
@@ -43,7 +41,7 @@ def index(
             found.append((shard_index, row))
             advance(1, row.file)
     manifest = manifest_of(ordinary, found)  # so nothing is written beside shards that do not go together
-    files = ShardFiles(os.fspath(url), home, ordinary.folder)
+    files = ShardFiles(shown(url), home, ordinary.folder)
     rows = [_with_index(files, shard_index, row) for shard_index, row in found]
     shards_url = None if target is None else ordinary.folder.text
     manifest = replace(manifest, shards=Shards.of(rows), shards_url=shards_url)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from headrace.dataset.dataset import Dataset
 from headrace.dataset.listing import FolderListing
 from headrace.dataset.partial import PARTIAL_NAME
-from headrace.dataset.shard_files import ShardFiles, lasting
+from headrace.dataset.shard_files import ShardFiles, lasting, shown
 from headrace.errors import DatasetError, ManifestError, StorageError
 from headrace.formats import (
     FORMATS,
@@ -59,7 +59,7 @@ def open(url: str | os.PathLike[str], *, max_sample_bytes: int | str = "256MiB")
         return ordinary
     found = list(ordinary.scan())
     manifest = manifest_of(ordinary, found)
-    files = ShardFiles(os.fspath(url), ordinary.folder, ordinary.folder)
+    files = ShardFiles(shown(url), ordinary.folder, ordinary.folder)
     return Dataset(files, manifest, limit, scanned=tuple(index for index, _ in found))
 
 
@@ -87,13 +87,13 @@ def find_ordinary(url: str | os.PathLike[str], options: ScanOptions) -> Dataset 
     if names is None:
         manifest = _read_manifest(folder)
         if manifest is not None:
-            return _packed(os.fspath(url), folder, manifest, options.max_sample_bytes)
+            return _packed(shown(url), folder, manifest, options.max_sample_bytes)
     listing = FolderListing(folder, names)
     for format_ in FORMATS.values():
         if (found := format_.find(listing, options)) is not None:
             _check_alone(format_, listing, options)
             return Ordinary(folder, format_, found, options)
-    raise DatasetError(f"{quoted(os.fspath(url))} is not a dataset: {_EXPECTED}; {_what_is_there(listing)}")
+    raise DatasetError(f"{quoted(shown(url))} is not a dataset: {_EXPECTED}; {_what_is_there(listing)}")
 
 
 def is_dataset(place: Place) -> bool:
@@ -139,7 +139,7 @@ def _folder_and_names(url: str | os.PathLike[str]) -> tuple[Place, list[str] | N
         return places[0], None
     parents = {place.parent for place in places}
     if len(parents) != 1:
-        raise DatasetError(f"files of one dataset must lie in one folder: {quoted(text)} names several")
+        raise DatasetError(f"files of one dataset must lie in one folder: {quoted(shown(text))} names several")
     return parents.pop(), [place.name for place in places]
 
 

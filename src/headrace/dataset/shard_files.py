@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME
@@ -36,6 +37,12 @@ class ShardFiles:
     def manifest_place(self) -> Place:
         """The manifest."""
         return self.home / MANIFEST_NAME
+
+
+def shown(url: str | os.PathLike[str]) -> str:
+    """A URL as it may be shown and kept: without the query that may be its signature."""
+    text = os.fspath(url)
+    return text.partition("?")[0] if text.lower().startswith(("http:", "https:")) else text
 
 
 def lasting(place: Place) -> Place:

@@ -23,6 +23,9 @@ Specs: TypeAlias = dict[str, ArraySpec | None]
 
 _MAX_ITEM_BYTES = {"b": 1, "i": 8, "u": 8, "f": 8, "c": 16}
 
+_NUMBERS = {"int": "int64", "float": "float64", "bool": "bool"}
+"""What Python's numbers become in a batch, by the field's type."""
+
 NUM_PROBED = 3
 NUM_TRIED = 16
 
@@ -81,9 +84,13 @@ def as_plain(name: str, value: Any) -> Any:
 
 
 def _stored(field: Field) -> FieldSpec:
-    if field.dtype is not None and field.shape is not None:
+    if field.nullable:
+        return None
+    if field.type in _NUMBERS:
+        return ArraySpec(_NUMBERS[field.type], ())
+    if field.type == "array" and field.dtype is not None and field.shape is not None:
         return array_spec(field.dtype, field.shape)
-    return Encoded(field.image_size) if field.type == "bytes" else None
+    return Encoded(field.image_size) if field.type in ("bytes", "image") else None
 
 
 def _probe(dataset: Dataset, ops: Sequence[Op], make_rng: Callable[[int], np.random.Generator]) -> list[Sample]:

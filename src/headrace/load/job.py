@@ -101,8 +101,10 @@ STAGES = ("read", "verify", "transform", "collate")
 """The feed's stages in the order of flow, inside the loader process."""
 
 MAX_READERS = 4
+REMOTE_READERS = 16
+"""Requests in flight to a store: each waits tens of milliseconds for its first byte."""
 
 
-def num_readers(threads: int) -> int:
+def num_readers(threads: int, is_remote: bool) -> int:
     """How many threads read for so many that transform: one keeps two in bytes, and each fights for the lock."""
-    return max(1, min(MAX_READERS, threads // 2))
+    return REMOTE_READERS if is_remote else max(1, min(MAX_READERS, threads // 2))

@@ -17,6 +17,7 @@ import sys
 import threading
 
 from headrace.load.channel import Channel
+from headrace.storage import child_environment
 
 # The new interpreter looks for modules where this one does, before it imports anything of ours.
 _BOOT = """
@@ -43,7 +44,7 @@ def start_interpreter(module: str, *fds: int) -> tuple[subprocess.Popen[bytes], 
             [sys.executable, "-c", _BOOT, argument],
             pass_fds=passed,
             stdin=subprocess.DEVNULL,
-            env=os.environ | _ONE_THREAD,
+            env=os.environ | _ONE_THREAD | child_environment(),
             start_new_session=True,
         )
     except BaseException:

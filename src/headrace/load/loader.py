@@ -291,7 +291,7 @@ class Loader:
         `dropped` counts those of incomplete global batches (of all ranks), `padded` this rank's repeats, `skipped`
         the damaged samples it left out. The stage "hand-off" is the trainer's: its wait is the trainer's.
         """
-        readers = num_readers(self._num_threads)
+        readers = num_readers(self._num_threads, self.stream.dataset.is_remote)
         transformers = self._processes if self._processes > 1 else self._num_threads
         threads = {"read": readers, "verify": readers, "transform": transformers, "collate": 1, HAND_OFF: 1}
         stages = {**self._stages, HAND_OFF: self._hand_off.read()}

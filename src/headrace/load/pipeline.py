@@ -85,7 +85,9 @@ class Pipeline:
         self._stopped = False
         self._meters_sent = 0.0
         runs = _planned_runs(job, epoch, step * job.batches.global_batch_size)
-        self._reader = ReadAhead(job.dataset, runs, job.memory_bytes, num_readers(job.threads), meters)
+        self._reader = ReadAhead(
+            job.dataset, runs, job.memory_bytes, num_readers(job.threads, job.dataset.is_remote), meters
+        )
         self._thread = threading.Thread(target=self._run, args=(epoch, step), name="plan", daemon=True)
         self._thread.start()
 

@@ -28,7 +28,8 @@ from headrace.order import Run
 from headrace.telemetry import Meter
 
 LOT_BYTES, LOT_RUNS = 1 << 20, 64
-"""Small runs are read some at a time, so that what it costs to take turns is paid once for this many."""
+"""Small runs are read some at a time, so that what it costs to take turns is paid once for this many. From a store each
+is taken by itself: there waiting for the answer costs most, and threads wait side by side."""
 
 
 class PlannedRun(NamedTuple):
@@ -68,6 +69,7 @@ class ReadAhead:
         self._dataset = dataset
         self._files = OpenFiles(dataset)
         self._pieces = dataset.pieces
+        self._lot_runs = 1 if dataset.is_remote else LOT_RUNS
         self._bytes_per_sample = dataset.pieces.bytes / np.maximum(1, dataset.pieces.samples)
         self._whole = WholePieces(dataset, self._files, meters)
         self._holders: Counter[int] = Counter()
@@ -184,7 +186,7 @@ class ReadAhead:
                 num_bytes += self._hold(self._next)
                 taken.append(self._next)
                 self._next = next(self._plan, None)
-                if num_bytes >= LOT_BYTES or len(taken) == LOT_RUNS:
+                if num_bytes >= LOT_BYTES or len(taken) == self._lot_runs:
                     break
         self._meters["read"].add(wait_sec=time.perf_counter() - began)
         return taken

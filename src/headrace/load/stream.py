@@ -60,9 +60,11 @@ class Stream:
     def decode(self, *, color: Color = "rgb") -> Stream:
         """Turn stored fields into values by their extension: images to uint8 (height, width, channels), and so on.
 
-        `color` is "rgb" (3 channels) or "gray" (1 channel).
+        What the dataset's schema calls an image is decoded whatever its name. `color` is "rgb" (3 channels) or "gray"
+        (1 channel).
         """
-        return replace(self, ops=(*self.ops, Decode(color)))
+        images = frozenset(name for name, field in self.dataset.schema.items() if field.type == "image")
+        return replace(self, ops=(*self.ops, Decode(color, images)))
 
     def map(self, fn: Callable[..., Any], *, shapes: Mapping[str, Shape] | None = None) -> Stream:
         """Apply `fn(sample)` or `fn(sample, rng)`, which returns the new sample (a dict).

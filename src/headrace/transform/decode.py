@@ -8,7 +8,8 @@
     pkl pickle pyd pth pt                     refused: unpickling runs code that the data brings
     anything else                             stays bytes
 
-Values that are typed already (token arrays, say) pass as they are.
+Fields that the dataset itself calls images (of Parquet, MDS) are decoded whatever their name. Values that are typed
+already (token arrays, say) pass as they are.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Decode:
     """
 
     color: Color = "rgb"
+    images: frozenset[str] = frozenset()
+    """Fields that hold encoded images whatever their name says."""
 
     takes_rng: ClassVar[bool] = False
 
@@ -66,13 +69,20 @@ class Decode:
 
         Of `npy` nothing is known: its shape lies in the data.
         """
-        stays = {name: spec for name, spec in fields.items() if not _is_array(name, spec)}
+        stays = {
+            name: spec
+            for name, spec in fields.items()
+            if not (isinstance(spec, Encoded) and self._kind(name) == "array")
+        }
         return {field: self._spec(field, spec) for field, spec in stays.items()}
+
+    def _kind(self, field: str) -> Kind:
+        return "image" if field in self.images else field_kind(field)
 
     def _decode(self, field: str, value: Any) -> Any:
         if not isinstance(value, bytes | memoryview | bytearray):
             return value
-        kind = field_kind(field)
+        kind = self._kind(field)
         if kind == "bytes":
             return value
         try:
@@ -88,16 +98,12 @@ class Decode:
     def _spec(self, field: str, spec: FieldSpec) -> FieldSpec:
         if not isinstance(spec, Encoded):
             return spec
-        kind = field_kind(field)
+        kind = self._kind(field)
         if kind == "image":
             return array_spec("uint8", (*(spec.image_size or (None, None)), NUM_CHANNELS[self.color]))
         if kind == "int":
             return ArraySpec("int64", ())
         return spec if kind == "bytes" else None
-
-
-def _is_array(field: str, spec: FieldSpec) -> bool:
-    return isinstance(spec, Encoded) and field_kind(field) == "array"
 
 
 def _decode_text(data: bytes | memoryview) -> str:
