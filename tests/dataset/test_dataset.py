@@ -152,7 +152,9 @@ def test_an_ordinary_folder_of_token_files_opens(tmp_path):
     assert len(ds) == 2
     assert ds.windows(64)[-1]["__key__"] == "part1.uint16:4928"
     np.arange(4, dtype="<u4").tofile(tmp_path / "part2.uint32.bin")
-    with pytest.raises(DatasetError, match=r"one type: in part2\.uint32\.bin the field 'tokens' is uint32, in others uint16"):
+    with pytest.raises(
+        DatasetError, match=r"one type: in part2\.uint32\.bin the field 'tokens' is uint32, in others uint16"
+    ):
         hr.open(tmp_path)
 
 

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from headrace.dataset import Dataset
 
 _PREVIEW_CHARS = 40
+_PREVIEW_ITEMS = 8
 _SHOWN_ERRORS = 20
+_URL_HELP = "A folder, a store's URL, a file, or files by braces: train-{000..099}.tar."
 
 
 def inspect(
-    url: Annotated[str, typer.Argument(help="The folder of a dataset.", show_default=False)],
+    url: Annotated[str, typer.Argument(help=_URL_HELP, show_default=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and check every checksum.")] = False,
     show: Annotated[int, typer.Option(metavar="N", help="Show the first N samples.")] = 0,
     json: Json = False,
@@ -46,21 +48,25 @@ def inspect(
 
 
 def index(
-    url: Annotated[str, typer.Argument(help="A folder of tar shards or token files.", show_default=False)],
+    url: Annotated[str, typer.Argument(help=_URL_HELP, show_default=False)],
     dtype: Annotated[
         str | None,
         typer.Option(help="Type of the tokens in .bin files: uint16 or uint32.", show_default="from their names"),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Folder for manifest and indexes, where the dataset's own place takes no files."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write a manifest and indexes for an ordinary dataset; its shards stay as they are."""
+    """Write a manifest and indexes for an ordinary dataset; its shards stay as they are, and are read through once."""
     from headrace.dataset import index as index_dataset
 
     with stopped_by_sigterm():
-        manifest = index_dataset(url, dtype=dtype)
-    target = printable(url)
+        manifest = index_dataset(url, dtype=dtype, target=target)
+    shown = printable(target or url)
     result = {
-        "target": target,
+        "target": shown,
         "format": manifest.format,
         "shards": len(manifest.shards),
         "samples": manifest.samples,
@@ -69,7 +75,7 @@ def index(
     emit(
         result,
         json,
-        f"{target}: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {manifest.bytes:,} bytes",
+        f"{shown}: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {manifest.bytes:,} bytes",
     )
 
 
@@ -99,8 +105,17 @@ def _preview(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(value: Any) -> str:
-    if not isinstance(value, memoryview):
-        return f"{value.dtype} {value.shape} {value[:8].tolist()}{' ...' if len(value) > 8 else ''}"
+    """A field's value in a few words: what it is, or how large."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        first = value.reshape(-1)[:_PREVIEW_ITEMS].tolist()
+        return f"{value.dtype} {value.shape} {first}{' ...' if value.size > _PREVIEW_ITEMS else ''}"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _bytes(value)
+    text = value if isinstance(value, str) else repr(value)
+    return text if text.isprintable() and len(text) <= _PREVIEW_CHARS else repr(text[:_PREVIEW_CHARS]) + "..."
+
+
+def _bytes(value: bytes | bytearray | memoryview) -> str:
     try:
         text = bytes(value[: 4 * _PREVIEW_CHARS]).decode()
     except UnicodeDecodeError:

@@ -1,0 +1,130 @@
+"""What a place holds follows from its content: folders, files, files by braces, and indexes kept elsewhere."""
+
+import io
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+import headrace as hr
+from headrace.dataset.pieces import Pieces
+from headrace.errors import DatasetError, OptionError, TargetError
+from headrace.formats import Shard, Shards
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def tars(tmp_path):
+    for k in range(3):
+        write_tar(tmp_path / f"part-{k:03d}.tar", [(f"{k}{i}.txt", f"text {k}{i}".encode()) for i in range(4)])
+    return tmp_path
+
+
+def keys(dataset):
+    return [sample["__key__"] for sample in dataset]
+
+
+def test_a_tar_is_known_by_its_content(tars):
+    (tars / "part-000.tar").rename(tars / "first")
+    assert keys(hr.open(tars)) == [f"{k}{i}" for k in (0, 1, 2) for i in range(4)]
+
+
+def test_a_single_file_is_a_dataset(tars):
+    assert keys(hr.open(tars / "part-001.tar")) == [f"1{i}" for i in range(4)]
+
+
+def test_braces_name_files_in_their_order(tars):
+    assert keys(hr.open(f"{tars}/part-{{000..001}}.tar")) == [f"{k}{i}" for k in (0, 1) for i in range(4)]
+    assert keys(hr.open(f"{tars}/part-{{002,000}}.tar")) == [f"{k}{i}" for k in (2, 0) for i in range(4)]
+    with pytest.raises(DatasetError, match=r"must lie in one folder: .* names several"):
+        hr.open(f"{tars}/{{a,b}}/part-000.tar")
+    with pytest.raises(OptionError, match="10,000,000 numbers"):
+        hr.open(f"{tars}/part-{{0..99999999}}.tar")
+
+
+def test_a_name_with_braces_is_a_name_first(tars):
+    (tars / "part-000.tar").rename(tars / "{a,b}.tar")
+    assert len(hr.open(tars / "{a,b}.tar")) == 4
+
+
+def test_a_missing_file_of_a_list_is_said(tars):
+    with pytest.raises(DatasetError, match=r"part-003\.tar.* is missing"):
+        hr.open(f"{tars}/part-{{000..003}}.tar")
+
+
+def test_formats_do_not_mix(tars):
+    np.arange(10, dtype="<u2").tofile(tars / "tokens.uint16.bin")
+    with pytest.raises(DatasetError, match=r"several formats \(tar, tokens\)"):
+        hr.open(tars)
+
+
+def test_what_is_none_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="nothing is there; check the path"):
+        hr.open(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="it is empty"):
+        hr.open(tmp_path)
+    with pytest.raises(OptionError, match="pipe: URL is not read"):
+        hr.open("pipe:cat shard.tar")
+
+
+def test_indexes_may_lie_elsewhere_and_the_shards_stay_alone(tars, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home") / "index"
+    before = {name: (tars / name).read_bytes() for name in os.listdir(tars)}
+    manifest = hr.index(tars, target=home)
+    assert {name: (tars / name).read_bytes() for name in os.listdir(tars)} == before
+    ds = hr.open(home)
+    assert (ds.manifest, ds.verify()) == (manifest, [])
+    assert keys(ds) == keys(hr.open(tars))
+    assert bytes(pickle.loads(pickle.dumps(ds)).lookup("12")["txt"]) == b"text 12"
+    with pytest.raises(TargetError, match="holds a manifest already: choose another target"):
+        hr.index(tars, target=home)
+
+
+def test_slices_are_the_samples_one_by_one(tars):
+    ds = hr.open(tars)
+    every = list(ds)
+    for cut in (slice(2, 9), slice(None), slice(-3, None), slice(5, 5), slice(9, 1, -3), slice(0, 12, 5), slice(3, 99)):
+        assert ds[cut] == every[cut]
+    assert ds[np.int64(3)] == every[3]
+
+
+def test_a_relative_place_means_what_it_meant(tars, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tars.parent)
+    ds = hr.open(tars.name)
+    monkeypatch.chdir(tmp_path_factory.mktemp("else"))
+    assert len(keys(ds)) == 12
+    assert ds.url == tars.name
+
+
+def row(samples, num_bytes, pieces=(), unpacked_bytes=0, name="a"):
+    return Shard(f"{name}{samples}{num_bytes}", samples, num_bytes, "0" * 32, "0" * 32, pieces, unpacked_bytes)
+
+
+def test_pieces_number_the_parts_that_are_read_on_their_own():
+    pieces = Pieces(Shards.of([row(10, 1000), row(7, 90, (3, 0, 4), 700), row(0, 20), row(2, 30, (), 64)]))
+    assert pieces.samples.tolist() == [10, 3, 0, 4, 0, 2]
+    assert pieces.bytes.tolist() == [1000, 300, 0, 400, 20, 64]
+    assert pieces.is_whole.tolist() == [False, True, True, True, False, True]
+    assert pieces.largest_whole_bytes == 400
+    assert [pieces.place(k) for k in range(6)] == [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0), (3, 0)]
+    assert [pieces.find(i) for i in (0, 9, 10, 13, 16, 17, 18)] == [
+        (0, 0), (0, 9), (1, 0), (3, 0), (3, 3), (5, 0), (5, 1),
+    ]  # fmt: skip
+
+
+def test_pieces_of_many_shards_are_arithmetic():
+    pieces = Pieces(Shards.of([row(k % 5, 100 * k, name=f"s{k}-") for k in range(1000)]))
+    assert len(pieces) == 1000
+    for i in range(0, int(pieces.sample_starts[-1]), 37):
+        piece, at = pieces.find(i)
+        assert pieces.sample_starts[piece] + at == i
+        assert at < pieces.samples[piece]
