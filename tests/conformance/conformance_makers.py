@@ -1,4 +1,4 @@
-"""Datasets of every format for the conformance suite: the same samples, written by headrace or by what made the format."""
+"""Datasets of every format for the conformance suite: the same samples, written by headrace or by others."""
 
 import bz2
 import csv
