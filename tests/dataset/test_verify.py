@@ -136,3 +136,11 @@ def test_an_ordinary_dataset_that_changed_since_it_was_opened_is_found(copy):
     ds = hr.open(copy / "tar")
     flip(copy / "tar" / "shard-000001.tar", 700)
     assert any("shard-000001.tar: sample" in error for error in ds.verify())
+
+
+def test_a_shard_that_the_manifest_does_not_name_is_said(copy):
+    folder = copy / "tar"
+    shutil.copy(folder / "shard-000000.tar", folder / "shard-000099.tar")
+    assert hr.open(folder).verify() == [
+        f"shard-000099.tar is not in the manifest of {folder}: move it away, or pack again"
+    ]

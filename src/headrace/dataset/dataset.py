@@ -167,6 +167,10 @@ class Dataset:
         """A shard, open for reading. Raises DamagedError if it is missing."""
         return self._files.open(self.shard_name(shard), int(self.manifest.shards.bytes[shard]))
 
+    def list_files(self) -> list[str]:
+        """Names of the files beside the shards; none where the store cannot list."""
+        return self._files.names()
+
     def shard_name(self, shard: int) -> str:
         """The name of a shard within the dataset."""
         return self.manifest.shards.file[shard]

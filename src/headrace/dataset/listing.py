@@ -28,7 +28,7 @@ class FolderListing(Listing):
 
     def head(self, name: str, num_bytes: int = _HEAD_BYTES) -> bytes:
         known = self._heads.get(name)
-        if known is None or len(known) < num_bytes < self.size(name):
+        if known is None or len(known) < min(num_bytes, self.size(name)):
             with open_file(self.folder / name, size=self._sizes.get(name)) as file:
                 self._sizes[name] = file.size
                 known = self._heads[name] = bytes(file.read(0, min(max(num_bytes, _HEAD_BYTES), file.size)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from headrace.errors import StorageError
 from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME
-from headrace.storage import File, Place, locate, open_file, storage_refusals
+from headrace.storage import File, Place, list_folder, locate, open_file, storage_refusals
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,13 @@ class ShardFiles:
     def open(self, name: str, num_bytes: int | None = None) -> File:
         """A shard, open for reading; `num_bytes` is its length, where it is known."""
         return open_file(self.shards / name, size=num_bytes)
+
+    def names(self) -> list[str]:
+        """Names of the files in the shards' folder; none where the store cannot list, as over plain http."""
+        try:
+            return [entry.name for entry in list_folder(self.shards) if not entry.is_folder]
+        except StorageError:
+            return []
 
     def index_place(self, name: str) -> Place:
         """The index file of a shard."""

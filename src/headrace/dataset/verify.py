@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from headrace.errors import HeadraceError
+from headrace.formats import get_format
 from headrace.formats.index import PIECE_BYTES, StoredIndex
 from headrace.storage import File, quoted
 
@@ -31,7 +32,19 @@ def find_damage(dataset: Dataset, progress: Callable[..., None] | None = None) -
 
     # Reading and hashing of large pieces release the interpreter lock; more threads than processors gain nothing.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return [error for errors in pool.map(check, range(len(dataset.manifest.shards))) for error in errors]
+        errors = [error for errors in pool.map(check, range(len(dataset.manifest.shards))) for error in errors]
+    return [*errors, *_extra_shards(dataset)]
+
+
+def _extra_shards(dataset: Dataset) -> Iterator[str]:
+    """Files that other readers would take for shards of a packed dataset, and that its manifest does not name."""
+    if dataset.manifest.request is None:
+        return  # a dataset that was only indexed may be some of the files of a folder
+    known = set(dataset.manifest.shards.file)
+    suffix = get_format(dataset.manifest.format).suffix
+    for name in dataset.list_files():
+        if name.endswith(suffix) and name not in known:
+            yield f"{quoted(name)} is not in the manifest of {quoted(dataset.url)}: move it away, or pack again"
 
 
 def _check_shard(dataset: Dataset, k: int) -> Iterator[str]:
