@@ -2,11 +2,14 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["servers"]  # stores that tests start for real
 
 settings.register_profile(
     "headrace",
@@ -17,6 +20,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("headrace")
+
+# A shell starts what is in the background with interrupts ignored, and programs inherit that: those that tests
+# interrupt must not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda *_: None)
 
 # What torchrun, Slurm, Open MPI, Horovod, Ray and PyTorch's own process groups leave in the environment.
 _LAUNCHER_NAMES = (

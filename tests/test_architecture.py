@@ -35,6 +35,10 @@ ANYWHERE = {"numpy", "orjson"}
 LIBRARY_ROOMS: dict[str, set[str]] = {
     "pyarrow": {"formats"},
     "obstore": {"storage"},
+    "fsspec": {"storage"},
+    "paramiko": {"storage"},
+    "boto3": {"storage"},
+    "botocore": {"storage"},
     "cv2": {"transform"},
     "simplejpeg": {"transform"},
     "PIL": {"transform"},

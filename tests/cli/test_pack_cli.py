@@ -153,6 +153,7 @@ def test_help_and_version_need_no_torch_and_no_data_libraries():
 HELD = """
 import os, time
 def slow(sample):
+    open("begun", "w").close()
     while not os.path.exists("go"):
         time.sleep(0.01)
     return sample
@@ -167,9 +168,10 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(images, tmp_path):
 
         def has_begun():
             assert process.poll() is None, process.communicate()
-            return (tmp_path / "out" / "headrace.partial").exists()
+            return (tmp_path / "begun").exists()
 
-        wait_for(has_begun, "the pack's journal")
+        wait_for(has_begun, "the first sample")
+        assert (tmp_path / "out" / "headrace.partial").exists()
         process.send_signal(signal.SIGINT)
         (tmp_path / "go").touch()
         _, said = process.communicate(timeout=DEADLINE_SEC)

@@ -66,11 +66,19 @@ def setter(*places, to):
     return change
 
 
-@pytest.mark.parametrize("name", ["../up.tar", "/etc/passwd", "a/b.tar", "..", ".", "", "a\\b.tar", "a\0.tar", 3, None])
+LEADS_OUT = ["../up.tar", "/etc/passwd", "a/../b.tar", "a//b.tar", "a/", "./a.tar", "..", ".", "", "a\\b", "a\0", 3, None]
+
+
+@pytest.mark.parametrize("name", LEADS_OUT)
 def test_shard_names_that_leave_the_folder_are_refused(tmp_path, name):
     rewrite(tmp_path, setter("shards", "file", 1, to=name))
     with pytest.raises(ManifestError, match=r"shards\.file\[1\] must be"):
         Manifest.read(tmp_path)
+
+
+def test_shards_may_lie_in_folders_below(tmp_path):
+    rewrite(tmp_path, setter("shards", "file", 1, to="train/a b/ä.tar"))
+    assert list(Manifest.read(tmp_path).shards.file) == ["shard-000000.tar", "train/a b/ä.tar"]
 
 
 @pytest.mark.parametrize(

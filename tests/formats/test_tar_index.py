@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 
 from headrace.errors import ManifestError, SourceError
 from headrace.formats.arrow import Lists, index_to_bytes
-from headrace.formats.index import Strings
-from headrace.formats.tar import TarIndex, TarWriter, encode_tar, scan_tar
+from headrace.formats.columns import Strings
+from headrace.formats.format import ScanOptions
+from headrace.formats.tar import TarWriter, encode_tar
+from headrace.formats.tar_index import read_tar_index
+from headrace.formats.tar_scan import scan_tar
+from headrace.storage import LocalFile
 
 KEYS = st.lists(st.text("abä_ -1", min_size=1, max_size=60), min_size=1, max_size=3).map("/".join)
 KEYS = KEYS.filter(lambda key: not key.startswith("__"))  # names like __this__ belong to no sample
@@ -28,8 +32,13 @@ def write(path, samples):
     for key, fields in samples.items():
         writer.add(encode_tar({"__key__": key, **fields}))
     row = writer.finish()
-    index = TarIndex.from_file(memoryview((path.parent / (path.name + ".idx")).read_bytes()), "idx", row.bytes)
+    index = read_tar_index(memoryview((path.parent / (path.name + ".idx")).read_bytes()), "idx", row.bytes)
     return index, row
+
+
+def scan(path):
+    with LocalFile(path) as file:
+        return scan_tar(file, {}, ScanOptions())
 
 
 def read_all(index, content):
@@ -43,7 +52,7 @@ def test_what_is_written_comes_back(tmp_path_factory, samples):
     path = tmp_path_factory.mktemp("tar") / "shard-000000.tar"
     index, row = write(path, samples)
     content = path.read_bytes()
-    scanned, scanned_row = scan_tar(path)
+    scanned, scanned_row = scan(path)
     assert read_all(index, content) == read_all(scanned, content) == samples
     assert read_all(pickle.loads(pickle.dumps(index)), content) == samples
     assert (row.samples, row.bytes, row.xxh3_128) == (scanned_row.samples, scanned_row.bytes, scanned_row.xxh3_128)
@@ -143,7 +152,7 @@ def make_index(**changes):
 
 
 def read_index(data, shard_bytes=3072):
-    return TarIndex.from_file(memoryview(data), "shard-000000.tar.idx", shard_bytes)
+    return read_tar_index(memoryview(data), "shard-000000.tar.idx", shard_bytes)
 
 
 def test_an_index_is_read_as_it_was_written():

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import DamagedError, OptionError, SourceError
+from headrace.formats.format import ScanOptions
 from headrace.formats.tokens import CHECKED_BYTES, TokensIndex, TokensWriter, encode_tokens, num_windows, scan_tokens
+from headrace.storage import LocalFile
+
+
+def scan(path, dtype=None):
+    with LocalFile(path) as file:
+        return scan_tokens(file, {"file": path.name}, ScanOptions(dtype=dtype))
 
 
 def write(folder, documents):
@@ -117,7 +124,7 @@ def test_what_cannot_be_tokens_is_refused(sample, reason):
 def test_a_bare_file_is_one_document_of_the_type_in_its_name(tmp_path):
     tokens = np.arange(100_000, dtype="<u4")
     tokens.tofile(tmp_path / "a.uint32.bin")
-    index, row = scan_tokens(tmp_path / "a.uint32.bin")
+    index, row = scan(tmp_path / "a.uint32.bin")
     assert (row.samples, row.bytes) == (1, 400_000)
     sample = read(index, memoryview(tokens.tobytes()), 0)
     assert sample["__key__"] == "a"
@@ -127,8 +134,8 @@ def test_a_bare_file_is_one_document_of_the_type_in_its_name(tmp_path):
 def test_a_bare_file_whose_type_is_unknown_or_does_not_fit_is_refused(tmp_path):
     (tmp_path / "a.bin").write_bytes(bytes(6))
     with pytest.raises(OptionError, match="must be known, uint16 or uint32, got None"):
-        scan_tokens(tmp_path / "a.bin")
+        scan(tmp_path / "a.bin")
     with pytest.raises(OptionError, match="got 'int8'"):
-        scan_tokens(tmp_path / "a.bin", "int8")
+        scan(tmp_path / "a.bin", "int8")
     with pytest.raises(DamagedError, match="6 bytes, which is no whole number of uint32 tokens"):
-        scan_tokens(tmp_path / "a.bin", "uint32")
+        scan(tmp_path / "a.bin", "uint32")

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -104,6 +106,31 @@ def test_nothing_is_left_whenever_the_trainer_is_killed(folder, tmp_path, batche
     wait_gone(pids)
     wait_shared_memory_as(before)
     assert list(temporary.iterdir()) == []
+
+
+@settings(max_examples=6)
+@given(processes=st.sampled_from([1, 3]), delay_sec=st.floats(0, 1.5))
+def test_nothing_is_left_whenever_a_loader_is_closed(folder, monkeypatch, processes, delay_sec):
+    """Law 9, while the loader process starts, and while it starts its own: they are told by what they inherit."""
+    monkeypatch.setenv("TEST_FAMILY", mark := uuid.uuid4().hex)
+
+    def left():
+        return [pid for pid in os.listdir("/proc") if pid.isdigit() and mark in environment_of(pid)]
+
+    loader = hr.Loader(hr.Stream(hr.open(folder), epochs=None), batch_size=4, processes=processes)
+    loader._client = loader._start_client()
+    loader._client.start(0, 0)
+    wait_for(left, "the loader process")
+    time.sleep(delay_sec)  # to hit different moments; every moment must do
+    loader.close()
+    wait_for(lambda: not left(), "the end of every process")
+
+
+def environment_of(pid):
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 @pytest.mark.parametrize("how", ["script without a main guard", "standard input", "-c"])

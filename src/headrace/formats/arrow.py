@@ -90,9 +90,9 @@ class IndexFile:
             f"the index {quoted(self._name)} {what}: restore it, or delete {quoted('headrace.json')} and index again"
         )
 
-    def fact(self, name: str) -> str:
-        """What holds for the whole shard."""
-        value = self._facts.get(_PREFIX + name)
+    def fact(self, name: str, default: str | None = None) -> str:
+        """What holds for the whole shard; `default` is for facts that not every index has."""
+        value = self._facts.get(_PREFIX + name, default)
         if value is None:
             raise self.error(f"does not say its {name}")
         return str(value)

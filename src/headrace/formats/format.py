@@ -55,6 +55,8 @@ class ScanOptions:
     """The type of bare token files."""
     max_sample_bytes: int = 256 << 20
     """What a single sample may take, unpacked: the bound on what a wrong length can ask for."""
+    max_unpacked_bytes: int = 4 << 30
+    """What a shard that is compressed as a whole may unpack to: the bound on what a small file can ask for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """JSON lines: each line an object, whose members are the fields of a sample. Only read.
 
 A member `__key__`, if there is one, is the key. Blank lines are passed over; a line that is no JSON object is a damaged
-sample. JSON is what RFC 8259 says, so NaN is none; of members with the same name the last one counts. `.gz` and `.zst`
-files are read as a whole, so they are for small data: pack them.
+sample. JSON is what RFC 8259 says, so NaN is none; of members with the same name the last one counts. Packed files
+(`.gz`, `.bz2`, `.xz`, `.zst`) are read as a whole, so they are for small data.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from headrace.errors import DatasetError
 from headrace.formats.fields import Field
 from headrace.formats.format import Format, Found, Listing, ScanOptions
 from headrace.formats.records import RecordsIndex, RowsBuilder
-from headrace.formats.records_frames import codec_of
-from headrace.formats.records_lines import blocks, check_length, line_ends, shown, text_files, whole_lines
+from headrace.formats.records_lines import blocks, check_length, line_ends, shown, text_files
 from headrace.formats.records_stream import ShardStream
 from headrace.formats.shards import Shard
 from headrace.storage import File
 
 _KEY = "__key__"
+_NAMED = ("jsonl", "ndjson")
 _NONE = type(None)
+_LONG_LINE_BYTES = 64 << 10  # a first line longer than this is not looked at as a whole
 _FIELDS = {
     frozenset({int}): Field("int", "int64"),
     frozenset({float}): Field("float", "float64"),
@@ -54,7 +55,7 @@ class JsonlIndex(RecordsIndex):
 
 def find_jsonl(listing: Listing, options: ScanOptions) -> Found | None:
     """The files of a folder whose first line is a JSON object: by the names `.jsonl` and `.ndjson`, or of two lines."""
-    files = text_files(listing, ("jsonl", "ndjson", "json"), _is_jsonl)
+    files = text_files(listing, _NAMED, ("json",), _is_jsonl)
     return Found(files) if files else None
 
 
@@ -63,14 +64,12 @@ def scan_jsonl(file: File, hints: Mapping[str, Any], options: ScanOptions) -> tu
 
     Raises DamagedError for packed files that are cut off, lines too long, and files of which hardly a line is right.
     """
-    with ShardStream(file, codec_of(bytes(file.read(0, min(4, file.size))))) as stream:
+    with ShardStream(file) as stream:
         scan = _Scan(stream, hints["file"], options.max_sample_bytes)
         scan.run()
-        digest = stream.finish()
-        index = JsonlIndex(
-            stream.stored_bytes, scan.rows.rows(), scan.fields(), {}, stream.frames(len(scan.rows))
-        ).read_as({})
-    return index, index.row(digest)
+        frames = stream.frames(len(scan.rows))
+        index = JsonlIndex(stream.stored_bytes, scan.rows.rows(), scan.fields(), {}, frames)
+        return index, index.row(stream.digest())
 
 
 class _Scan:
@@ -131,8 +130,10 @@ class _Scan:
 
 
 def _is_jsonl(name: str, head: bytes) -> bool:
-    lines = whole_lines(head)
-    is_named = ".jsonl" in name.lower() or ".ndjson" in name.lower()
+    lines = [line for line in head.split(b"\n") if line.strip()]
+    is_named = any(f".{extension}" in name.lower() for extension in _NAMED)
+    if is_named and b"\n" not in head and len(head) > _LONG_LINE_BYTES:
+        return head.lstrip().startswith(b"{")
     return len(lines) >= (1 if is_named else 2) and all(map(_is_object, lines[:2]))
 
 

@@ -15,13 +15,13 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import orjson
 import xxhash
 
-from headrace.errors import DamagedError, ManifestError
+from headrace.errors import DamagedError
 from headrace.formats.arrow import Column, IndexFile, index_to_bytes
 from headrace.formats.checking import Checked
 from headrace.formats.columns import I64, U64, Strings
@@ -68,13 +68,14 @@ class RecordsIndex(RangedIndex, StoredIndex):
         facts: Mapping[str, Any],
         frames: Frames | None = None,
     ) -> None:
-        """`facts` is a JSON object of what the format must know to read a record; without frames the shard is ranged."""
+        """`facts` is a JSON object: what the format must know to read a record. Without frames the shard is ranged."""
         self.shard_bytes = shard_bytes
         self.is_ranged = frames is None
         self._rows, self._own_fields, self._facts, self._frames = rows, dict(fields), dict(facts), frames
         # A memoryview gives a Python int in a third of the time that an array takes, without holding a list of them.
         self._offsets, self._lengths, self._checksums = rows.offsets.data, rows.lengths.data, rows.checksums.data
         self._reads_as: Mapping[str, Field] = self._own_fields
+        self._prepare()
 
     def __reduce__(self) -> tuple[Any, ...]:
         made = (self.shard_bytes, self._rows, self._own_fields, self._facts, self._frames)

@@ -1,30 +1,29 @@
 """Frames: parts of a shard that are packed, each verified and unpacked as a whole.
 
-A `.jsonl.gz` file is one frame, a LitData chunk may have many. Packing is gzip, zlib or zstd. What a frame unpacks to
-was counted when the shard was first read through, by streaming; it unpacks to exactly that or not at all, so memory is
-bounded by what the index says, which a reader can know beforehand.
+A `.jsonl.gz` file is one frame, a LitData chunk may have many. What a frame unpacks to was counted when the shard was
+first read through, by streaming; it unpacks to exactly that or not at all, so memory is bounded by what the index says,
+which a reader can know beforehand.
 """
 
 from __future__ import annotations
 
-import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 
 from headrace.errors import DamagedError
 from headrace.formats.checking import Checked
 from headrace.formats.columns import I64
 from headrace.formats.index import Opened, RangedIndex, ShardIndex
+from headrace.formats.unpacking import CODECS, UnpackError, unpack
 
-CODECS = ("gzip", "zlib", "zstd")
-_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
-_WINDOW_BITS = {"gzip": 31, "zlib": 15}
+
+AS_STORED = "as stored"
+"""Of frames that the format unpacks itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class Frames:
     """All frames of a shard, in the order of its samples."""
 
     def __init__(self, codec: str, frames: Sequence[Frame]) -> None:
-        """`codec` is one of CODECS."""
+        """`codec` is one of `unpacking.CODECS`, or AS_STORED."""
         self.codec = codec
         self.frames = tuple(frames)
         self.starts = [0]
@@ -67,7 +66,7 @@ class Frames:
     def sizes_of_samples(self) -> I64:
         """For each sample, the unpacked size of the frame it lies in."""
         sizes = np.array([frame.size for frame in self.frames], np.int64)
-        return np.repeat(sizes, np.diff(np.array(self.starts, np.int64)))
+        return np.repeat(sizes, [frame.num_samples for frame in self.frames])
 
     def frame_of(self, sample: int) -> int:
         """The number of the frame that a sample lies in."""
@@ -103,8 +102,8 @@ class Frames:
     @classmethod
     def from_json(cls, value: Checked, num_samples: int, shard_bytes: int) -> Frames:
         """The frames of a JSON object, checked. Raises ManifestError."""
-        if value["codec"].text() not in CODECS:
-            raise value["codec"].error(f"must be one of {', '.join(CODECS)}")
+        if value["codec"].text() not in (*CODECS, AS_STORED):
+            raise value["codec"].error(f"must be one of {', '.join(CODECS)} or {AS_STORED}")
         found = cls(value["codec"].text(), [_frame(row) for row in value["frames"].elements()])
         at = 0
         for frame in found.frames:
@@ -124,7 +123,7 @@ class Frames:
                 f"the checksum of its {frame.length:,} bytes from {frame.offset:,} on is {checksum:016x}, not "
                 f"{frame.checksum:016x}"
             )
-        return unpack(self.codec, packed, frame.size)
+        return unpacked_frame(self.codec, packed, frame.size)
 
 
 class FramePiece(ShardIndex):
@@ -187,34 +186,17 @@ class _Shifted(Opened):
         return self._opened.sample(i + self._first)
 
 
-def codec_of(head: bytes) -> str | None:
-    """The packing that a file's first bytes show: gzip or zstd; None if neither."""
-    return next((codec for codec, magic in _MAGIC.items() if head.startswith(magic)), None)
-
-
-def unpack(codec: str, data: memoryview, size: int) -> memoryview:
+def unpacked_frame(codec: str, data: memoryview, size: int) -> memoryview:
     """What `data` unpacks to, which must be exactly `size` bytes. Raises DamagedError. Frees the interpreter lock."""
+    if codec == AS_STORED:
+        return data
     try:
-        if codec == "zstd":
-            return memoryview(pa.Codec("zstd").decompress(pa.py_buffer(data), decompressed_size=size))
-        unpacked = _inflate(data, _WINDOW_BITS[codec], size)
-    except (zlib.error, OSError) as err:
-        raise DamagedError(f"its {codec} data does not unpack ({err})") from err
-    if len(unpacked) != size:
-        raise DamagedError(f"its {codec} data does not unpack to the {size:,} bytes that the index says")
-    return unpacked
-
-
-def _inflate(data: memoryview, window_bits: int, size: int) -> memoryview:
-    """At most `size` bytes and one more; a gzip file may have several members, one behind the other."""
-    parts, rest = bytearray(), data
-    while len(rest) and rest[0]:  # gzip files may be padded with zeros
-        member = zlib.decompressobj(window_bits)
-        parts += member.decompress(rest, size + 1 - len(parts))
-        if not member.eof or len(parts) > size:
-            break
-        rest = memoryview(member.unused_data)
-    return memoryview(parts)
+        content = unpack(data, codec, size)
+    except UnpackError as err:
+        raise DamagedError(f"what is packed in it does not unpack ({err})") from err
+    if len(content) != size:
+        raise DamagedError(f"what is packed in it gives {len(content):,} bytes, not {size:,}")
+    return content
 
 
 def _frame(row: Checked) -> Frame:

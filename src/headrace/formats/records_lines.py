@@ -11,14 +11,14 @@ import numpy as np
 from headrace.errors import DamagedError
 from headrace.formats.columns import I64
 from headrace.formats.format import Listing
-from headrace.formats.records_stream import ShardStream, unpacked_head
+from headrace.formats.records_stream import ShardStream, content_head
 
 BOM = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 4 << 20
 _HEAD_BYTES = 256 << 10  # a zstd file shows nothing before its first block of 128 KiB is whole
-_PACKED = r"(?:\.gz|\.zst|\.zstd)?"
+_PACKED = r"(?:\.(?:gz|bz2|xz|zst|zstd))?"
 # What people keep beside such files, without making the folder something else.
-_BESIDE = re.compile(r"(?i)(?:readme|licen[cs]e|notice|citation|.*sums?)(?:\..*)?|.*\.(?:md|txt|rst|json|ya?ml|toml|py)")
+_BESIDE = re.compile(r"(?i)(?:readme|licen[cs]e|notice|citation|.*sums?)(?:\..*)?|.*\.(?:md|txt|rst|json|ya?ml|py)")
 
 
 def blocks(stream: ShardStream, max_record_bytes: int) -> Iterator[tuple[int, bytes]]:
@@ -57,23 +57,34 @@ def check_length(name: str, offset: int, length: int, max_record_bytes: int) -> 
         )
 
 
-def text_files(listing: Listing, extensions: Sequence[str], is_one: Callable[[str, bytes], bool]) -> list[str]:
-    """The files of a folder for which `is_one(name, head)` holds, if there is nothing but them and what describes them.
+def text_files(
+    listing: Listing, named: Sequence[str], maybe: Sequence[str], is_one: Callable[[str, bytes], bool]
+) -> list[str]:
+    """The files of a folder that are of a text format, if there is nothing but them and what describes them.
 
-    `extensions` are those that may be looked at, such as `csv`; packed ones end in `.gz` or `.zst` too.
+    named: extensions, such as `csv`, whose files all belong if one file shows by its content what they are: one that is
+    damaged is not to go missing. maybe: extensions whose files belong if their content shows it. Packed ones end in
+    `.gz`, `.bz2`, `.xz` or `.zst` too.
+    is_one: for a file's name and its first lines, or the start of the first one if that is very long.
     """
-    named = re.compile(rf"(?i).*\.(?:{'|'.join(extensions)}){_PACKED}")
-    maybe = [name for name in listing.names if named.fullmatch(name)]
-    if not all(name in maybe or _BESIDE.fullmatch(name) for name in listing.names):
+    sure = [name for name in listing.names if _has_extension(name, named)]
+    unsure = [name for name in listing.names if name not in sure and _has_extension(name, maybe)]
+    if not all(name in sure or name in unsure or _BESIDE.fullmatch(name) for name in listing.names):
         return []
-    return [name for name in maybe if is_one(name, unpacked_head(listing.head(name, _HEAD_BYTES), _HEAD_BYTES))]
+    found = {name for name in unsure if is_one(name, _head(listing, name))}
+    if not found and not any(is_one(name, _head(listing, name)) for name in sure):
+        return []
+    return sorted({*sure, *found})
 
 
-def whole_lines(head: bytes) -> list[bytes]:
-    """The lines of a file's first bytes that are there to their ends, blank ones aside."""
-    head = head.removeprefix(BOM)
-    whole = head[: head.rfind(b"\n") + 1] if len(head) >= _HEAD_BYTES - len(BOM) else head
-    return [line for line in whole.splitlines() if line.strip()]
+def _has_extension(name: str, extensions: Sequence[str]) -> bool:
+    return bool(extensions) and re.fullmatch(rf"(?i).*\.(?:{'|'.join(extensions)}){_PACKED}", name) is not None
+
+
+def _head(listing: Listing, name: str) -> bytes:
+    head = content_head(listing.head(name, _HEAD_BYTES), _HEAD_BYTES).removeprefix(BOM)
+    is_cut = listing.size(name) > _HEAD_BYTES or len(head) > _HEAD_BYTES - len(BOM)
+    return head[: head.rfind(b"\n") + 1] or head if is_cut else head
 
 
 def shown(value: Any, most: int = 40) -> str:

@@ -49,6 +49,11 @@ class Header:
         return self.kind in (b"x", b"L", b"K")
 
     @property
+    def is_global(self) -> bool:
+        """Whether this is a PAX header that speaks about all members behind it."""
+        return self.kind == b"g"
+
+    @property
     def data_bytes(self) -> int:
         """Bytes of data that follow, with padding. Links and folders have none, whatever their size field says."""
         return 0 if self.kind in b"123456" else padded(self.size)
@@ -90,6 +95,12 @@ def parse_extension(header: Header, data: bytes) -> dict[str, str]:
     if header.kind == b"x":
         return _parse_pax(data[: header.size])
     return {_PAX_PATH: _text(data[: header.size])} if header.kind == b"L" else {}
+
+
+def check_global(data: bytes) -> None:
+    """Raises TarError if a global header says what would change how the members behind it are read."""
+    if _parse_pax(data):
+        raise TarError("a global header that names members or gives sizes is not read; make the archive again")
 
 
 def extend(header: Header, extension: dict[str, str]) -> Header:
@@ -145,18 +156,21 @@ def _parse_pax(data: bytes) -> dict[str, str]:
         if not space or not digits.isdigit():
             raise TarError("an extended header is malformed")
         record = data[at + len(digits) + 1 : at + int(digits)]
-        name, equals, value = record.rstrip(b"\n").partition(b"=")
-        if not equals or int(digits) > len(data) - at:
+        name, equals, value = record[:-1].partition(b"=")
+        if not equals or int(digits) > len(data) - at or record[-1:] != b"\n":
             raise TarError("an extended header is malformed")
-        values[name.decode("utf-8", "replace")] = _decoded(value)
+        if name.startswith(b"GNU.sparse"):
+            raise TarError(_SPARSE)
+        if name in (b"path", b"size") and value:  # an empty value takes back an earlier one
+            values[name.decode()] = _decoded(value.rstrip(b"/"))
         at += int(digits)
-    if any(name.startswith("GNU.sparse") for name in values):
-        raise TarError(_SPARSE)
     return values
 
 
 def _number(digits: bytes) -> int:
-    if digits[0] & 0x80:  # as GNU tar writes what octal cannot hold: base 256
+    if digits[0] & 0x80:  # as GNU tar writes what octal cannot hold: base 256, negative where the next bit is set
+        if digits[0] & 0x40:
+            raise TarError("a number in the header is negative")
         return int.from_bytes(bytes([digits[0] & 0x7F]) + digits[1:], "big")
     text = digits.split(b"\0", 1)[0].strip()
     if text.strip(b"01234567"):
@@ -169,6 +183,8 @@ def _text(raw: bytes) -> str:
 
 
 def _decoded(raw: bytes) -> str:
+    if b"\0" in raw:
+        raise TarError(f"the member name {raw!r} has a zero byte in it")
     try:
         return raw.decode()
     except UnicodeDecodeError as err:

@@ -20,7 +20,7 @@ import xxhash
 
 from headrace.errors import DamagedError, SourceError, StorageError
 from headrace.formats import Encoded
-from headrace.formats.tar import split_name
+from headrace.formats.tar_names import split_name
 from headrace.packing.options import OnError
 from headrace.packing.prepare import Preparer
 from headrace.packing.source import WAY_OUT, Skipped, Source, is_clean

@@ -18,6 +18,7 @@ from headrace.storage.operations import (
 from headrace.storage.place import Place, local_path, locate, quoted
 from headrace.storage.queries import child_environment
 from headrace.storage.refusal import storage_refusals
+from headrace.storage.retrying import ReadOptions
 from headrace.storage.size import parse_size
 from headrace.storage.store import Entry
 from headrace.storage.writing import (
@@ -34,6 +35,7 @@ __all__ = [
     "File",
     "LocalFile",
     "Place",
+    "ReadOptions",
     "child_environment",
     "exists",
     "expand_braces",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
+
+from headrace.storage.place import Place
 
 STREAM_BYTES = 1 << 20
 """What sequential reading asks for at a time."""
@@ -14,6 +16,7 @@ STREAM_BYTES = 1 << 20
 class File(ABC):
     """An open file. Safe to use from several threads; not to be pickled."""
 
+    place: Place
     name: str
     """What it is called in messages."""
     is_remote: bool = False
@@ -47,6 +50,9 @@ class File(ABC):
     def stream(self) -> io.BufferedReader:
         """The file's bytes from its start on, for one reader that goes forward."""
         return io.BufferedReader(_Sequence(self), STREAM_BYTES)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an open file is not passed to another process: pass its place, and open it there")
 
     def __enter__(self) -> Self:
         return self

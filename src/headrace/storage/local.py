@@ -12,7 +12,7 @@ import stat
 
 from headrace.errors import DamagedError
 from headrace.storage.file import File
-from headrace.storage.place import quoted
+from headrace.storage.place import Place, quoted
 from headrace.storage.refusal import storage_refusals
 
 
@@ -31,9 +31,10 @@ def open_regular(path: str, flags: int) -> int:
 class LocalFile(File):
     """An open file on the local disk. Safe to use from several threads; not to be pickled."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | Place) -> None:
         """Raises DamagedError if the file is missing, StorageError if it may not be read."""
-        self.path = os.fspath(path)
+        self.place = path if isinstance(path, Place) else Place(os.fspath(path), "file")
+        self.path = os.fspath(self.place.path if isinstance(path, Place) else path)
         self.name = quoted(self.path)
         with storage_refusals("read", self.path):
             try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -18,17 +18,18 @@ from urllib.parse import quote, unquote, urlsplit
 from headrace.errors import OptionError
 from headrace.storage.queries import NO_QUERY, Query
 
-OBJECT_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "memory"})
+WEB_SCHEMES = frozenset({"http", "https"})
+OBJECT_SCHEMES = frozenset({"s3", "gs", "az", "memory"}) | WEB_SCHEMES
 """Read through obstore; any other scheme is fsspec's."""
 
-_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(/*)")
-_WEB = frozenset({"http", "https"})
-_USER_IS_NO_SECRET = frozenset({"abfs", "abfss", "hdfs", "webhdfs", "sftp", "ssh"})
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)")
+_OTHER_NAMES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+_MAY_NAME_A_USER = frozenset({"az", "hdfs", "webhdfs", "swebhdfs", "sftp", "ssh", "ftp", "smb"})
 # These run what they are told, or read through another place that nobody has checked.
-_NOT_PLACES = frozenset(
-    "pipe shell dask jupyter jlab git local dir reference generic asyncwrapper async_wrapper cached blockcache "
-    "filecache simplecache zip tar jar libarchive data".split()
-)
+_PROGRAMS = {"pipe", "shell", "dask", "jupyter", "jlab", "git"}
+_WRAPPERS = {"local", "dir", "reference", "generic", "asyncwrapper", "async_wrapper", "data", "zip", "tar", "jar"}
+_CACHES = {"cached", "blockcache", "filecache", "simplecache", "libarchive"}
+_NOT_PLACES = _PROGRAMS | _WRAPPERS | _CACHES
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,8 +41,8 @@ class Place:
 
     text: str
     scheme: str
-    """`file`, `s3`, `gs`, `az`, `http`, `https`, `memory`, or a name that fsspec knows; `file` is the local disk."""
-    query: Query = field(default=NO_QUERY)
+    """`file` (the local disk), `s3`, `gs`, `az`, `http`, `https`, `memory`, or a name that fsspec knows."""
+    query: Query = NO_QUERY
 
     @property
     def is_local(self) -> bool:
@@ -57,16 +58,24 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The last part, empty for the root of a store or of the disk."""
+        """The last part; empty for the root of a store or of the disk."""
         if self.is_local:
             return self.path.name
-        last = _parts(self)[-1:]
-        return (unquote(last[0]) if self.scheme in _WEB else last[0]) if last else ""
+        last = self._parts[-1] if self._parts else ""
+        return unquote(last) if self.scheme in WEB_SCHEMES else last
+
+    @property
+    def host(self) -> str:
+        """The bucket, container or host that the URL names."""
+        return "" if self.is_local or self.scheme == "memory" else self.text.partition("://")[2].partition("/")[0]
 
     @property
     def key(self) -> str:
-        """What follows the bucket, container or host: the name inside the store, `/` between its parts."""
-        return "/".join(_parts(self))
+        """What follows the bucket, container or host: the name inside the store, with `/` between its parts.
+
+        Of a web URL it is as typed, with its percent signs; of one with an encoded slash, empty: `root` has it all.
+        """
+        return "" if self._is_opaque else "/".join(self._parts)
 
     @property
     def root(self) -> str:
@@ -78,19 +87,17 @@ class Place:
         """The folder that it lies in; the root of a store is its own parent."""
         if self.is_local:
             return Place(str(self.path.parent), "file")
-        parts = _parts(self)
-        if not parts:
+        if not self._parts:
             return self
-        return Place(self.text.removesuffix(parts[-1]).rstrip("/") if parts[1:] else self.root, self.scheme, self.query)
+        return Place(self.text.removesuffix(self._parts[-1]).rstrip("/"), self.scheme, self.query)
 
     def __truediv__(self, name: str) -> Place:
         """The place of a file below this folder. Raises OptionError for a name that would lead out of it."""
-        parts = name.split("/")
-        if not name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        if not name or _is_no_name(name.split("/")):
             raise OptionError(f"a name below {self} must be relative, without empty, . or .. parts: got {name!r}")
         if self.is_local:
             return Place(str(self.path / name), "file")
-        below = quote(name) if self.scheme in _WEB else name
+        below = quote(name) if self.scheme in WEB_SCHEMES else name
         slash = "" if self.text.endswith(("/", ":")) else "/"
         return Place(f"{self.text}{slash}{below}", self.scheme, self.query)
 
@@ -99,6 +106,17 @@ class Place:
 
     def __repr__(self) -> str:
         return f"Place({self.text!r})"
+
+    @property
+    def _parts(self) -> list[str]:
+        rest = self.text.partition(":")[2]
+        rest = rest.lstrip("/") if self.scheme == "memory" else rest[2:].partition("/")[2]
+        return rest.split("/") if rest else []
+
+    @property
+    def _is_opaque(self) -> bool:
+        # obstore would make a slash of it, which is another URL.
+        return self.scheme in WEB_SCHEMES and "%2f" in self.text.lower()
 
 
 def locate(url: str | os.PathLike[str] | Place) -> Place:
@@ -112,16 +130,18 @@ def locate(url: str | os.PathLike[str] | Place) -> Place:
     text = os.fspath(url)
     if not isinstance(text, str) or not text or "\0" in text:
         raise OptionError(f"a place must be a path or URL that is not empty: got {text!r}")
-    found = _URL.match(text)
-    scheme = found[1].lower() if found else "file"
-    if found is None or scheme == "file":
+    found = _SCHEME.match(text)
+    if found is None or found[1].lower() == "file":
         return _local_place(text, is_url=found is not None)
+    scheme = _OTHER_NAMES.get(found[1].lower(), found[1].lower())
     is_url = len(found[2]) >= 2 or scheme == "memory"
     if scheme == "pipe" or (is_url and scheme in _NOT_PLACES) or ("::" in text and "://" in text):
         raise OptionError(f"a {scheme}: URL is not read: it could run a program or wrap another; give a file's own URL")
-    if not is_url:
-        return _perhaps_a_path(text, scheme)
-    return _web_place(text, scheme) if scheme in _WEB else _store_place(text, scheme)
+    if is_url:
+        return _web_place(text, scheme) if scheme in WEB_SCHEMES else _store_place(text, scheme)
+    if scheme in OBJECT_SCHEMES:  # what Path("s3://bucket") makes of a URL
+        raise OptionError(f"a {scheme} URL begins {scheme}://, given as a string, not as a Path: got {scheme}:...")
+    return Place(text, "file")  # `a:b` is a fine name of a file
 
 
 def local_path(url: str | os.PathLike[str] | Place) -> Path:
@@ -138,55 +158,53 @@ def quoted(name: str | os.PathLike[str] | Place) -> str:
     return text if text.isprintable() and text else repr(text)
 
 
-def _perhaps_a_path(text: str, scheme: str) -> Place:
-    # `a:b` is a fine name of a file. `s3:/bucket` is what Path("s3://bucket") leaves of a URL.
-    if scheme in OBJECT_SCHEMES:
-        raise OptionError(f"a {scheme} URL begins {scheme}://, given as a string, not as a Path: got {scheme}:...")
-    return Place(text, "file")
-
-
 def _store_place(text: str, scheme: str) -> Place:
     if scheme not in OBJECT_SCHEMES:
         _check_known(scheme)
-    host, _, _ = text.partition("://")[2].partition("/")
-    user, at, _ = host.rpartition("@")
-    # A secret key may hold a slash, so what looks like a port may be its first half.
-    port = re.search(r":(?!\d+$)", host) if scheme not in OBJECT_SCHEMES else ":" in host
-    if ":" in user or port or (at and scheme not in _USER_IS_NO_SECRET):
-        raise OptionError(_no_userinfo(scheme))
+    if "=" in text.partition("?")[2]:
+        raise OptionError(f"a {scheme} URL has no query (?name=value): give credentials and versions in other ways")
     place = Place(text.rstrip("/") if not text.endswith("://") else text, scheme)
-    _check_parts(place)
-    if scheme not in ("memory", "hf") and not host and scheme in OBJECT_SCHEMES:
-        raise OptionError(f"a {scheme} URL must name its bucket or container: {scheme}://bucket/folder, got {place}")
-    return place
+    user, at, _ = place.host.rpartition("@")
+    # A secret key may hold a slash, so what looks like a port may be a secret's first half.
+    has_port = ":" in place.host if scheme in OBJECT_SCHEMES else re.search(r":(?!\d+$)", place.host)
+    if ":" in user or has_port or (at and scheme not in _MAY_NAME_A_USER):
+        raise OptionError(_no_password(scheme))
+    if scheme in OBJECT_SCHEMES and scheme != "memory" and not place.host:
+        raise OptionError(f"a {scheme} URL must name its bucket or container: {scheme}://bucket/folder")
+    return _checked(place)
 
 
 def _web_place(text: str, scheme: str) -> Place:
     try:
         parts = urlsplit(text)
-        _ = parts.port
+        is_whole = bool(parts.hostname) and (parts.port or 1) > 0 and not parts.fragment
     except ValueError:
-        raise OptionError(f"this is no {scheme} URL: write {scheme}://host:port/path") from None
-    if "@" in parts.netloc:
-        raise OptionError(_no_userinfo(scheme))
-    if not parts.hostname:
-        raise OptionError(f"this is no {scheme} URL: write {scheme}://host:port/path")
-    path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._").rstrip("/")
-    place = Place(f"{scheme}://{parts.netloc}{path}", scheme, Query.of(parts.query))
-    _check_parts(place)
-    return place
+        is_whole = False
+        parts = urlsplit(scheme)
+    if "@" in text.partition("?")[0].partition("://")[2].partition("/")[0]:
+        raise OptionError(_no_password(scheme))
+    if not is_whole:
+        raise OptionError(f"this is no URL of a file or folder: write {scheme}://host:port/path, a # in it as %23")
+    path = quote(parts.path, safe="/%:@!$&'()*+,;=~").rstrip("/")
+    return _checked(Place(f"{scheme}://{parts.netloc}{path}", scheme, Query.of(parts.query)))
 
 
-def _no_userinfo(scheme: str) -> str:
+def _no_password(scheme: str) -> str:
     return (
-        f"a {scheme} URL must not hold a user or password: they would end up in logs; "
+        f"a {scheme} URL must not hold a user's key or password: it would end up in logs; "
         "give credentials in the environment, as the store's own tools take them"
     )
 
 
-def _check_parts(place: Place) -> None:
-    if any(part in ("", ".", "..") for part in place.key.split("/")) and place.key:
-        raise OptionError(f"a URL must have no empty, . or .. parts: got {place}")
+def _checked(place: Place) -> Place:
+    parts = place._parts
+    if _is_no_name([unquote(part) for part in parts] if place.scheme in WEB_SCHEMES else parts):
+        raise OptionError(f"a URL must have no empty, . or .. parts and no control characters: got {place}")
+    return place
+
+
+def _is_no_name(parts: list[str]) -> bool:
+    return any(part in ("", ".", "..") or min(part) < " " or "\x7f" in part for part in parts)
 
 
 @lru_cache
@@ -195,22 +213,10 @@ def _check_known(scheme: str) -> None:
         from fsspec.registry import known_implementations, registry
     except ImportError:
         raise OptionError(
-            f"headrace itself knows no {scheme}: URLs; fsspec may: pip install 'headrace[fsspec]'"
+            f"headrace has no {scheme}: URLs of its own: pip install 'headrace[fsspec]' for more"
         ) from None
     if scheme not in known_implementations and scheme not in registry:
-        raise OptionError(
-            f"neither headrace nor fsspec knows {scheme}: URLs; is it a path with a colon? Write ./{scheme}:"
-        )
-
-
-def _parts(place: Place) -> list[str]:
-    _, _, rest = place.text.partition(":")
-    if rest.startswith("//"):
-        rest = rest[2:]
-        if place.scheme != "memory":
-            rest = rest.partition("/")[2]
-    rest = rest.strip("/")
-    return rest.split("/") if rest else []
+        raise OptionError(f"neither headrace nor fsspec knows {scheme}: URLs; a file of such a name is ./{scheme}:...")
 
 
 def _local_place(text: str, *, is_url: bool) -> Place:

@@ -53,11 +53,6 @@ class Columns:
         """What samples have, by field name."""
         return {name: encoding.field for name, encoding in self._encodings.items() if name != KEY}
 
-    @property
-    def least_bytes(self) -> int:
-        """No sample is shorter."""
-        return self._head.size + sum(size or 0 for size in self.sizes)
-
     def key_range(self, head: bytes, num_bytes: int) -> tuple[int, int]:
         """Where a sample's key lies in it, (0, 0) without a column of keys.
 
@@ -68,7 +63,7 @@ class Columns:
         except struct.error as err:
             raise MalformedError(f"has {num_bytes:,} bytes, too few for its columns") from err
         at, found = self._head.size, (0, 0)
-        for name, size, decode in self._plan:
+        for _, size, decode in self._plan:
             end = at + (next(lengths) if size is None else size)
             if decode is None:
                 found = at, end
@@ -89,7 +84,7 @@ class Columns:
         return key
 
     def sample(self, data: memoryview, key: str) -> dict[str, Any]:
-        """The sample with this key that lies in `data`. Raises DamagedError for values that their column cannot have."""
+        """The sample with this key that lies in `data`. Raises DamagedError for values that a column cannot have."""
         sample: dict[str, Any] = {KEY: key}
         name = KEY
         try:

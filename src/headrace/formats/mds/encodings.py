@@ -7,6 +7,7 @@ it makes anything of it, and raises ValueError for what is malformed. Pickles ha
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
@@ -50,21 +51,22 @@ _NUMBERS = {
     "float32": "f",
     "float64": "d",
 }
-_DTYPES = {
-    8: "uint8",
-    9: "int8",
-    16: "uint16",
-    17: "int16",
-    18: "float16",
-    32: "uint32",
-    33: "int32",
-    34: "float32",
-    64: "uint64",
-    65: "int64",
-    66: "float64",
+_DTYPES: dict[int | None, np.dtype[Any]] = {
+    8: np.dtype("<u1"),
+    9: np.dtype("<i1"),
+    16: np.dtype("<u2"),
+    17: np.dtype("<i2"),
+    18: np.dtype("<f2"),
+    32: np.dtype("<u4"),
+    33: np.dtype("<i4"),
+    34: np.dtype("<f4"),
+    64: np.dtype("<u8"),
+    65: np.dtype("<i8"),
+    66: np.dtype("<f8"),
 }
-DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-"""The types that arrays may have, and the byte that stands for each."""
+ARRAY_TYPES = {(dtype.kind, dtype.itemsize): (code, dtype.name) for code, dtype in _DTYPES.items()}
+"""The types that arrays may have, by kind and bytes of an item: the byte that stands for each, and its name."""
+ARRAY_TYPE_NAMES = tuple(name for _, name in ARRAY_TYPES.values())
 
 # What Pillow keeps for an image of each mode: the type of a number, and how many a pixel has.
 _PIXELS = {
@@ -91,6 +93,7 @@ _PIL_HEAD = struct.Struct("<III")
 _COUNT = struct.Struct("<I")
 
 
+@functools.lru_cache(1024)
 def parse_encoding(name: str) -> Encoding:
     """The encoding of this name. Raises ValueError if there is none, and for pickles."""
     kind, colon, config = name.partition(":")
@@ -114,8 +117,8 @@ def _array_encoding(name: str, config: str) -> Encoding:
     dtype, colon, sizes = config.partition(":")
     if not dtype and not colon:
         return Encoding(name, None, Field("array"), _decode_array)
-    if dtype not in DTYPE_CODES:
-        raise ValueError(f"there is no encoding {name!r}: arrays are of {', '.join(DTYPE_CODES)}")
+    if dtype not in ARRAY_TYPE_NAMES:
+        raise ValueError(f"there is no encoding {name!r}: arrays are of {', '.join(ARRAY_TYPE_NAMES)}")
     stored = np.dtype(dtype).newbyteorder("<")
     if not colon:
         return Encoding(name, None, Field("array", dtype), lambda data: _shaped_array(data, 0, stored))
@@ -131,7 +134,7 @@ def _decode_array(data: memoryview) -> Any:
     code = data[0] if data else None
     if code not in _DTYPES:
         raise ValueError(f"an array of the type {code}")
-    return _shaped_array(data, 1, np.dtype(_DTYPES[code]).newbyteorder("<"))
+    return _shaped_array(data, 1, _DTYPES[code])
 
 
 def _shaped_array(data: memoryview, at: int, dtype: np.dtype[Any]) -> Any:

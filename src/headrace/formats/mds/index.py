@@ -15,12 +15,12 @@ import orjson
 import xxhash
 
 from headrace.errors import DamagedError, DatasetError
-from headrace.formats.arrow import IndexFile, index_to_bytes
+from headrace.formats.arrow import Column, IndexFile, index_to_bytes
 from headrace.formats.columns import I64, U64, Strings
 from headrace.formats.fields import Field
 from headrace.formats.index import Opened, OpenedRange, RangedIndex, StoredIndex
 from headrace.formats.mds.columns import Columns
-from headrace.formats.mds.compression import MAX_SHARD_BYTES, Unpacking, codec_of
+from headrace.formats.mds.compression import MAX_SHARD_BYTES, codec_of, unpack_shard
 from headrace.storage import quoted
 
 _COLUMNS = (("key", "text"), ("offset", "int64"), ("length", "int64"), ("checksum", "uint64"))
@@ -95,7 +95,7 @@ class MdsIndex(RangedIndex, StoredIndex):
     def to_file(self) -> bytes:
         offsets, lengths, checksums = self._arrays
         keys = Strings.of([""] * len(lengths)) if self._keys is None else self._keys
-        table = {"key": keys, "offset": offsets, "length": lengths, "checksum": checksums}
+        table: dict[str, Column] = {"key": keys, "offset": offsets, "length": lengths, "checksum": checksums}
         return index_to_bytes(self.format, table, self._facts())
 
     @classmethod
@@ -163,7 +163,7 @@ class CompressedIndex(MdsIndex):
         checksum = xxhash.xxh3_64_intdigest(data)
         if checksum != expected:
             raise DamagedError(f"{name} is damaged: its checksum is {checksum:016x}, not {expected:016x}; restore it")
-        unpacked = Unpacking(data, codec_of(compression, name), num_bytes, name).read_all()
+        unpacked = unpack_shard(data, codec_of(compression, name), num_bytes, name)
         base, length = super().extent(first, last)
         opened = OpenedRange(self, 0, unpacked, self.damage(first, last, unpacked[base : base + length]))
         opened.num_bytes = num_bytes

@@ -6,19 +6,20 @@ samples. What it says of itself has to agree with `index.json`, where there is o
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import orjson
 import xxhash
 
 from headrace.errors import DamagedError, DatasetError, OptionError
-from headrace.formats.columns import I64, Strings
+from headrace.formats.columns import I64, U64, Strings
 from headrace.formats.format import ScanOptions
 from headrace.formats.mds.columns import Columns, MalformedError
-from headrace.formats.mds.compression import Unpacking, codec_of
+from headrace.formats.mds.compression import codec_of, open_shard, unpack_errors
 from headrace.formats.mds.hashes import Hashes
 from headrace.formats.mds.index import CompressedIndex, MdsIndex
 from headrace.formats.mds.listed import SUFFIX, VERSION, Listed
@@ -28,10 +29,6 @@ from headrace.storage import File
 _CHUNK_BYTES = 1 << 20
 _MAX_CONFIG_BYTES = 16 << 20
 _WORD = 4  # bytes of a number in the shard's head
-
-
-class _Stream(Protocol):
-    def read(self, length: int, /) -> bytes: ...
 
 
 def scan_mds(file: File, hints: Mapping[str, Any], options: ScanOptions) -> tuple[MdsIndex, Shard]:
@@ -50,27 +47,32 @@ def scan_mds(file: File, hints: Mapping[str, Any], options: ScanOptions) -> tupl
             f"{file.name} {what}: index.json says {listed.num_bytes:,} bytes, {file.size:,} found; restore it"
         )
     if listed is not None and listed.compression is not None:
-        return _scan_compressed(file, listed, listed.compression, stem)
+        return _scan_compressed(file, listed, listed.compression, stem, options)
     hashes = Hashes({} if listed is None else listed.hashes, file.name)
     with file.stream() as stream:
         scan = _Scan(stream, file.size, file.name, hashes)
         table = scan.run(listed)
-    keys, *arrays = table.columns_of_index()
-    index = MdsIndex(file.size, stem, table.columns, keys, *arrays)
+    index = MdsIndex(file.size, stem, table.columns, *table.parts())
     return index, Shard("", index.num_samples, file.size, scan.digest.hexdigest(), "")
 
 
-def _scan_compressed(file: File, listed: Listed, compression: str, stem: str) -> tuple[MdsIndex, Shard]:
+def _scan_compressed(
+    file: File, listed: Listed, compression: str, stem: str, options: ScanOptions
+) -> tuple[MdsIndex, Shard]:
     codec = codec_of(compression, file.name)
+    if listed.raw_bytes > options.max_unpacked_bytes:
+        raise DatasetError(
+            f"{file.name} unpacks to {listed.raw_bytes:,} bytes, more than max_unpacked_bytes="
+            f"{options.max_unpacked_bytes:,}: pack the dataset again (headrace pack)"
+        )
     stored = file.read(0, file.size)
     hashes = Hashes(listed.hashes, file.name)
     hashes.update(stored)
     hashes.check()
-    unpacking = Unpacking(stored, codec, listed.raw_bytes, file.name)
-    table = _Scan(unpacking, listed.raw_bytes, file.name, Hashes(listed.raw_hashes, file.name)).run(listed)
-    keys, *arrays = table.columns_of_index()
+    with unpack_errors(file.name, codec), open_shard(stored, codec, listed.raw_bytes, file.name) as stream:
+        table = _Scan(stream, listed.raw_bytes, file.name, Hashes(listed.raw_hashes, file.name)).run(listed)
     packed = compression, listed.raw_bytes, xxhash.xxh3_64_intdigest(stored)
-    index = CompressedIndex(file.size, stem, table.columns, keys, *arrays, packed)
+    index = CompressedIndex(file.size, stem, table.columns, *table.parts(), packed)
     digest = xxhash.xxh3_128_hexdigest(stored)
     return index, Shard("", index.num_samples, file.size, digest, "", unpacked_bytes=listed.raw_bytes)
 
@@ -85,8 +87,8 @@ class _Table:
     checksums: list[int]
     keys: list[str]
 
-    def columns_of_index(self) -> tuple[Strings | None, Any, Any, Any]:
-        """Keys (if the shard has any), offsets, lengths and checksums."""
+    def parts(self) -> tuple[Strings | None, I64, I64, U64]:
+        """What an index is made of: keys (if the shard has any), offsets, lengths and checksums."""
         keys = Strings.of(self.keys) if self.columns.has_keys else None
         return keys, self.offsets[:-1].copy(), np.diff(self.offsets), np.array(self.checksums, np.uint64)
 
@@ -94,7 +96,7 @@ class _Table:
 class _Scan:
     """One pass over the bytes of a plain shard, or of what a compressed one unpacks to."""
 
-    def __init__(self, stream: _Stream, num_bytes: int, name: str, hashes: Hashes) -> None:
+    def __init__(self, stream: io.IOBase, num_bytes: int, name: str, hashes: Hashes) -> None:
         """`num_bytes` is how many there have to be."""
         self.digest = xxhash.xxh3_128()
         self._stream, self._num_bytes, self._name, self._hashes = stream, num_bytes, name, hashes
@@ -153,26 +155,25 @@ class _Scan:
 
     def _take_sample(self, table: _Table, length: int) -> None:
         """Read a sample, some of it at a time if it is large."""
-        checksum, key, start, end = xxhash.xxh3_64(), b"", 0, 0
-        at = 0
-        while at < length or not at:
+        chunk = self._read(min(length, _CHUNK_BYTES))
+        start, end = table.columns.key_range(chunk, length)
+        checksum, key, at = xxhash.xxh3_64(chunk), chunk[start:end], len(chunk)
+        while at < length:
             chunk = self._read(min(length - at, _CHUNK_BYTES))
-            if not at:
-                start, end = table.columns.key_range(chunk, length)
             checksum.update(chunk)
             key += chunk[max(0, start - at) : max(0, end - at)]
-            at += len(chunk) or 1
+            at += len(chunk)
         table.checksums.append(checksum.intdigest())
         if table.columns.has_keys:
             table.keys.append(table.columns.key(key))
 
     def _read(self, length: int) -> bytes:
-        data = self._stream.read(length)
+        data: bytes = self._stream.read(length)
         if len(data) < length:
             raise self._error("it ends too early")
         self.digest.update(data)
         self._hashes.update(data)
         return data
 
-    def _error(self, what: str) -> DatasetError:
+    def _error(self, what: str) -> DamagedError:
         return DamagedError(f"{self._name} is not a whole shard of MDS: {what}; restore it")

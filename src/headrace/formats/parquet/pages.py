@@ -11,15 +11,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from headrace.errors import DamagedError
+from headrace.formats.parquet.thrift import Reader, Struct, ThriftError
 
 _DATA, _INDEX, _DICTIONARY, _DATA_V2 = 0, 1, 2, 3
 _DICTIONARY_ENCODINGS = (2, 8)
 _DELTA_BYTE_ARRAY = 7
-_MAX_DEPTH, _MAX_FIELDS, _MAX_ITEMS = 8, 64, 1024  # several times what a real header has
-_MAX_HEADER_BYTES = 16 << 20  # statistics may hold two long values
+_MAX_HEADER_VALUES, _MAX_HEADER_BYTES = 1000, 16 << 20  # statistics hold two values, which may be long
 _OFFSET_BYTES, _LEVEL_BYTES = 4, 2
 
 
@@ -40,11 +40,19 @@ class Page(NamedTuple):
 class Leaf:
     """One column of plain values, as the file's schema has it: lists and structs are made of several."""
 
-    path: str
+    names: tuple[bytes, ...]
+    """Of what it lies in, from the outermost on, and its own."""
+    kind: int
+    """Its physical type, as Parquet numbers them."""
     value_bytes: int | None
     """Memory of one value; None if each has a length of its own."""
     is_repeated: bool
     """Whether a row may hold several values, or none."""
+
+    @property
+    def path(self) -> str:
+        """Its names with dots between."""
+        return b".".join(self.names).decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +100,10 @@ def look_through(chunk: memoryview, leaf: Leaf, num_values: int, *, check_crc: b
 def _pages(chunk: memoryview, path: str) -> Iterator[Page]:
     at = 0
     while at < len(chunk):
+        reader = Reader(chunk[at : at + _MAX_HEADER_BYTES], _MAX_HEADER_VALUES)
         try:
-            page = _page(_Compact(chunk[at : at + _MAX_HEADER_BYTES]), at)
-        except (IndexError, KeyError, ValueError, TypeError) as err:
+            page = _page(reader.struct(), at + reader.at)
+        except (ThriftError, LookupError, ValueError, TypeError, AttributeError) as err:
             raise DamagedError(f"column {path!r} has no page where one begins, at its byte {at:,}") from err
         at = page.start + page.packed_bytes
         if at > len(chunk):
@@ -102,15 +111,15 @@ def _pages(chunk: memoryview, path: str) -> Iterator[Page]:
         yield page
 
 
-def _page(compact: _Compact, at: int) -> Page:
-    """The page whose header is read. KeyError, TypeError, ValueError, IndexError: it is none."""
-    header = compact.struct()
+def _page(header: Struct, start: int) -> Page:
+    """The page behind a header. LookupError, TypeError, ValueError, AttributeError: it is none."""
     kind, unpacked, packed = header[1], header[2], header[3]
-    details = header.get({_DATA: 5, _INDEX: 6, _DICTIONARY: 7, _DATA_V2: 8}[kind]) or {}
+    details = header.get({_DATA: 5, _INDEX: 6, _DICTIONARY: 7, _DATA_V2: 8}[kind], {})
     num_values, encoding = (details[1], details[4 if kind == _DATA_V2 else 2]) if kind != _INDEX else (0, 0)
-    if min(packed, unpacked, num_values) < 0:
-        raise ValueError("a negative size")
-    return Page(kind, packed, unpacked, num_values, encoding, at + compact.at, header.get(4))
+    crc = header.get(4)
+    if min(packed, unpacked, num_values, encoding) < 0 or not isinstance(crc, int | None):
+        raise ValueError("a negative size, or a checksum that is no number")
+    return Page(kind, packed, unpacked, num_values, encoding, start, crc)
 
 
 def _check_crc(chunk: memoryview, page: Page, path: str) -> None:
@@ -121,73 +130,3 @@ def _check_crc(chunk: memoryview, page: Page, path: str) -> None:
         raise DamagedError(
             f"the page at byte {page.start:,} of column {path!r} has the checksum {found:08x}, not {stated:08x}"
         )
-
-
-class _Compact:
-    """Thrift's compact protocol, as far as page headers need it; every field of a struct by its number."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data, self.at = data, 0
-
-    def struct(self, depth: int = 0) -> dict[int, Any]:
-        """A struct. IndexError where the data ends within it, ValueError for what the protocol does not know."""
-        if depth > _MAX_DEPTH:
-            raise ValueError("structs within structs")
-        fields: dict[int, Any] = {}
-        number = 0
-        for _ in range(_MAX_FIELDS):
-            if (head := self._byte()) == 0:
-                return fields
-            number = number + (head >> 4) if head >> 4 else self._zigzag()
-            fields[number] = self._value(head & 15, depth)
-        raise ValueError("a struct of many fields")
-
-    def _value(self, kind: int, depth: int) -> Any:
-        if kind in (1, 2):
-            return kind == 1
-        if kind == 3:
-            return self._byte()
-        if kind in (4, 5, 6):
-            return self._zigzag()
-        if kind == 7:
-            return self._skip(8)
-        if kind == 8:
-            return self._skip(self._varint())
-        if kind in (9, 10):
-            return self._list(depth)
-        if kind == 12:
-            return self.struct(depth + 1)
-        raise ValueError(f"a value of kind {kind}")
-
-    def _list(self, depth: int) -> None:
-        head = self._byte()
-        length = head >> 4 if head >> 4 < 15 else self._varint()
-        if depth > _MAX_DEPTH or length > _MAX_ITEMS:
-            raise ValueError("lists within lists, or a long one")
-        for _ in range(length):
-            self._byte() if head & 15 in (1, 2) else self._value(head & 15, depth + 1)
-
-    def _byte(self) -> int:
-        value = self._data[self.at]
-        self.at += 1
-        return value
-
-    def _skip(self, length: int) -> None:
-        self.at += length
-        if self.at > len(self._data):
-            raise IndexError("the data ends within a value")
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._byte()
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-            if shift > 63:
-                raise ValueError("a number of more than 64 bits")
-
-    def _zigzag(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)

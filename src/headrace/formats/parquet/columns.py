@@ -2,7 +2,8 @@
 
     bool, int, float               bool, int, float
     decimal                        float up to 15 digits, which a float holds exactly; else str
-    date, time, timestamp          str, as 2024-05-01, 10:30:00.000001, 2024-05-01 10:30:00.000001+0200
+    date, time, timestamp          str, as 2024-05-01, 10:30:00.000001, 2024-05-01 10:30:00.000001; a moment in a time
+                                   zone is given in UTC, with a Z behind it
     duration                       int, in the column's unit
     string                         str
     binary, of fixed size too      memoryview of the column, not copied
@@ -11,7 +12,7 @@
     dictionary, extension          what it encodes, what it is stored as
     null                           None
 
-Times are text because no other format of a shard has a type for them, and text keeps nanoseconds and zones.
+Times are text because no other format of a shard has a type for them, and text keeps nanoseconds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.errors import DatasetError
 
@@ -30,8 +32,6 @@ Get = Callable[[int], Any]
 
 FLOAT_DIGITS = 15
 """Decimal digits that survive a double."""
-
-_LIMIT_BITS = {16: np.float32}  # memoryviews have no half floats
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -102,7 +102,7 @@ def _getter(array: pa.Array, *, inside: bool) -> Get:
     if types.is_decimal(kind):
         return _numbers(array.cast(pa.float64())) if is_float_decimal(kind) else _texts(array.cast(pa.large_string()))
     if is_text(kind) or is_time(kind):
-        return _texts(array.cast(pa.large_string()))
+        return _texts(_times(array) if is_time(kind) else array)
     if is_bytes(kind):
         return _bytes(array)
     if types.is_struct(kind):
@@ -117,12 +117,12 @@ def _getter(array: pa.Array, *, inside: bool) -> Get:
 def _or_none(array: pa.Array, get: Get) -> Get:
     if not array.null_count or pa.types.is_null(array.type):
         return get
-    is_null = memoryview(_numpy(array.is_null()))
+    is_null = _numpy(array.is_null()).data
     return lambda i: None if is_null[i] else get(i)
 
 
 def _numbers(array: pa.Array) -> Get:
-    return memoryview(_dense(array)).__getitem__
+    return _dense(array).data.__getitem__
 
 
 def _dense(array: pa.Array) -> npt.NDArray[Any]:
@@ -130,7 +130,7 @@ def _dense(array: pa.Array) -> npt.NDArray[Any]:
     if array.null_count:
         array = array.fill_null(False if pa.types.is_boolean(array.type) else 0)
     values = _numpy(array)
-    return values.astype(np.float32) if values.dtype == np.float16 else values
+    return values.astype(np.float32) if values.dtype == np.float16 else values  # memoryviews have no half floats
 
 
 def _numpy(array: pa.Array) -> npt.NDArray[Any]:
@@ -138,8 +138,15 @@ def _numpy(array: pa.Array) -> npt.NDArray[Any]:
     return values
 
 
+def _times(array: pa.Array) -> pa.Array:
+    if not pa.types.is_timestamp(array.type) or array.type.tz is None:
+        return array.cast(pa.large_string())
+    text = array.cast(pa.timestamp(array.type.unit)).cast(pa.large_string())
+    return pc.binary_join_element_wise(text, pa.scalar("Z", pa.large_string()), pa.scalar("", pa.large_string()))
+
+
 def _texts(array: pa.Array) -> Get:
-    starts, text = _parts(array)
+    starts, text = _parts(array.cast(pa.large_string()) if pa.types.is_string_view(array.type) else array)
     return lambda i: str(text[starts[i] : starts[i + 1]], "utf-8")
 
 
@@ -163,7 +170,7 @@ def _parts(array: pa.Array) -> tuple[memoryview, memoryview]:
 
 def _starts(array: pa.Array, offsets: pa.Buffer | None, dtype: np.dtype[Any]) -> memoryview:
     if offsets is None or not len(array):
-        return memoryview(np.zeros(1, dtype))
+        return np.zeros(1, dtype).data
     return np.frombuffer(offsets, dtype)[array.offset : array.offset + len(array) + 1].data
 
 
@@ -172,8 +179,8 @@ def _view(buffer: pa.Buffer | None) -> memoryview:
 
 
 def _entries(array: pa.Array, *, inside: bool) -> Get:
-    entry, numbers = _or_none(array.dictionary, _getter(array.dictionary, inside=inside)), _numbers(array.indices)
-    return lambda i: entry(numbers[i])
+    entry, number = _or_none(array.dictionary, _getter(array.dictionary, inside=inside)), _numbers(array.indices)
+    return lambda i: entry(number(i))
 
 
 def _structs(array: pa.Array) -> Get:
@@ -202,16 +209,22 @@ def _lists(array: pa.Array, *, inside: bool) -> Get:
 
 
 def _number_lists(starts: memoryview, ends: memoryview, values: pa.Array, *, inside: bool) -> Get:
-    numbers = _numpy(values.fill_null(0)) if values.null_count and not pa.types.is_boolean(values.type) else None
     if values.null_count:
-        item = _inner(values)
-        listed: Get = lambda i: [item(at) for at in range(starts[i], ends[i])]
-        if inside or numbers is None:
-            return listed
-        holes = np.concatenate(([0], np.cumsum(_numpy(values.is_null())))).data
-        return lambda i: numbers[starts[i] : ends[i]] if holes[starts[i]] == holes[ends[i]] else listed(i)
-    dense = _numpy(values)
-    return (lambda i: dense[starts[i] : ends[i]].tolist()) if inside else (lambda i: dense[starts[i] : ends[i]])
+        return _lists_with_holes(starts, ends, values, inside=inside)
+    numbers = _numpy(values)
+    return (lambda i: numbers[starts[i] : ends[i]].tolist()) if inside else (lambda i: numbers[starts[i] : ends[i]])
+
+
+def _lists_with_holes(starts: memoryview, ends: memoryview, values: pa.Array, *, inside: bool) -> Get:
+    item, holes = _inner(values), np.concatenate(([0], np.cumsum(_numpy(values.is_null())))).data
+    numbers = _numpy(values.fill_null(False if pa.types.is_boolean(values.type) else 0))
+
+    def get(i: int) -> Any:
+        if inside or holes[starts[i]] != holes[ends[i]]:
+            return [item(at) for at in range(starts[i], ends[i])]
+        return numbers[starts[i] : ends[i]]
+
+    return get
 
 
 def _extents(array: pa.Array) -> tuple[memoryview, memoryview, pa.Array]:

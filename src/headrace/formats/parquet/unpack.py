@@ -1,0 +1,131 @@
+"""A row group's bytes as Arrow columns: what it unpacks to is added up first, then pyarrow does the work.
+
+pyarrow reads files, and a row group is a part of one: it gets the row group's bytes as a file, with a footer of its
+own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.errors import DamagedError, DatasetError
+from headrace.formats.parquet.footer import RowGroup
+from headrace.formats.parquet.pages import look_through
+from headrace.formats.parquet.schema import ARROW_ERRORS, Column, FileSchema, one_line
+
+MAX_UNPACKED_BYTES = (2 << 30) - 1
+"""What a row group may take in memory: as far as Arrow's 32-bit offsets reach."""
+_STEP_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the columns of a row group are unpacked."""
+
+    num_bytes: int
+    """Memory that they take at most, if all rows are unpacked at once."""
+    step_rows: int
+    """How many rows may be unpacked at a time without values that grow on the way taking too much."""
+    dictionary_paths: Sequence[str]
+    """Leaves whose dictionary stays one."""
+
+
+class Stored:
+    """The bytes of a row group, which lie from offset `base` on in the shard."""
+
+    def __init__(self, group: RowGroup, data: memoryview, base: int) -> None:
+        self.group, self.data, self.base = group, data, base
+
+    def chunk(self, leaf: int) -> memoryview:
+        """The bytes of one of its chunks."""
+        chunk = self.group.chunks[leaf]
+        return self.data[chunk.offset - self.base : chunk.end - self.base]
+
+
+def plan_unpacking(schema: FileSchema, columns: Sequence[Column], stored: Stored, *, check_crc: bool = False) -> Plan:
+    """What unpacking columns of a row group takes. Raises DamagedError for pages that do not make up their chunk."""
+    num_bytes, step_rows, paths = 0, stored.group.num_rows, []
+    for number in (number for column in columns for number in column.leaves):
+        leaf, num_values = schema.leaves[number], stored.group.chunks[number].num_values
+        found = look_through(stored.chunk(number), leaf, num_values, check_crc=check_crc)
+        num_bytes += found.num_bytes
+        if found.widest_bytes and leaf.is_repeated:
+            num_bytes += found.widest_bytes * num_values
+        elif found.widest_bytes:
+            step_rows = min(step_rows, max(1, _STEP_BYTES // found.widest_bytes))
+        if found.has_dictionary and leaf.value_bytes is None:
+            paths.append(leaf.path)
+    return Plan(num_bytes, step_rows, paths)
+
+
+def unpack(
+    schema: FileSchema, columns: Sequence[Column], stored: Stored, plan: Plan, limit: int
+) -> tuple[dict[str, pa.Array], set[str]]:
+    """Columns of a row group by name, and which of them have text that is not UTF-8. Releases the interpreter lock.
+
+    Raises DamagedError for what pyarrow makes no sense of, DatasetError for what it does not read, or what takes more
+    than `limit` bytes.
+    """
+    k, num_rows = stored.group.number, stored.group.num_rows
+    try:
+        table = _read(schema, columns, stored, plan, limit)
+        arrays = {column.name: _whole(table.column(column.name)) for column in columns}
+        broken = {name for name, array in arrays.items() if not _is_utf8(array)}
+    except NotImplementedError as err:
+        raise DatasetError(f"row group {k} is not read: {one_line(err)}") from err
+    except ARROW_ERRORS as err:
+        raise DamagedError(f"row group {k} does not unpack: {one_line(err)}") from err
+    if any(len(array) != num_rows for array in arrays.values()):
+        raise DamagedError(f"row group {k} does not have the {num_rows:,} rows of its footer")
+    return arrays, broken
+
+
+def too_large(k: int, num_bytes: int) -> DatasetError:
+    """What is wrong with a row group that takes too much memory."""
+    return DatasetError(
+        f"row group {k} may unpack to {num_bytes:,} bytes, more than {MAX_UNPACKED_BYTES:,}: write the file again with "
+        "smaller row groups (pyarrow: row_group_size=1000)"
+    )
+
+
+def _read(schema: FileSchema, columns: Sequence[Column], stored: Stored, plan: Plan, limit: int) -> pa.Table:
+    group = stored.group
+    # Columns that are not asked for may lie elsewhere: that pyarrow never looks at them is no matter of offsets.
+    chunks = [chunk._replace(offset=max(0, chunk.offset - stored.base)) for chunk in group.chunks]
+    file = pq.ParquetFile(
+        pa.BufferReader(pa.py_buffer(stored.data)),
+        metadata=schema.footer(group.num_rows, chunks),
+        read_dictionary=list(plan.dictionary_paths),
+        pre_buffer=False,
+    )
+    paths = [schema.leaves[number].path for column in columns for number in column.leaves]
+    if plan.step_rows >= group.num_rows:
+        return file.read_row_group(0, columns=paths, use_threads=False)
+    batches, num_bytes = [], plan.num_bytes
+    for batch in file.iter_batches(plan.step_rows, row_groups=[0], columns=paths, use_threads=False):
+        batches.append(batch)
+        num_bytes += batch.nbytes
+        if num_bytes > limit:
+            raise too_large(group.number, num_bytes)
+    return pa.Table.from_batches(batches)
+
+
+def _is_utf8(array: pa.Array) -> bool:
+    """Whether all text in a column is. Raises ArrowInvalid for anything else that is wrong, an index beyond a
+    dictionary, say: from here on values are taken out without a check."""
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid as err:
+        if "UTF8" not in str(err):
+            raise
+        return False
+    return True
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)

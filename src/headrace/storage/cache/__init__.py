@@ -1,0 +1,7 @@
+"""The local cache: blocks of remote files, kept on a disk or in memory for all processes of a machine."""
+
+from headrace.storage.cache.cache import Cache
+from headrace.storage.cache.file import cached, open_cache
+from headrace.storage.cache.options import CacheOptions, cache_options
+
+__all__ = ["Cache", "CacheOptions", "cache_options", "cached", "open_cache"]

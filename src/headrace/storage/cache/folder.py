@@ -1,0 +1,148 @@
+"""A cache in a folder: one file a block, shared by all processes of a machine and kept from run to run.
+
+    DIR/headrace-cache-UID/            of this user alone; nothing outside it is ever touched
+      CACHEDIR.TAG                     says so, to backup programs too
+      state                            the locks and the count of bytes (see `ledger`)
+      blocks/3f/3f...-12               block 12 of some content; its time of change is that of its last use
+      parts/3f...-12                   the same while it is written
+
+A reader opens the file, checks what it reads and closes it: no lock. A writer holds the block's claim, writes the part,
+and renames it while the ledger is open. So at every instant each file is whole or a part, and a part whose claim can be
+had is a dead writer's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from contextlib import suppress
+
+from headrace.errors import StorageError
+from headrace.storage.cache.block import BlockKey, read_block, stored_bytes, write_block
+from headrace.storage.cache.cache import Cache
+from headrace.storage.cache.ledger import BLOCKS, PARTS, Ledger, block_path
+from headrace.storage.cache.locks import Locks
+from headrace.storage.place import quoted
+from headrace.storage.refusal import storage_refusals
+
+TOUCH_SEC = 10.0
+"""A block's time of last use is this exact: a hit that follows another sooner writes nothing."""
+SPARE_BYTES, SPARE_SHARE = 1 << 30, 64
+"""The disk keeps a GiB free, a 64th if it is small: checkpoints and others need room too."""
+
+_TAG = "CACHEDIR.TAG"
+_TAG_TEXT = b"""Signature: 8a477f597d28d172789f06886806bc55
+# Blocks of remote files, kept by headrace (cache=...). Everything here can be fetched again, and may be removed whole.
+"""
+_STATE = "state"
+_WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class FolderCache(Cache):
+    """The cache in one folder, within this process's quota."""
+
+    def __init__(self, folder: str, max_bytes: int) -> None:
+        """Raises StorageError if the folder cannot be made, or is another user's or another program's."""
+        path = os.path.join(folder, f"headrace-cache-{os.geteuid()}")
+        super().__init__(f"the cache {folder}", Locks(self._open_state))
+        with storage_refusals("use the cache", path):
+            os.makedirs(folder, exist_ok=True)
+            self._fd = _open_own_folder(path)
+            for name in (BLOCKS, PARTS):
+                _make_folder(name, self._fd)
+            self._ledger = Ledger(self._fd, self._locks, max_bytes)
+            self._ledger.sweep()
+
+    def __del__(self) -> None:
+        fd = self.__dict__.pop("_fd", -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def _open_state(self) -> int:
+        return os.open(_STATE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
+
+    def _read(self, key: BlockKey, start: int, view: memoryview) -> bool:
+        try:
+            fd = os.open(block_path(key.name), _READ, dir_fd=self._fd)
+        except FileNotFoundError:
+            return False
+        try:
+            if not read_block(fd, 0, key, start, view):
+                return False
+            if time.time() - os.fstat(fd).st_mtime > TOUCH_SEC:
+                os.utime(fd)
+            return True
+        finally:
+            os.close(fd)
+
+    def _publish(self, key: BlockKey, data: memoryview) -> None:
+        num_bytes = stored_bytes(len(data))
+        self._check_spare(num_bytes)
+        part, path = f"{PARTS}/{key.name}", block_path(key.name)
+        try:
+            self._write(part, key, data)
+            with self._ledger.opened() as account:
+                account.remove(path)  # an unsound one, if any: a sound one would have been read
+                account.make_room(num_bytes)
+                self._rename(part, path)
+                account.used_bytes += num_bytes
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part, dir_fd=self._fd)
+            raise
+
+    def _drop(self, key: BlockKey) -> None:
+        with self._ledger.opened() as account:
+            account.remove(block_path(key.name))
+
+    def _write(self, part: str, key: BlockKey, data: memoryview) -> None:
+        fd = os.open(part, _WRITE_NEW, 0o600, dir_fd=self._fd)
+        try:
+            write_block(fd, 0, key, data)
+        finally:
+            os.close(fd)
+
+    def _rename(self, part: str, path: str) -> None:
+        try:
+            os.rename(part, path, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        except FileNotFoundError:
+            _make_folder(os.path.dirname(path), self._fd)
+            os.rename(part, path, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def _check_spare(self, num_bytes: int) -> None:
+        disk = os.fstatvfs(self._fd)
+        spare = min(SPARE_BYTES, disk.f_blocks * disk.f_frsize // SPARE_SHARE)
+        if disk.f_bavail * disk.f_frsize < num_bytes + spare:
+            raise OSError(errno.ENOSPC, "its disk is as good as full")
+
+
+def _make_folder(name: str, above_fd: int) -> None:
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=above_fd)
+
+
+def _open_own_folder(path: str) -> int:
+    """A descriptor of the cache's folder, made if need be. What is done later goes through it, whatever the path means."""
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise StorageError(f"{quoted(path)} belongs to another user: give another folder as cache")
+        names = os.listdir(fd)
+        if names and _TAG not in names:
+            raise StorageError(
+                f"{quoted(path)} is not a cache of headrace: move it away, or give another folder as cache"
+            )
+        if not names:
+            tag = os.open(_TAG, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+            try:
+                os.write(tag, _TAG_TEXT)
+            finally:
+                os.close(tag)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

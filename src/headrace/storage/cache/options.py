@@ -1,0 +1,85 @@
+"""What a person says of the cache: where it is, and how much it may hold."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.errors import OptionError
+from headrace.storage.cache.block import BLOCK_BYTES, stored_bytes
+from headrace.storage.place import local_path
+from headrace.storage.refusal import storage_refusals
+from headrace.storage.size import parse_size
+
+RAM = "ram"
+DISK_SHARE, RAM_SHARE = 2, 4
+"""Where no size is given: half of the disk, a quarter of the memory."""
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """A cache as described; holds nothing open. Equal options are one cache. Can be pickled."""
+
+    folder: str
+    """"ram", or the absolute path of a local folder."""
+    max_bytes: int
+    """What it may hold, in bytes, headers and rounding included."""
+
+    def __post_init__(self) -> None:
+        least = stored_bytes(BLOCK_BYTES)
+        if self.max_bytes < least:
+            raise OptionError(f"cache_size must be at least one block, {least:,} bytes: got {self.max_bytes:,}")
+        if self.folder != RAM and not os.path.isabs(self.folder):
+            raise OptionError(f'a cache must be "ram" or an absolute path: got {self.folder!r}')
+
+
+def cache_options(cache: str | os.PathLike[str] | None, cache_size: int | str | None = None) -> CacheOptions | None:
+    """The cache that `cache=` and `cache_size=` describe; None for none.
+
+    `cache` is a local folder or `"ram"`; a folder of that name is `./ram`. `cache_size` is bytes, or text such as
+    `200GiB`; by default half of the disk that the folder is on, or a quarter of the machine's memory.
+
+    Raises OptionError for a place that is not local, a size below one block (about 2 MiB) or beyond the memory, and a
+    size without a cache.
+    """
+    if cache is None:
+        if cache_size is not None:
+            raise OptionError('cache_size goes with cache: say where too, cache="FOLDER" or cache="ram"')
+        return None
+    if cache == RAM:
+        return CacheOptions(RAM, _ram_bytes(cache_size))
+    path = local_path(cache)
+    with storage_refusals("use the cache", path):
+        path = path.absolute()
+        num_bytes = _disk_bytes(path) // DISK_SHARE if cache_size is None else parse_size(cache_size, "cache_size")
+    return CacheOptions(str(path), num_bytes)
+
+
+def _ram_bytes(cache_size: int | str | None) -> int:
+    memory = _memory_bytes()
+    if cache_size is None:
+        return memory // RAM_SHARE
+    num_bytes = parse_size(cache_size, "cache_size")
+    if num_bytes > memory:
+        raise OptionError(f"cache_size of a cache in RAM must fit the memory of {memory:,} bytes: got {num_bytes:,}")
+    return num_bytes
+
+
+def _memory_bytes() -> int:
+    """The memory of the machine, or of the container if that is less."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = _CGROUP_LIMIT.read_text().strip()
+    except OSError:  # no such control group here
+        return memory
+    return min(memory, int(limit)) if limit.isdigit() else memory
+
+
+def _disk_bytes(path: Path) -> int:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    disk = os.statvfs(path)
+    return disk.f_blocks * disk.f_frsize
