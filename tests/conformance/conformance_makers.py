@@ -16,6 +16,7 @@ import headrace as hr
 from headrace.formats import FORMATS
 
 NUM_SAMPLES = 60
+SHARD_BYTES = {"tar": 40_000}
 
 
 def sample(i):
@@ -47,7 +48,7 @@ def plain_sample(one):
 def packed(format_name):
     def make(folder):
         # The samples as they are, in several shards, without our manifest: an ordinary dataset of the format.
-        hr.pack(list(SAMPLES), folder, format=format_name, shard_size=3000, shuffle=False)
+        hr.pack(list(SAMPLES), folder, format=format_name, shard_size=SHARD_BYTES.get(format_name, 1500), shuffle=False)
 
     return make
 

@@ -43,7 +43,7 @@ def shards_of(folder):
 def test_an_ordinary_dataset_opens_and_gives_its_samples(made, kind):
     ds = hr.open(made(kind)[0])
     assert ds.manifest.format == kind.partition(".")[0]
-    assert len(ds.manifest.shards) >= 3 or ds.manifest.format not in FORMATS
+    assert len(ds.manifest.shards) >= 3
     assert [plain_sample(one) for one in ds] == read_back(kind)
 
 
@@ -174,7 +174,7 @@ def test_damaged_samples_are_skipped_and_counted_and_the_rest_comes(made, tmp_pa
     shutil.copytree(made(kind)[1], folder)
     path = shards_of(folder)[1]
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[len(data) // 3] ^= 1
     path.write_bytes(data)
     ds, every = hr.open(folder), {one["__key__"]: one for one in read_back(kind)}
     lost = 0
@@ -217,8 +217,6 @@ def converted(name, one):
     """What a format without a type for it makes of a value."""
     if name == "tar":
         return {field: as_text(value) if field != "__key__" else value for field, value in one.items()}
-    if name == "tfrecord":
-        return {f: v.encode() if isinstance(v, str) and f != "__key__" else v for f, v in one.items()}
     return one
 
 

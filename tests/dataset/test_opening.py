@@ -47,7 +47,7 @@ def test_braces_name_files_in_their_order(tars):
     assert keys(hr.open(f"{tars}/part-{{002,000}}.tar")) == [f"{k}{i}" for k in (2, 0) for i in range(4)]
     with pytest.raises(DatasetError, match=r"must lie in one folder: .* names several"):
         hr.open(f"{tars}/{{a,b}}/part-000.tar")
-    with pytest.raises(OptionError, match="10,000,000 numbers"):
+    with pytest.raises(OptionError, match="10,000,000 names"):
         hr.open(f"{tars}/part-{{0..99999999}}.tar")
 
 

@@ -66,10 +66,10 @@ def setter(*places, to):
     return change
 
 
-LEADS_OUT = ["../up.tar", "/etc/passwd", "a/../b.tar", "a//b.tar", "a/", "./a.tar", "..", ".", "", "a\\b", "a\0", 3, None]
+LEADS_OUT = ["../up.tar", "/etc/passwd", "a/../b.tar", "a//b.tar", "a/", "./a.tar", "..", ".", "", "a\\b", "a\0"]
 
 
-@pytest.mark.parametrize("name", LEADS_OUT)
+@pytest.mark.parametrize("name", [*LEADS_OUT, 3, None])
 def test_shard_names_that_leave_the_folder_are_refused(tmp_path, name):
     rewrite(tmp_path, setter("shards", "file", 1, to=name))
     with pytest.raises(ManifestError, match=r"shards\.file\[1\] must be"):

@@ -30,7 +30,7 @@ def test_what_a_compressed_shard_says_is_kept_in_the_index_file(tmp_path):
     again = MDS.read_index(memoryview(index.to_file()), "idx", row.bytes)
     assert (again.is_ranged, again.unpacked_bytes, again.extent(0, 1)) == (False, len(shard()), (0, row.bytes))
     assert list(again.runs()) == [(0, 2)]
-    assert [sample["__key__"] for sample in samples_of(path, again)] == ["shard.00000:0", "shard.00000:1"]
+    assert [sample["__key__"] for sample in samples_of(path, again)] == ["shard-00000:0", "shard-00000:1"]
     opened = again.open(1, 2, memoryview(path.read_bytes()))
     assert (opened.sample(1)["n"], opened.num_bytes) == (int.from_bytes(b"abcdefgh", "little"), len(shard()))
 
@@ -42,7 +42,7 @@ def test_a_flipped_bit_in_a_compressed_shard_damages_it_all(tmp_path_factory, da
     content = path.read_bytes()
     bit = data.draw(st.integers(0, 8 * len(content) - 1))
     content = flipped(content, bit)
-    with pytest.raises(DamagedError, match=r"shard shard.00000 is damaged: its checksum is"):
+    with pytest.raises(DamagedError, match=r"shard shard-00000 is damaged: its checksum is"):
         index.open(0, 1, memoryview(content))
     assert [i for i, _ in index.all_damage(lambda at, n: memoryview(content)[at : at + n], len(content))] == [0, 1]
     cut = content[: bit // 8]

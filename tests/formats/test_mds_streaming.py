@@ -85,7 +85,7 @@ def test_every_encoding_is_read(tmp_path, real_streaming, encoding):  # noqa: F8
     real_streaming.write(tmp_path / "d", {"x": encoding, "number": "int"}, samples)
     theirs, ours = real_streaming.read(tmp_path / "d"), read(tmp_path / "d")
     assert [sample["number"] for sample in ours] == list(range(len(samples)))
-    assert [sample["__key__"] for sample in ours] == [f"shard.00000:{i}" for i in range(len(samples))]
+    assert [sample["__key__"] for sample in ours] == [f"shard-00000:{i}" for i in range(len(samples))]
     for their, our in zip(theirs, ours, strict=True):
         assert same(as_ours(their["x"], our["x"]), our["x"])
 
@@ -151,7 +151,7 @@ def test_every_compression_and_level_is_read(tmp_path, real_streaming, family): 
         assert all(path.name.endswith(f".mds.{family}") and not index.is_ranged for path, index, _ in shards)
         ours = read(folder)
         keys = [sample.pop("__key__") for sample in ours]
-        assert (keys[0], len(set(keys))) == ("shard.00000:0", len(SAMPLES))
+        assert (keys[0], len(set(keys))) == ("shard-00000:0", len(SAMPLES))
         assert same(ours, SAMPLES)
 
 
@@ -178,9 +178,9 @@ def test_a_merged_index_names_shards_in_folders_below(tmp_path, real_streaming):
     real_streaming.merge(tmp_path / "d")
     ours = read(tmp_path / "d")
     assert [sample.pop("__key__") for sample in ours][19:22] == [
-        "part-0/shard.00000:19",
-        "part-1/shard.00000:0",
-        "part-1/shard.00000:1",
+        "part-0/shard-00000:19",
+        "part-1/shard-00000:0",
+        "part-1/shard-00000:1",
     ]
     assert same(ours, SAMPLES)
 

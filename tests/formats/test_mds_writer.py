@@ -1,5 +1,7 @@
 """Writing MDS: one set of columns over all shards, the same bytes each time, and nothing left of what is given up."""
 
+from dataclasses import replace
+
 import numpy as np
 import orjson
 import pytest
@@ -8,6 +10,7 @@ from mds_files import SAMPLES, plain, read, same, scan, write
 from headrace.errors import SourceError, StorageError
 from headrace.formats.fields import Field
 from headrace.formats.mds import MDS, MdsWriter, encode_mds
+from headrace.formats.mds import scan as scan_module
 from headrace.formats.mds import writer as writer_module
 
 SAMPLE = {"__key__": "a", "n": 1, "t": "x", "a": np.zeros(2, np.float32), "o": {"x": 1}, "j": b"j"}
@@ -19,6 +22,17 @@ def test_the_index_that_is_written_is_that_of_a_scan(tmp_path):
         assert (row.samples, row.bytes, row.xxh3_128) == (written.samples, written.bytes, written.xxh3_128)
         assert index.to_file() == path.with_name(path.name + ".idx").read_bytes()
     assert same(read(tmp_path / "d"), plain(SAMPLES))
+
+
+def test_samples_that_are_scanned_in_parts_give_the_same_index(tmp_path, monkeypatch):
+    samples = [sample | {"A": bytes(50 * i)} for i, sample in enumerate(SAMPLES)]  # the key lies behind it
+    write(tmp_path / "d", samples)
+    [(_, whole, row)] = scan(tmp_path / "d")
+    monkeypatch.setattr(scan_module, "_CHUNK_BYTES", 20)
+    [(_, in_parts, row_in_parts)] = scan(tmp_path / "d")
+    assert in_parts.to_file() == whole.to_file()
+    assert [whole.key(i) for i in range(12)] == [sample["__key__"] for sample in SAMPLES]
+    assert row_in_parts == row
 
 
 def test_shards_end_where_the_limit_is_reached(tmp_path):
@@ -126,13 +140,13 @@ def test_a_pack_that_goes_on_has_the_columns_of_what_is_there(tmp_path):
 
 
 def test_images_measured_while_packing_keep_their_encoding(tmp_path):
-    writer = MdsWriter(
-        tmp_path / "shard-000001.mds", {"jpg": Field("image", image_size=(2, 3)), "x.png": Field("image")}
-    )
-    writer.add(encode_mds({"__key__": "a", "jpg": b"1", "x.png": b"2"}))
+    fields = {"image": Field("image"), "jpg": Field("image", image_size=(2, 3)), "x.png": Field("image")}
+    writer = MdsWriter(tmp_path / "shard-000001.mds", fields)
+    encoded = encode_mds({"__key__": "a", "image": b"0", "jpg": b"1", "x.png": b"2"})
+    writer.add(replace(encoded, fields={**encoded.fields, "image": Field("image")}))  # as its source says it is
     writer.finish()
     [(_, index, _)] = scan(tmp_path)
-    assert index.columns.pairs == (("__key__", "str"), ("jpg", "jpeg"), ("x.png", "png"))
+    assert index.columns.pairs == (("__key__", "str"), ("image", "jpeg"), ("jpg", "jpeg"), ("x.png", "png"))
 
 
 def test_the_index_json_has_the_hash_of_the_manifest(tmp_path):

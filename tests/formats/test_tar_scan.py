@@ -189,3 +189,115 @@ def test_a_pipe_among_shards_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.tar")
     with pytest.raises(StorageError, match=r"a\.tar: it is not an ordinary file"):
         scan(tmp_path / "a.tar")
+
+
+def pax_member(name, data=b"1", kind=tarfile.XHDTYPE, **records):
+    """A member with these PAX records in front, bytes as they are."""
+    body = b"".join(pax_record(key.replace("__", ".").encode(), value) for key, value in records.items())
+    head = tarfile.TarInfo("././@PaxHeader")
+    head.type, head.size = kind, len(body)
+    return head.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512) + plain_member(name, data)
+
+
+def pax_record(name, value):
+    rest = b" " + name + b"=" + value + b"\n"
+    length = len(rest)
+    while length != len(rest) + len(str(length)):
+        length = len(rest) + len(str(length))
+    return str(length).encode() + rest
+
+
+def plain_member(name, data, size=None, size_field=None):
+    info = tarfile.TarInfo(name)
+    info.size = len(data) if size is None else size
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if size_field is not None:
+        header[124:136] = size_field
+        header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
+    return bytes(header) + data + bytes(-len(data) % 512)
+
+
+def write(path, *parts):
+    path.write_bytes(b"".join(parts) + bytes(1024))
+    return path
+
+
+def test_what_other_tools_note_in_extended_headers_is_passed_over(tmp_path):
+    """Times, and attributes that need not be text."""
+    records = {"mtime": b"1.5", "SCHILY__xattr__security__capability": b"\1\0\0\2\xff\xfe", "comment": b""}
+    assert samples(write(tmp_path / "a.tar", pax_member("a.txt", **records))) == [{"__key__": "a", "txt": b"1"}]
+
+
+def test_an_extended_name_counts_and_an_empty_one_does_not(tmp_path):
+    path = write(tmp_path / "a.tar", pax_member("a.txt", path=b"long/name.jpg"), pax_member("b.txt", path=b""))
+    assert [list(sample) for sample in samples(path)] == [["__key__", "jpg"], ["__key__", "txt"]]
+
+
+def test_a_global_header_is_passed_over_unless_it_changes_members(tmp_path):
+    comment = pax_member("a.txt", kind=tarfile.XGLTYPE, comment=b"0123456789abcdef")
+    path = write(tmp_path / "a.tar", comment, plain_member("a.cls", b"2"), comment.replace(b"a.txt", b"a.bin"))
+    with pytest.raises(DamagedError, match="checksum"):  # of the header that was renamed by hand
+        scan(path)
+    path = write(tmp_path / "a.tar", comment, plain_member("a.cls", b"2"))
+    assert samples(path) == [{"__key__": "a", "txt": b"1", "cls": b"2"}]
+    for record in ({"path": b"b.txt"}, {"size": b"9"}, {"GNU__sparse__major": b"1"}):
+        path = write(tmp_path / "a.tar", pax_member("a.txt", kind=tarfile.XGLTYPE, **record))
+        with pytest.raises(DamagedError, match=r"a global header that|sparse members"):
+            scan(path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([plain_member("a.txt", b"", size_field=b"\xff" * 12)], "a number in the header is negative"),
+        ([plain_member("a.txt", b"", size_field=b"-0000000001\0")], r"a number in the header is b'-0000000001'"),
+        ([plain_member("a.txt", b"", size_field=b"\x80" + b"\x7f" * 11)], "a number in the header is over 10"),
+        ([plain_member("a.txt", b"1", size=10**9)], "is cut short: .* inside a member"),
+        ([pax_member("a.txt", path=b"a\0b.txt")], "has a zero byte in it"),
+        ([pax_member("a.txt", path=b"a\xff.txt")], "is not UTF-8"),
+        ([pax_member("a.txt", size=b"99999999999")], "is cut short: .* inside a member"),
+        ([pax_member("a.txt", size=b"-5")], "an extended header gives the size '-5'"),
+        ([pax_member("a.txt", path=b"x").replace(b"9 path", b"8 path")], "an extended header is malformed"),
+        ([pax_member("a.txt", path=b"x").replace(b"9 path", b"\xb2 path")], "an extended header is malformed"),
+        ([pax_member("a.txt", path=b"x")[:1024] * 2000, plain_member("a.txt", b"")], "extended headers of more than"),
+        ([pax_member("a.txt", path=b"x" * (2 << 20))], "extended headers of more than"),
+        ([pax_member("", path=b"x")[:1024], pax_member("a.txt", kind=tarfile.XGLTYPE)], "not followed by its member"),
+    ],
+)
+def test_members_that_lie_are_refused_by_name(tmp_path, parts, reason):
+    with pytest.raises(DamagedError, match=rf"a\.tar .*{reason}") as caught:
+        scan(write(tmp_path / "a.tar", *parts))
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_in_base_256_count(tmp_path):
+    member = plain_member("a.txt", b"x" * 700, size_field=b"\x80" + (700).to_bytes(11, "big"))
+    assert samples(write(tmp_path / "a.tar", member)) == [{"__key__": "a", "txt": b"x" * 700}]
+
+
+EVERY_DIALECT = b"".join(
+    [
+        pax_member("a.txt", mtime=b"1.5", path=b"d/" * 60 + b"a.txt"),
+        plain_member("n" * 300 + ".jpg", b"x" * 600),
+        pax_member("b.txt", kind=tarfile.XGLTYPE, comment=b"c"),
+        plain_member("b.cls", b"7", size_field=b"\x80" + (1).to_bytes(11, "big")),
+    ]
+) + bytes(1024)
+
+
+@given(st.integers(0, len(EVERY_DIALECT) - 1), st.binary(min_size=1, max_size=12), st.booleans())
+def test_a_garbled_tar_is_refused_or_its_samples_lie_within(tmp_path_factory, at, garbage, fix):
+    """Whatever the bytes say: an error of ours, or members inside the file. With `fix` header checksums are right."""
+    data = bytearray(EVERY_DIALECT)
+    data[at : at + len(garbage)] = garbage
+    if fix:
+        block = at // 512 * 512
+        header = data[block : block + 512]
+        data[block + 148 : block + 156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
+    path = tmp_path_factory.mktemp("garbled") / "a.tar"
+    path.write_bytes(data)
+    try:
+        found = samples(path)
+    except DatasetError:
+        return
+    assert all(len(value) <= len(data) for sample in found for value in sample.values())

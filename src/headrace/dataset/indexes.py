@@ -105,6 +105,11 @@ class Indexes:
             raise DamagedError(
                 f"the index {name} has other pieces than the manifest says; restore the one that is wrong"
             )
+        if index.unpacked_bytes != shards.unpacked_bytes[k]:  # by which memory is planned
+            raise DamagedError(
+                f"the index {name} is of a shard that unpacks to {index.unpacked_bytes:,} bytes, the manifest says "
+                f"{shards.unpacked_bytes[k]:,}; restore the one that is wrong"
+            )
         if isinstance(index, TokensIndex) and index.dtype.name != self._manifest.fields[FIELD].dtype:
             raise DamagedError(
                 f"the index {name} is of {index.dtype.name} tokens, the manifest says "

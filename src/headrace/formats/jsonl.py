@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import orjson
 import xxhash
 
-from headrace.errors import DatasetError
 from headrace.formats.fields import Field
 from headrace.formats.format import Format, Found, Listing, ScanOptions
 from headrace.formats.records import RecordsIndex, RowsBuilder
@@ -91,9 +90,6 @@ class _Scan:
                 if not line.isspace():
                     self._take(base + start, line)
                 start = end
-        if self.rows.damage and len(self.rows.damage) == len(self.rows):
-            number, reason = next(iter(self.rows.damage.items()))
-            raise DatasetError(f"{self._stream.name} is not JSON lines: record {number}: {reason}")
 
     def fields(self) -> dict[str, Field]:
         """What the lines' members are."""

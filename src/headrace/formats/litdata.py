@@ -52,17 +52,18 @@ class LitDataIndex(RecordsIndex):
     def open(self, first: int, last: int, data: memoryview) -> Opened:
         if self._schema is None or self._frames is None:
             return super().open(first, last, data)
-        frames = self._frames.unpacked(first, last, data)
         try:
+            frames = self._frames.unpacked(first, last, data)
             batches = {k: read_batch(frame, self._schema) for k, frame in frames.items()}
         except TableError as err:
             raise DamagedError(f"its Arrow table cannot be read: {err}") from err
-        starts = {k: self._frames.starts[k] for k in frames}
-        return OpenedTable(self.key, batches, starts, self.damage(first, last, data))
+        return OpenedTable(self.key, batches, self._frames)
 
     def _decoded(self, i: int, record: memoryview) -> dict[str, Any]:
         item = record if self._sizes is None else unpack(record, "zst", int(self._sizes[i]))
-        return read_item(item, self._names, self._leaves, self._facts["is_tokens"])
+        sample = read_item(item, self._names, self._leaves, self._facts["is_tokens"])
+        sample.pop(KEY, None)
+        return sample
 
     @classmethod
     def _made(
@@ -88,7 +89,7 @@ class LitDataIndex(RecordsIndex):
 
 
 def read_item(item: memoryview, names: list[str], leaves: list[Any], is_tokens: bool) -> dict[str, Any]:
-    """The fields of an item, `__key__` aside. Raises ValueError if it is malformed."""
+    """The leaves of an item by name. Raises ValueError if it is malformed."""
     if is_tokens:
         return {names[0]: leaves[0](item)}
     at = 4 * len(leaves)

@@ -1,4 +1,4 @@
-"""LitData's own encoding of lists and objects: a tag, then what it says. JSON text is read too, as older releases wrote.
+"""LitData's own encoding of lists and objects: a tag, then what it says. JSON text, of older releases, is read too.
 
 Bounded and total: whatever the bytes are, the result is a value or a ValueError, and every element takes at least a
 byte of what was read.

@@ -42,13 +42,9 @@ _TORCH = (
 _PICKLED = ("pickle", "graph")
 _IMAGES = ("image", "jpeg")
 _MOST_AXES = 32
-_MODES = {
-    **{mode: ("u1", 1) for mode in ("L", "P")},
-    **{mode: ("u1", 2) for mode in ("LA", "PA", "La")},
-    **{mode: ("u1", 3) for mode in ("RGB", "YCbCr", "LAB", "HSV")},
-    **{mode: ("u1", 4) for mode in ("RGBA", "RGBX", "CMYK", "RGBa")},
-    **{"I": ("<i4", 1), "F": ("<f4", 1), "I;16": ("<u2", 1), "I;16L": ("<u2", 1), "I;16B": (">u2", 1)},
-}
+_MODES = {"I": ("<i4", 1), "F": ("<f4", 1), "I;16": ("<u2", 1), "I;16L": ("<u2", 1), "I;16B": (">u2", 1)}
+_BYTE_MODES = ("L P", "LA PA La", "RGB YCbCr LAB HSV", "RGBA RGBX CMYK RGBa")  # of one, two, three, four channels
+_MODES |= {mode: ("u1", count) for count, modes in enumerate(_BYTE_MODES, 1) for mode in modes.split()}
 
 
 def check_encoding(encoding: str, where: str) -> None:

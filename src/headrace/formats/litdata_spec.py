@@ -7,7 +7,7 @@ described in JSON; nothing is unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Chunk:
     is_tokens: bool
     """Whether an item is its one leaf, without a length in front."""
     packing: str | None
-    """`chunk`: the file is packed as a whole; `batch`: runs of items are; `sample`: each item is."""
+    """`chunk`: the file is packed as a whole; `sample`: each item is; `batch`: runs of items are, and show it."""
 
 
 def chunks_in(data: bytes, name: str) -> list[Chunk] | None:
@@ -64,11 +64,12 @@ def chunks_in(data: bytes, name: str) -> list[Chunk] | None:
         check_encoding(encoding, name)
     is_tokens = _is_tokens(config, encodings)
     names = (TOKENS,) if is_tokens else leaf_names(config.get("data_spec").value, len(encodings))
-    packing = _packing(config, name)
-    return [
-        Chunk(chunk["filename"].file_name(), chunk["chunk_size"].integer(), names, encodings, is_tokens, packing)
-        for chunk in index["chunks"].elements()
-    ]
+    packings = _packings(config, name)
+    chunks = []
+    for chunk in index["chunks"].elements():
+        file, samples = chunk["filename"].file_name(), chunk["chunk_size"].integer()
+        chunks.append(Chunk(file, samples, names, encodings, is_tokens, packings(file)))
+    return chunks
 
 
 def leaf_names(spec: Any, num_leaves: int) -> tuple[str, ...]:
@@ -90,7 +91,8 @@ def _ways(node: Any, way: tuple[str, ...], depth: int) -> list[tuple[str, ...]]:
         return [way]
     children: Sequence[Any] = node["children_spec"]
     names = _child_names(node, len(children))
-    return [found for child, name in zip(children, names, strict=True) for found in _ways(child, (*way, name), depth + 1)]
+    pairs = zip(children, names, strict=True)
+    return [found for child, name in pairs for found in _ways(child, (*way, name), depth + 1)]
 
 
 def _child_names(node: Mapping[str, Any], num_children: int) -> list[str]:
@@ -122,13 +124,16 @@ def _is_tokens(config: Checked, encodings: tuple[str, ...]) -> bool:
     return bool(loader == _TOKENS)
 
 
-def _packing(config: Checked, name: str) -> str | None:
+def _packings(config: Checked, name: str) -> Callable[[str], str | None]:
+    """How a file of a name is packed: of a packed dataset single chunks, those with a table, may be plain."""
     compression = config.get("compression").optional(Checked.text)
     if not compression:
-        return None
+        return lambda file: None
     if compression.partition(":")[0] != "zstd":
         raise DatasetError(f"{name}: chunks are packed by {compression!r}, which is not known, only zstd: unpack them")
     level = config.get("compression_level").optional(Checked.text) or "chunk"
     if level not in _LEVELS:
         raise config["compression_level"].error(f"must be one of {', '.join(_LEVELS)}")
-    return level
+    if level == "chunk":
+        return lambda file: level if file.endswith(f".{compression}.bin") else None
+    return lambda file: level

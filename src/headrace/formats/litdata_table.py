@@ -10,13 +10,14 @@ Each record batch is a frame: it is read, verified and unpacked as a whole, what
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from headrace.formats.fields import Field
 from headrace.formats.index import Opened
+from headrace.formats.records_frames import Frames
 
 MAGIC = b"LDARW01\0"
 KEY = "__key__"
@@ -31,16 +32,20 @@ class TableError(ValueError):
 class OpenedTable(Opened):
     """Samples out of record batches."""
 
-    def __init__(self, batches: Mapping[int, pa.RecordBatch], starts: Mapping[int, int], damage: Mapping[int, str]) -> None:
-        """`batches` and the numbers of their first samples, by the numbers of their frames."""
-        self.damage = damage
+    def __init__(self, key: Callable[[int], str], batches: Mapping[int, pa.RecordBatch], frames: Frames) -> None:
+        """`key` gives the key of a sample; the batches are by the numbers of their frames."""
+        self.damage = {}
         self.num_bytes = sum(batch.nbytes for batch in batches.values())
-        self._batches, self._starts = batches, starts
+        self._key, self._frames = key, frames
+        self._columns = {
+            k: [(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True) if name != KEY]
+            for k, batch in batches.items()
+        }
 
     def sample(self, i: int) -> dict[str, Any]:
-        frame = max(k for k, start in self._starts.items() if start <= i)
-        batch, row = self._batches[frame], i - self._starts[frame]
-        return {name: batch.column(at)[row].as_py() for at, name in enumerate(batch.schema.names) if name != KEY}
+        frame = self._frames.frame_of(i)
+        row = i - self._frames.starts[frame]
+        return {KEY: self._key(i)} | {name: column[row].as_py() for name, column in self._columns[frame]}
 
 
 class Batches:
@@ -53,12 +58,14 @@ class Batches:
         self._source = pa.PythonFile(self._tee, mode="r")
         self.schema = self._read_schema()
 
-    def __iter__(self) -> Iterator[tuple[bytes, pa.RecordBatch, int]]:
-        """Each record batch: its bytes in the file, itself, and what it takes unpacked. Raises TableError."""
+    def __iter__(self) -> Iterator[tuple[int, bytes, pa.RecordBatch, int]]:
+        """Each record batch: where it begins, counted from the first byte of all, its bytes in the file, itself, and
+        what it takes unpacked. Raises TableError."""
         while (message := self._next()) is not None:
             size = self._check_size(message)
             batch = read_batch(message, self.schema)
-            yield self._tee.taken(), batch, size
+            data = self._tee.taken()
+            yield self._tee.at - len(data), data, batch, size
 
     def _read_schema(self) -> pa.Schema:
         start = self._tee.read(len(_FILE_MAGIC))
@@ -87,8 +94,8 @@ class Batches:
             raise TableError(_shown(err)) from err
         if size > self._most:
             raise TableError(
-                f"a run of samples unpacks to {size:,} bytes, more than max_sample_bytes={self._most:,}; if it is right, "
-                "open the dataset with a larger max_sample_bytes"
+                f"a run of samples unpacks to {size:,} bytes, more than max_sample_bytes={self._most:,}; if it is "
+                "right, open the dataset with a larger max_sample_bytes"
             )
         return size
 
@@ -96,7 +103,7 @@ class Batches:
 def read_schema(source: Any) -> pa.Schema:
     """A schema out of a message or its bytes. Raises TableError."""
     try:
-        schema = pa.ipc.read_schema(source)
+        schema = pa.ipc.read_schema(source if isinstance(source, pa.Message) else pa.py_buffer(source))
     except _FAILURES as err:
         raise TableError(_shown(err)) from err
     if len(set(schema.names)) != len(schema.names):
@@ -142,16 +149,19 @@ class _Tee:
 
     def __init__(self, stored: Any) -> None:
         self._stored, self._kept, self._ahead = stored, bytearray(), b""
+        self.at = 0
 
     def read(self, num_bytes: int) -> bytes:
         ahead, self._ahead = self._ahead[:num_bytes], self._ahead[num_bytes:]
         data = ahead + bytes(self._stored.read(num_bytes - len(ahead)))
         self._kept += data
+        self.at += len(data)
         return data
 
     def unread(self, data: bytes) -> None:
         """Give back what was read last."""
         self._ahead = data
+        self.at -= len(data)
         del self._kept[len(self._kept) - len(data) :]
 
     def taken(self) -> bytes:

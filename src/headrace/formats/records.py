@@ -241,7 +241,9 @@ class RowsBuilder:
             )
 
     def rows(self) -> Rows:
-        """All rows."""
+        """All rows. Raises DamagedError if every record is broken: then the file is not what it was taken for."""
+        if self.damage and len(self.damage) == len(self):
+            raise DamagedError(f"{self._name}: all records are broken, the first one like this: {self.damage[0]}")
         keys = None
         if self._keys:
             keys = Strings.of(self._keys.get(i, f"{self._stem}:{i}") for i in range(len(self)))

@@ -21,7 +21,6 @@ from headrace.formats.columns import I64
 from headrace.formats.index import Opened, RangedIndex, ShardIndex
 from headrace.formats.unpacking import CODECS, UnpackError, unpack
 
-
 AS_STORED = "as stored"
 """Of frames that the format unpacks itself."""
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from headrace.errors import OptionError
+from headrace.formats.csv_table import CSV
 from headrace.formats.format import Format
+from headrace.formats.jsonl import JSONL
+from headrace.formats.litdata_scan import LITDATA
+from headrace.formats.mds import MDS
 from headrace.formats.tar import TAR
+from headrace.formats.tfrecord import TFRECORD
 from headrace.formats.tokens import TOKENS
 
-FORMATS = {format_.name: format_ for format_ in (TAR, TOKENS)}
+FORMATS = {format_.name: format_ for format_ in (TAR, TFRECORD, MDS, LITDATA, TOKENS, JSONL, CSV)}
 
 
 def get_format(name: str) -> Format:

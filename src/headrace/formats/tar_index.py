@@ -247,7 +247,7 @@ class CompressedTarIndex(StoredIndex):
     def open(self, first: int, last: int, data: memoryview) -> Opened:
         base, length = self._tar.extent(first, last)
         try:
-            view = memoryview(np.zeros(length, np.uint8))  # which takes memory only as far as it is filled
+            view = np.zeros(length, np.uint8).data  # which takes memory only as far as it is filled
         except MemoryError:
             raise DamagedError(f"it unpacks to {length:,} bytes, more than there is memory: {REPACK}") from None
         failure = _Unpacked(data, self._codec).fill(base, view)

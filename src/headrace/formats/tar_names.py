@@ -26,7 +26,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def check_key(key: str) -> None:
-    """Raises SourceError for a key that would not come back from the names of members, or unpack to outside a folder."""
+    """Raises SourceError for a key that would not come back from members' names, or would unpack outside a folder."""
     last = key.rpartition("/")[2]
     if "." in last or not last or key.startswith("/") or ".." in key.split("/") or _META.match(key):
         raise SourceError(

@@ -22,6 +22,7 @@ _MAGIC = {"gz": b"\x1f\x8b\x08", "bz2": b"BZh", "xz": b"\xfd7zXZ\0", "zst": b"\x
 _CHUNK_BYTES = 1 << 20
 _XZ_MEMORY_BYTES = 256 << 20  # its window may claim to need 4 GiB; `xz -9` needs 65 MiB
 _XZ_PADDING = 4
+_XZ_BLOCK_BYTES = 64 << 10
 _SNAPPY_MOST = 32  # times as much as it takes: a copy of 64 bytes takes 2 at least
 
 
@@ -91,11 +92,15 @@ class _Arrow(io.RawIOBase):
 
 
 class _Xz(io.RawIOBase):
-    """Streams of xz, which Arrow does not know."""
+    """Streams of xz, which Arrow does not know.
+
+    They are unpacked by blocks of one size, as Arrow does, however much is asked for: so where the stored bytes are
+    broken, what can still be read before that does not depend on how it is read.
+    """
 
     def __init__(self, stored: Any) -> None:
         self._stored = stored
-        self._packed = b""
+        self._packed, self._ready = b"", memoryview(b"")
         self._stream = self._begin()
         self._has_begun = False
 
@@ -104,23 +109,32 @@ class _Xz(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        while len(view):
+        at = 0
+        while at < len(view) and (self._ready or self._unpack()):
+            count = min(len(view) - at, len(self._ready))
+            view[at : at + count] = self._ready[:count]
+            self._ready = self._ready[count:]
+            at += count
+        return at
+
+    def _unpack(self) -> bool:
+        """Unpack the next block; False at the end."""
+        data = b""
+        while not data:
             if self._stream.eof and not self._begin_next():
-                return 0
+                return False
             if self._stream.needs_input and not self._packed and not self._fill():
                 if self._has_begun:
                     raise UnpackError("the xz stream is cut short")
-                return 0
+                return False
             try:
-                data = self._stream.decompress(self._packed, len(view))
+                data = self._stream.decompress(self._packed, _XZ_BLOCK_BYTES)
             except lzma.LZMAError as err:
                 raise UnpackError(f"{err}") from err
             self._has_begun = True
             self._packed = self._stream.unused_data
-            if data:
-                view[: len(data)] = data
-                return len(data)
-        return 0
+        self._ready = memoryview(data)
+        return True
 
     def _begin(self) -> lzma.LZMADecompressor:
         return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)

@@ -171,7 +171,10 @@ def _number(digits: bytes) -> int:
     if digits[0] & 0x80:  # as GNU tar writes what octal cannot hold: base 256, negative where the next bit is set
         if digits[0] & 0x40:
             raise TarError("a number in the header is negative")
-        return int.from_bytes(bytes([digits[0] & 0x7F]) + digits[1:], "big")
+        number = int.from_bytes(bytes([digits[0] & 0x7F]) + digits[1:], "big")
+        if number >= 10**_MAX_SIZE_DIGITS:
+            raise TarError(f"a number in the header is over 10^{_MAX_SIZE_DIGITS}")
+        return number
     text = digits.split(b"\0", 1)[0].strip()
     if text.strip(b"01234567"):
         raise TarError(f"a number in the header is {text!r}")

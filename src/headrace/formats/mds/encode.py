@@ -74,7 +74,7 @@ def encode_mds(sample: Mapping[str, Any]) -> Encoded:
 def encoding_of(name: str, field: Field) -> str:
     """The encoding of the column that is written for a field."""
     if field.type == "image":
-        return _IMAGES[_extension(name)]
+        return _IMAGES.get(_extension(name), "jpeg")  # whose readers take every kind of image, by its content
     return _ENCODINGS[field.type]
 
 

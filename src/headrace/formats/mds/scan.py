@@ -22,7 +22,7 @@ from headrace.formats.mds.columns import Columns, MalformedError
 from headrace.formats.mds.compression import codec_of, open_shard, unpack_errors
 from headrace.formats.mds.hashes import Hashes
 from headrace.formats.mds.index import CompressedIndex, MdsIndex
-from headrace.formats.mds.listed import SUFFIX, VERSION, Listed
+from headrace.formats.mds.listed import VERSION, Listed, key_stem
 from headrace.formats.shards import Shard
 from headrace.storage import File
 
@@ -40,7 +40,7 @@ def scan_mds(file: File, hints: Mapping[str, Any], options: ScanOptions) -> tupl
     if options.dtype is not None:
         raise OptionError(f"dtype is for token files (.bin), and {file.name} is a shard of MDS: leave it out")
     listed: Listed | None = hints.get("listed")
-    stem = str(hints["file"]).rpartition(SUFFIX)[0]
+    stem = key_stem(hints["file"])
     if listed is not None and listed.num_bytes != file.size:
         what = "is cut short" if file.size < listed.num_bytes else "has bytes too many"
         raise DamagedError(

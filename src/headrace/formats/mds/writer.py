@@ -17,7 +17,7 @@ from headrace.formats.mds.compression import MAX_SHARD_BYTES
 from headrace.formats.mds.encode import encoding_of, kind_of
 from headrace.formats.mds.encodings import parse_encoding
 from headrace.formats.mds.index import MdsIndex
-from headrace.formats.mds.listed import SUFFIX, config_of
+from headrace.formats.mds.listed import config_of, key_stem
 from headrace.formats.shard import Encoded, ShardWriter
 from headrace.formats.shards import Shard
 from headrace.storage import quoted, storage_refusals
@@ -86,7 +86,7 @@ class MdsWriter(ShardWriter):
         offsets = self._head_bytes(len(lengths)) + np.cumsum(lengths) - lengths
         columns = Columns([(name, encoding) for name, encoding, _ in self._columns], quoted(self.path.name))
         keys, checksums = Strings.of(self._keys), np.array(self._checksums, np.uint64)
-        return MdsIndex(self.num_bytes, self.path.name.removesuffix(SUFFIX), columns, keys, offsets, lengths, checksums)
+        return MdsIndex(self.num_bytes, key_stem(self.path.name), columns, keys, offsets, lengths, checksums)
 
     def _begin(self, fields: Mapping[str, Field]) -> None:
         self._kinds = {name: kind_of(name, field) for name, field in fields.items()}

@@ -8,6 +8,7 @@
     string                         str
     binary, of fixed size too      memoryview of the column, not copied
     list of numbers                array, a view of the column; a list where some of the numbers are None
+    lists of fixed sizes, tensor   array of this shape, likewise
     any other list, struct, map    list, dict, dict; numbers in them are in lists
     dictionary, extension          what it encodes, what it is stored as
     null                           None
@@ -17,6 +18,7 @@ Times are text because no other format of a shard has a type for them, and text 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.errors import DatasetError
+from headrace.errors import DamagedError, DatasetError
 
 Get = Callable[[int], Any]
 """A row's value, by its number."""
@@ -57,9 +59,10 @@ def is_time(kind: pa.DataType) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds lists of any length."""
+    """Whether a column of this type holds lists."""
     types = pa.types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_list_view(kind) or _is_large_view(kind))
+    views = types.is_list_view(kind) or types.is_large_list_view(kind)
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or views)
 
 
 def is_float_decimal(kind: pa.DataType) -> bool:
@@ -81,14 +84,12 @@ def fixed_shape(kind: pa.DataType) -> tuple[pa.DataType, tuple[int, ...]] | None
     while pa.types.is_fixed_size_list(kind):
         shape.append(kind.list_size)
         kind = kind.value_type
-    return (kind, tuple(shape)) if shape and is_number(kind) else None
+    return (kind, tuple(shape)) if shape and all(shape) and is_number(kind) else None
 
 
 def _getter(array: pa.Array, *, inside: bool) -> Get:
     """Values of rows that are not None. `inside` a list or struct, numbers come in lists."""
     kind, types = array.type, pa.types
-    if (fixed := fixed_shape(kind)) is not None and not inside:
-        return _arrays_of_shape(array, fixed[1])
     if isinstance(kind, pa.BaseExtensionType):
         return _getter(array.storage, inside=inside)
     if types.is_null(kind):
@@ -109,7 +110,7 @@ def _getter(array: pa.Array, *, inside: bool) -> Get:
         return _structs(array)
     if types.is_map(kind):
         return _maps(array)
-    if is_list(kind) or types.is_fixed_size_list(kind):
+    if is_list(kind):
         return _lists(array, inside=inside)
     raise DatasetError(f"it has the type {kind}, which headrace does not read")
 
@@ -229,26 +230,33 @@ def _lists_with_holes(starts: memoryview, ends: memoryview, values: pa.Array, *,
 
 def _extents(array: pa.Array) -> tuple[memoryview, memoryview, pa.Array]:
     """Where each list begins and ends in the values of all."""
-    kind = array.type
-    if pa.types.is_fixed_size_list(kind):
-        at = (np.arange(len(array) + 1, dtype=np.int64) + array.offset) * kind.list_size
-        return at[:-1].data, at[1:].data, array.values
-    offsets = _numpy(array.offsets)
-    if pa.types.is_list_view(kind) or _is_large_view(kind):
+    kind, offsets = array.type, _numpy(array.offsets)
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
         return offsets.data, (offsets + _numpy(array.sizes)).data, array.values
     return offsets[:-1].data, offsets[1:].data, array.values
 
 
-def _arrays_of_shape(array: pa.Array, shape: tuple[int, ...]) -> Get:
-    values = array.storage if isinstance(array.type, pa.BaseExtensionType) else array
-    first, size = values.offset, int(np.prod(shape))
-    while pa.types.is_fixed_size_list(values.type):
-        values = values.values
-    if values.null_count:
-        return _lists(array.storage if isinstance(array.type, pa.BaseExtensionType) else array, inside=False)
-    arrays = _numpy(values)[first * size : (first + len(array)) * size].reshape(len(array), *shape)
-    return arrays.__getitem__
+def get_arrays(array: pa.Array, kind: pa.DataType, shape: tuple[int, ...]) -> Get:
+    """What gives a column's values: lists that are arrays of one shape, as the type `kind` of fixed sizes has it.
+
+    A value is a list where some of its numbers are None. Raises DamagedError for lists of other lengths.
+    """
+    starts, ends, numbers = _extents(array)
+    sizes = shape if pa.types.is_fixed_size_list(kind) else (math.prod(shape),)
+    _check_lengths(array, sizes[0])
+    for size in sizes[1:]:
+        if numbers.null_count:
+            return get_values(array)
+        _check_lengths(numbers, size)
+        numbers = numbers.flatten()
+    if numbers.null_count:
+        return get_values(array)
+    dense, step = _numpy(numbers), math.prod(sizes[1:])
+    return _or_none(array, lambda i: dense[starts[i] * step : ends[i] * step].reshape(shape))
 
 
-def _is_large_view(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_large_list_view(kind))
+def _check_lengths(array: pa.Array, size: int) -> None:
+    starts, ends, _ = _extents(array)
+    lengths = np.asarray(ends) - np.asarray(starts)
+    if np.any((lengths != size) & _numpy(array.is_valid())):
+        raise DamagedError(f"it has lists of other lengths than {size}, which all should have")

@@ -15,6 +15,7 @@ from headrace.formats.fields import Field
 from headrace.formats.parquet.columns import (
     Get,
     fixed_shape,
+    get_arrays,
     get_values,
     is_bytes,
     is_float_decimal,
@@ -65,9 +66,11 @@ def values_of(column: Column, array: pa.Array) -> Get:
             return get_values(array.field("bytes"))
         if (stored := stored_array(column.field)) is not None:
             return _stored_arrays(array, *stored)
+        if (fixed := fixed_shape(column.type)) is not None:
+            return get_arrays(array, column.type, fixed[1])
         return get_values(array)
     except DatasetError as err:
-        raise DatasetError(f"column {column.name!r} is not read: {err}") from err
+        raise type(err)(f"column {column.name!r} is not read: {err}") from err
 
 
 def is_file_struct(kind: pa.DataType) -> bool:

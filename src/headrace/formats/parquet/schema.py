@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -54,7 +54,13 @@ class FileSchema:
         self.data, self.arrow, self.created_by = data, arrow, created_by
         elements = iter(Reader(memoryview(b"\x19" + data + b"\0"), _MAX_VALUES).struct()[1])
         self.leaves = tuple(_leaves_of(elements, next(elements, {}), (), False))
+        self._noted = arrow
+        self._schema = self._read_schema()
         self.columns = {column.name: column for column in self._columns()}
+        if any(_has_fixed_sizes(field.type) for field in self._schema):
+            # A list of fixed size takes its room even where it is None, whatever size a few bytes claim.
+            fields = [field.with_type(_of_any_size(field.type)).remove_metadata() for field in self._schema]
+            self._noted = base64.b64encode(pa.schema(fields).serialize().to_pybytes())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FileSchema, (self.data, self.arrow, self.created_by)
@@ -70,8 +76,7 @@ class FileSchema:
         group = struct_bytes({1: (LIST, list_bytes(STRUCT, columns)), 2: (I64, 0), 3: (I64, num_rows)})
         return self._parsed(num_rows, [group])
 
-    @cached_property
-    def _schema(self) -> pa.Schema:
+    def _read_schema(self) -> pa.Schema:
         try:
             return pq.ParquetFile(pa.BufferReader(b""), metadata=self._parsed(0, [])).schema_arrow
         except NotImplementedError as err:
@@ -81,8 +86,8 @@ class FileSchema:
 
     def _parsed(self, num_rows: int, groups: list[bytes]) -> pq.FileMetaData:
         fields = {1: (I32, 2), 2: (LIST, self.data), 3: (I64, num_rows), 4: (LIST, list_bytes(STRUCT, groups))}
-        if self.arrow:
-            fact = struct_bytes({1: (BINARY, b"ARROW:schema"), 2: (BINARY, self.arrow)})
+        if self._noted:
+            fact = struct_bytes({1: (BINARY, b"ARROW:schema"), 2: (BINARY, self._noted)})
             fields[5] = (LIST, list_bytes(STRUCT, [fact]))
         fields[6] = (BINARY, self.created_by)
         footer = struct_bytes(fields)
@@ -158,3 +163,25 @@ def _num_leaves(kind: pa.DataType) -> int:
     if pa.types.is_nested(kind):
         return sum(_num_leaves(kind.field(number).type) for number in range(kind.num_fields))
     return 1
+
+
+def _has_fixed_sizes(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_fixed_sizes(kind.storage_type)
+    if pa.types.is_fixed_size_list(kind):
+        return True
+    return bool(pa.types.is_nested(kind)) and any(_has_fixed_sizes(kind.field(n).type) for n in range(kind.num_fields))
+
+
+def _of_any_size(kind: pa.DataType) -> pa.DataType:
+    """A type with lists of any size in place of those of fixed size."""
+    if not _has_fixed_sizes(kind):
+        return kind
+    if isinstance(kind, pa.BaseExtensionType):
+        return _of_any_size(kind.storage_type)
+    if pa.types.is_map(kind):
+        return pa.map_(_of_any_size(kind.key_type), kind.item_field.with_type(_of_any_size(kind.item_type)))
+    inner = [kind.field(n).with_type(_of_any_size(kind.field(n).type)) for n in range(kind.num_fields)]
+    if pa.types.is_struct(kind):
+        return pa.struct(inner)
+    return pa.large_list(inner[0]) if pa.types.is_large_list(kind) else pa.list_(inner[0])

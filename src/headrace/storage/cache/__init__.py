@@ -3,5 +3,6 @@
 from headrace.storage.cache.cache import Cache
 from headrace.storage.cache.file import cached, open_cache
 from headrace.storage.cache.options import CacheOptions, cache_options
+from headrace.storage.cache.whole import cached_bytes
 
-__all__ = ["Cache", "CacheOptions", "cache_options", "cached", "open_cache"]
+__all__ = ["Cache", "CacheOptions", "cache_options", "cached", "cached_bytes", "open_cache"]

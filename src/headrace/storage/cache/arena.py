@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from headrace.storage.cache.locks import Sleeps
 
@@ -41,25 +42,23 @@ def _make(name: str, num_bytes: int) -> int:
 
 
 def _find(name: str, num_bytes: int) -> int | None:
-    link = f"/memfd:{name} (deleted)"
-    for process in filter(str.isdigit, os.listdir("/proc")):
-        for path in _files_of(f"/proc/{process}"):
+    link = Path(f"/memfd:{name} (deleted)")
+    for process in Path("/proc").glob("[0-9]*"):
+        for file in _files_of(process):
             with suppress(OSError):  # closed meanwhile
-                if os.readlink(path) == link and (fd := _open_checked(path, num_bytes)) is not None:
+                if file.readlink() == link and (fd := _open_checked(file, num_bytes)) is not None:
                     return fd
     return None
 
 
-def _files_of(process: str) -> list[str]:
+def _files_of(process: Path) -> list[Path]:
     try:
-        if os.stat(process).st_uid != os.geteuid():
-            return []
-        return [f"{process}/fd/{number}" for number in os.listdir(f"{process}/fd")]
+        return list((process / "fd").iterdir()) if process.stat().st_uid == os.geteuid() else []
     except OSError:  # it ended, or keeps its files to itself
         return []
 
 
-def _open_checked(path: str, num_bytes: int) -> int | None:
+def _open_checked(path: Path, num_bytes: int) -> int | None:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     status = os.fstat(fd)
     # Sealed: else whoever made it had not finished, and is dead.

@@ -1,9 +1,10 @@
 """A block: one stretch of a file as the cache keeps it, with checksums of its own.
 
 Stored, a block is a header page and then its bytes. The header names the content and the block's number, so that bytes
-found in the wrong place are never taken for right ones, and holds an xxh3-64 of every 64 KiB, so that a small read checks
-what it returns without reading the whole block. The same form serves a file in a folder and a slot in shared memory,
-where a block may be evicted and overwritten while it is read: then the checksums differ, and it counts as not there.
+found in the wrong place are never taken for right ones, and holds an xxh3-64 of every 64 KiB, so that a small read
+checks what it returns without reading the whole block. The same form serves a file in a folder and a slot in shared
+memory, where a block may be evicted and overwritten while it is read: then the checksums differ, and it counts as not
+there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import struct
 import threading
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -101,50 +102,77 @@ def write_block(fd: int, base: int, key: BlockKey, data: memoryview) -> None:
             parts[0] = parts[0][done:]
 
 
-def read_block(fd: int, base: int, key: BlockKey, start: int, view: memoryview) -> bool:
-    """Fill `view` with the block's bytes from `start` on, checked.
+class StoredBlock(Protocol):
+    """Where a block may be: the bytes there, header first."""
 
-    False, with anything in `view`, where what lies at `base` is not that block or not sound.
+    def head(self, num_bytes: int) -> bytes:
+        """The first bytes; fewer where it ends sooner."""
+
+    def fill(self, at: int, before: int, view: memoryview, after: int) -> tuple[memoryview, memoryview] | None:
+        """Fill `view` with the bytes from `at` on, and return those around them. None if it ends sooner."""
+
+
+class BlockFile:
+    """A block in a file of its own."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def head(self, num_bytes: int) -> bytes:
+        """The first bytes."""
+        return os.pread(self._fd, num_bytes, 0)
+
+    def fill(self, at: int, before: int, view: memoryview, after: int) -> tuple[memoryview, memoryview] | None:
+        """The bytes from `at` on and those around them, read by one call."""
+        pads: memoryview | None = getattr(_scratch, "pads", None)
+        if pads is None:  # one for each thread, overwritten by its next read
+            pads = _scratch.pads = memoryview(bytearray(2 * PAGE_BYTES))
+        parts = pads[:before], view, pads[PAGE_BYTES : PAGE_BYTES + after]
+        done = os.preadv(self._fd, parts, at - before)
+        return (parts[0], parts[2]) if done == before + len(view) + after else None
+
+
+def read_block(block: StoredBlock, key: BlockKey, start: int, view: memoryview) -> bool:
+    """Fill `view`, which is not empty, with the block's bytes from `start` on, checked.
+
+    False, with anything in `view`, where what lies there is not that block or not sound.
     """
-    sums = _read_sums(fd, base, key)
+    sums = _sums(block, key)
     if sums is None:
         return False
     end = start + len(view)
     first, last = start // PAGE_BYTES, (end - 1) // PAGE_BYTES
-    before = start - first * PAGE_BYTES
-    after = min((last + 1) * PAGE_BYTES, key.length) - end
-    pad_before, pad_after = _pads(before, after)
-    parts = [pad_before, view, pad_after]
-    if os.preadv(fd, parts, base + HEADER_BYTES + first * PAGE_BYTES) != before + len(view) + after:
+    before, after = start - first * PAGE_BYTES, min((last + 1) * PAGE_BYTES, key.length) - end
+    around = block.fill(HEADER_BYTES + start, before, view, after)
+    if around is None:
         return False
-    for page in range(first, last + 1):
-        inside = view[max(0, page * PAGE_BYTES - start) : (page + 1) * PAGE_BYTES - start]
-        if len(inside) == PAGE_BYTES:
-            found = xxh3_64_intdigest(inside)
-        else:
-            digest = xxh3_64(pad_before if page == first else b"")
-            digest.update(inside)
-            digest.update(pad_after if page == last else b"")
-            found = digest.intdigest()
-        if found != sums[page]:
-            return False
-    return True
+    if before or after:
+        return all(_page_sum(page, first, last, start, view, around) == sums[page] for page in range(first, last + 1))
+    return all(
+        xxh3_64_intdigest(view[at : at + PAGE_BYTES]) == sums[first + at // PAGE_BYTES]
+        for at in range(0, len(view), PAGE_BYTES)
+    )
 
 
-def _read_sums(fd: int, base: int, key: BlockKey) -> tuple[int, ...] | None:
-    """The checksums of the block's pages; None if it is another block's header, or a damaged one."""
+def _page_sum(
+    page: int, first: int, last: int, start: int, view: memoryview, around: tuple[memoryview, memoryview]
+) -> int:
+    """The checksum of a page of which `view`, from `start` of the block on, may hold a part only."""
+    inside = view[max(0, page * PAGE_BYTES - start) : (page + 1) * PAGE_BYTES - start]
+    if len(inside) == PAGE_BYTES:
+        return xxh3_64_intdigest(inside)
+    digest = xxh3_64(around[0] if page == first else b"")
+    digest.update(inside)
+    digest.update(around[1] if page == last else b"")
+    return digest.intdigest()
+
+
+def _sums(block: StoredBlock, key: BlockKey) -> tuple[int, ...] | None:
+    """The checksums of the block's pages, and one of the header; None if it is another's header, or a damaged one."""
     num_pages = -(-key.length // PAGE_BYTES)
-    raw = os.pread(fd, _HEAD.size + 8 * num_pages + 8, base)
     head = key.head()
-    if not raw.startswith(head) or len(raw) < len(head) + 8 * num_pages + 8:
+    raw = block.head(len(head) + 8 * num_pages + 8)
+    if len(raw) < len(head) + 8 * num_pages + 8 or not raw.startswith(head):
         return None
     sums: tuple[int, ...] = struct.unpack_from(f"<{num_pages + 1}Q", raw, len(head))
     return sums if xxh3_64_intdigest(raw[:-8]) == sums[-1] else None
-
-
-def _pads(before: int, after: int) -> tuple[memoryview, memoryview]:
-    """Room for the bytes of the first and last page that are not asked for, to be overwritten by this thread's next read."""
-    pads: memoryview | None = getattr(_scratch, "pads", None)
-    if pads is None:
-        pads = _scratch.pads = memoryview(bytearray(2 * PAGE_BYTES))
-    return pads[:before], pads[PAGE_BYTES : PAGE_BYTES + after]

@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 
 from headrace.storage.cache.block import BlockKey
-from headrace.storage.cache.locks import Lock, Locks
+from headrace.storage.cache.locks import Locks
 from headrace.storage.place import quoted
 
 REST_SEC = 60.0
@@ -27,9 +27,8 @@ _warned: set[tuple[int, str]] = set()
 class Cache(ABC):
     """Blocks of files, shared by processes. Thread-safe; not to be pickled (its options are)."""
 
-    def __init__(self, label: str, locks: Locks) -> None:
+    def __init__(self, label: str) -> None:
         self.label = label
-        self._locks = locks
         self._rests_until = float("-inf")
 
     @property
@@ -45,13 +44,17 @@ class Cache(ABC):
             self._rest(err)
             return False
 
-    def claim(self, key: BlockKey) -> Lock | None:
-        """The right to download a block; None while somebody has it, or if the cache now rests."""
+    def locks(self) -> Locks:
+        """For one thread, the means to hold locks of this cache."""
+        return Locks(self._open_locks)
+
+    def claim(self, key: BlockKey, claims: Locks) -> bool:
+        """Take the right to download a block; False while somebody has it, or if the cache now rests."""
         try:
-            return self._locks.try_take(key.claim)
+            return claims.try_take(key.claim)
         except OSError as err:
             self._rest(err)
-            return None
+            return False
 
     def publish(self, key: BlockKey, data: memoryview) -> None:
         """Keep a block, evicting others if need be. The caller holds its claim."""
@@ -68,6 +71,10 @@ class Cache(ABC):
             self._drop(key)
         except OSError as err:
             self._rest(err)
+
+    @abstractmethod
+    def _open_locks(self) -> int:
+        """Open the file that the locks are of, for reading and writing."""
 
     @abstractmethod
     def _read(self, key: BlockKey, start: int, view: memoryview) -> bool: ...

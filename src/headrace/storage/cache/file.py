@@ -1,6 +1,6 @@
 """A file in a store, read through a cache.
 
-A range is cut at the blocks' borders. Blocks that the cache has are read from it, without asking the store for anything.
+A range is cut at the blocks' borders. Blocks that the cache has are read from it; the store is not asked for anything.
 Of the others this reader claims those that nobody is downloading, fetches neighbours in one request and publishes them;
 only then, holding no claim, does it wait for those that others download. So a block is downloaded once, nobody waits
 in a circle, and the blocks of a downloader that died are claimed by one of those who waited.
@@ -8,9 +8,9 @@ in a circle, and the blocks of a downloader that died are claimed by one of thos
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -18,11 +18,11 @@ from headrace.errors import DamagedError, StorageError
 from headrace.storage.cache.block import BLOCK_BYTES, BlockKey, content_id
 from headrace.storage.cache.cache import Cache
 from headrace.storage.cache.folder import FolderCache
-from headrace.storage.cache.locks import Sleeps
+from headrace.storage.cache.locks import Locks, Sleeps
 from headrace.storage.cache.memory import RamCache
 from headrace.storage.cache.options import RAM, CacheOptions
 from headrace.storage.file import File
-from headrace.storage.place import quoted
+from headrace.storage.place import Place
 
 REQUEST_BLOCKS = 8
 """Neighbouring blocks that one request fetches at most: it bounds the memory that a download takes."""
@@ -47,15 +47,18 @@ def open_cache(options: CacheOptions) -> Cache:
 
 
 def cached(
-    file_opener: Callable[[], File], options: CacheOptions, identity: str, num_bytes: int, *, name: str | None = None
+    file_opener: Callable[[], File], options: CacheOptions, identity: str, num_bytes: int, *, place: Place
 ) -> File:
-    """A file that is read through a cache. The store is not asked for anything that the cache holds, nor to open it.
+    """The file at `place`, read through a cache. The store is not asked for what the cache holds, nor to open it.
 
-    `file_opener` opens it in its store, when first needed. `identity` names its content: a checksum of the whole, or
-    URL and version. Two files of one identity and length are taken for one. `name` is for messages.
+    `file_opener` opens it in its store; it is called when first needed, by any thread. `identity` names its content: a
+    checksum of the whole, or URL and version. Two files of one identity and length are taken for one.
+
+    What it returns was downloaded for this identity and has not changed since: every read is checked against checksums
+    made when it came. That what came was right is for the reader to check, who calls `forget` if it was not.
     Raises StorageError if the cache cannot be used.
     """
-    return CachedFile(file_opener, open_cache(options), identity, num_bytes, name or identity)
+    return CachedFile(file_opener, open_cache(options), identity, num_bytes, place)
 
 
 class Part(NamedTuple):
@@ -78,8 +81,10 @@ class CachedFile(File):
 
     is_remote = True
 
-    def __init__(self, file_opener: Callable[[], File], cache: Cache, identity: str, num_bytes: int, name: str) -> None:
-        self.name = name
+    def __init__(
+        self, file_opener: Callable[[], File], cache: Cache, identity: str, num_bytes: int, place: Place
+    ) -> None:
+        self.place, self.name = place, str(place)
         self._open, self._cache, self._size = file_opener, cache, num_bytes
         self._content = content_id(identity, num_bytes)
         self._is_closed = False
@@ -113,6 +118,10 @@ class CachedFile(File):
         self.read_into(offset, buffer)
         return memoryview(buffer)
 
+    def stream(self) -> io.BufferedReader:
+        """The file's bytes from its start on, for one reader that goes forward, by few requests."""
+        return io.BufferedReader(super().stream().detach(), REQUEST_BLOCKS * BLOCK_BYTES)
+
     def forget(self, offset: int, length: int) -> None:
         """Drop the blocks of a range that turned out to be damaged, so that reading it again asks the store."""
         for number in _numbers(offset, length):
@@ -129,26 +138,20 @@ class CachedFile(File):
         """Fill those parts that are there by now or that nobody is downloading; returns the others."""
         left, busy = deque(wanted), list[Part]()
         while left:
-            with ExitStack() as claims:
+            with self._cache.locks() as claims:
                 run = self._claim_run(left, busy, claims)
                 if run:
                     self._download(run)
         return busy
 
-    def _claim_run(self, left: deque[Part], busy: list[Part], claims: ExitStack) -> list[Part]:
+    def _claim_run(self, left: deque[Part], busy: list[Part], claims: Locks) -> list[Part]:
         """Neighbours to be downloaded by one request, taken from `left`; what others are downloading goes to `busy`."""
         run: list[Part] = []
         while left and len(run) < REQUEST_BLOCKS and (not run or left[0].key.number == run[-1].key.number + 1):
             part = left.popleft()
-            claim = self._cache.claim(part.key)
-            if self._from_cache(part):  # published since we looked
-                if claim is not None:
-                    claim.release()
-            elif claim is None:
-                busy.append(part)
-            else:
-                claims.enter_context(claim)
-                run.append(part)
+            is_ours = self._cache.claim(part.key, claims)
+            if not self._from_cache(part):  # else it was published since we looked
+                (run if is_ours else busy).append(part)
         return run
 
     def _download(self, run: list[Part]) -> None:
@@ -187,10 +190,10 @@ class CachedFile(File):
 
     def _check(self, offset: int, length: int) -> None:
         if self._is_closed:
-            raise StorageError(f"cannot read {quoted(self.name)}: it has been closed")
+            raise StorageError(f"cannot read {self.name}: it has been closed")
         if offset + length > self._size:
             raise DamagedError(
-                f"{quoted(self.name)} is cut short: at least {offset + length:,} bytes expected, {self._size:,} found"
+                f"{self.name} is cut short: at least {offset + length:,} bytes expected, {self._size:,} found"
             )
 
 

@@ -17,12 +17,12 @@ import errno
 import os
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from headrace.errors import StorageError
-from headrace.storage.cache.block import BlockKey, read_block, stored_bytes, write_block
+from headrace.storage.cache.block import BlockFile, BlockKey, read_block, stored_bytes, write_block
 from headrace.storage.cache.cache import Cache
 from headrace.storage.cache.ledger import BLOCKS, PARTS, Ledger, block_path
-from headrace.storage.cache.locks import Locks
 from headrace.storage.place import quoted
 from headrace.storage.refusal import storage_refusals
 
@@ -46,13 +46,13 @@ class FolderCache(Cache):
     def __init__(self, folder: str, max_bytes: int) -> None:
         """Raises StorageError if the folder cannot be made, or is another user's or another program's."""
         path = os.path.join(folder, f"headrace-cache-{os.geteuid()}")
-        super().__init__(f"the cache {folder}", Locks(self._open_state))
+        super().__init__(f"the cache {folder}")
         with storage_refusals("use the cache", path):
-            os.makedirs(folder, exist_ok=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
             self._fd = _open_own_folder(path)
             for name in (BLOCKS, PARTS):
                 _make_folder(name, self._fd)
-            self._ledger = Ledger(self._fd, self._locks, max_bytes)
+            self._ledger = Ledger(self._fd, self.locks, max_bytes)
             self._ledger.sweep()
 
     def __del__(self) -> None:
@@ -60,7 +60,7 @@ class FolderCache(Cache):
         if fd >= 0:
             os.close(fd)
 
-    def _open_state(self) -> int:
+    def _open_locks(self) -> int:
         return os.open(_STATE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
 
     def _read(self, key: BlockKey, start: int, view: memoryview) -> bool:
@@ -69,9 +69,9 @@ class FolderCache(Cache):
         except FileNotFoundError:
             return False
         try:
-            if not read_block(fd, 0, key, start, view):
+            if not read_block(BlockFile(fd), key, start, view):
                 return False
-            if time.time() - os.fstat(fd).st_mtime > TOUCH_SEC:
+            if abs(time.time() - os.fstat(fd).st_mtime) > TOUCH_SEC:
                 os.utime(fd)
             return True
         finally:
@@ -124,14 +124,14 @@ def _make_folder(name: str, above_fd: int) -> None:
 
 
 def _open_own_folder(path: str) -> int:
-    """A descriptor of the cache's folder, made if need be. What is done later goes through it, whatever the path means."""
+    """A descriptor of the cache's folder, made if need be. All goes through it, whatever becomes of the path."""
     with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
+        Path(path).mkdir(0o700)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(fd).st_uid != os.geteuid():
             raise StorageError(f"{quoted(path)} belongs to another user: give another folder as cache")
-        names = os.listdir(fd)
+        names = os.listdir(fd)  # noqa: PTH208 - pathlib knows no descriptors
         if names and _TAG not in names:
             raise StorageError(
                 f"{quoted(path)} is not a cache of headrace: move it away, or give another folder as cache"

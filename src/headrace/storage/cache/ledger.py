@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -43,14 +43,15 @@ class Stored(NamedTuple):
 class Ledger:
     """The count of one cache folder. Thread-safe; shared with other processes through the folder."""
 
-    def __init__(self, folder_fd: int, locks: Locks, max_bytes: int) -> None:
+    def __init__(self, folder_fd: int, locks: Callable[[], Locks], max_bytes: int) -> None:
         self._folder, self._locks, self._max = folder_fd, locks, max_bytes
         self._boot = bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
 
     @contextmanager
     def opened(self) -> Iterator[Account]:
         """The count, for one process at a time, while it changes files. Raises OSError, TimeoutError too."""
-        with self._locks.take(LEDGER_LOCK) as lock:
+        with self._locks() as lock:
+            lock.take(LEDGER_LOCK)
             used = self._read(lock.fd)
             if used is None:
                 self.sweep()
@@ -61,14 +62,17 @@ class Ledger:
             self._write(lock.fd, account.used_bytes, is_open=False)  # not after an exception: then it is counted anew
 
     def sweep(self) -> None:
-        """Remove what dead processes were writing."""
-        for name in os.listdir(parts := _open_folder(PARTS, self._folder)):
-            found = parse_name(name)
-            lock = self._locks.try_take(claim_of(*found)) if found else None
-            if lock is not None:  # so whoever began it is gone
-                with lock, suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=parts)
-        os.close(parts)
+        """Remove what dead processes were writing: parts whose claim can be had."""
+        parts = _open_folder(PARTS, self._folder)
+        try:
+            for name in _names(parts):
+                found = parse_name(name)
+                with self._locks() as claim:
+                    if found and claim.try_take(claim_of(*found)):
+                        with suppress(FileNotFoundError):
+                            os.unlink(name, dir_fd=parts)
+        finally:
+            os.close(parts)
 
     def _read(self, fd: int) -> int | None:
         raw = os.pread(fd, _RECORD.size + 8, 0)
@@ -118,7 +122,7 @@ def stored_blocks(folder_fd: int) -> Iterator[Stored]:
     """Every published block of a cache folder. What has not the name and kind of one is none of ours."""
     blocks = _open_folder(BLOCKS, folder_fd)
     try:
-        for fan in filter(_FAN.fullmatch, os.listdir(blocks)):
+        for fan in filter(_FAN.fullmatch, _names(blocks)):
             with suppress(NotADirectoryError):
                 yield from _blocks_in(fan, blocks)
     finally:
@@ -138,6 +142,10 @@ def _blocks_in(fan: str, blocks_fd: int) -> Iterator[Stored]:
                         yield Stored(status.st_mtime_ns, block_path(entry.name), rounded(status.st_size))
     finally:
         os.close(fd)
+
+
+def _names(folder_fd: int) -> list[str]:
+    return os.listdir(folder_fd)
 
 
 def _open_folder(name: str, above_fd: int) -> int:

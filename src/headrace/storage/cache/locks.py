@@ -1,8 +1,9 @@
 """Locks between processes that the kernel lets go of when their holder dies.
 
-Each lock is one byte of one file ("open file description" locks of Linux): nothing is written, nothing needs cleaning up
-after a kill -9, and threads exclude each other as processes do, because every lock has a descriptor of its own. Waiting
-is done in small sleeps rather than in the kernel, so that a holder who is stopped in a debugger stops nobody for ever.
+Each lock is one byte of one file ("open file description" locks of Linux): nothing is written, nothing needs cleaning
+up after a kill -9, and threads exclude each other as processes do, because every holder has a descriptor of its own.
+Waiting is done in small sleeps rather than in the kernel, so that a holder who is stopped in a debugger stops nobody
+for ever.
 """
 
 from __future__ import annotations
@@ -21,27 +22,39 @@ PATIENCE_SEC = 30.0
 FIRST_SLEEP_SEC, LONGEST_SLEEP_SEC = 0.001, 0.02
 
 _FLOCK = struct.Struct("hhqqi4x")
-_held: set[int] = set()
+_ALL = 0
+"""A range of this length goes on for ever."""
+_open_fds: set[int] = set()
 
 
-class Lock:
-    """A lock that is held until released. To be used in a `with` block."""
+class Locks:
+    """Some locks of one file, held by one thread in a `with` block, and let go at its end."""
 
-    def __init__(self, fd: int, byte: int) -> None:
-        self.fd = fd
-        """A descriptor of the file of locks, open for reading and writing."""
-        self._byte = byte
+    def __init__(self, open_file: Callable[[], int]) -> None:
+        """`open_file` opens the file anew, for reading and writing; it is called for the first lock."""
+        self._open_file = open_file
+        self.fd = -1
+        """The file of locks, once one is held."""
 
-    def release(self) -> None:
-        """Let go; once more does nothing."""
-        fd, self.fd = self.fd, -1
-        if fd < 0 or fd not in _held:
-            return
-        _held.discard(fd)
-        try:  # explicitly: a child forked meanwhile may have a copy of the descriptor
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, self._byte, 1, 0))
-        finally:
-            os.close(fd)
+    def try_take(self, number: int) -> bool:
+        """Take a lock, unless somebody else holds it. Raises OSError where the file system has no locks."""
+        if self.fd < 0:
+            self.fd = self._open_file()
+            _open_fds.add(self.fd)
+        try:
+            self._set(fcntl.F_WRLCK, number, 1)
+        except OSError as err:
+            if err.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def take(self, number: int) -> None:
+        """Take a lock, once it is free. Raises TimeoutError, an OSError, if it is not for half a minute."""
+        sleeps = Sleeps(PATIENCE_SEC)
+        while not self.try_take(number):
+            if not sleeps.sleep():
+                raise TimeoutError(errno.ETIMEDOUT, f"another process has held a lock for {PATIENCE_SEC:.0f} s")
 
     def __enter__(self) -> Self:
         return self
@@ -49,37 +62,14 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        if self.fd in _open_fds:
+            self._set(fcntl.F_UNLCK, 0, _ALL)  # not by closing alone: a forked child may have a copy
+            _open_fds.discard(self.fd)
+            os.close(self.fd)
+            self.fd = -1
 
-
-class Locks:
-    """The locks of one file, by number. Thread-safe, and usable in a forked child."""
-
-    def __init__(self, open_file: Callable[[], int]) -> None:
-        """`open_file` opens the file anew, for reading and writing."""
-        self._open_file = open_file
-
-    def try_take(self, number: int) -> Lock | None:
-        """The lock, or None if somebody holds it. Raises OSError where the file system has no locks."""
-        fd = self._open_file()
-        _held.add(fd)
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0))
-        except BaseException as err:
-            _held.discard(fd)
-            os.close(fd)
-            if isinstance(err, OSError) and err.errno in (errno.EAGAIN, errno.EACCES):
-                return None
-            raise
-        return Lock(fd, number)
-
-    def take(self, number: int) -> Lock:
-        """The lock, once it is free. Raises TimeoutError, an OSError, if it is not for half a minute."""
-        sleeps = Sleeps(PATIENCE_SEC)
-        while (lock := self.try_take(number)) is None:
-            if not sleeps.sleep():
-                raise TimeoutError(errno.ETIMEDOUT, f"a lock has been held for {PATIENCE_SEC:.0f} s by another process")
-        return lock
+    def _set(self, kind: int, number: int, length: int) -> None:
+        fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, number, length, 0))
 
 
 class Sleeps:
@@ -101,8 +91,8 @@ class Sleeps:
 def _let_go_in_child() -> None:
     # A forked child has copies of the descriptors, but not the threads that use them; it would hold the locks for as
     # long as it lives if the parent were killed.
-    while _held:
-        os.close(_held.pop())
+    while _open_fds:
+        os.close(_open_fds.pop())
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)

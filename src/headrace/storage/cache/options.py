@@ -32,7 +32,7 @@ class CacheOptions:
         least = stored_bytes(BLOCK_BYTES)
         if self.max_bytes < least:
             raise OptionError(f"cache_size must be at least one block, {least:,} bytes: got {self.max_bytes:,}")
-        if self.folder != RAM and not os.path.isabs(self.folder):
+        if self.folder != RAM and not Path(self.folder).is_absolute():
             raise OptionError(f'a cache must be "ram" or an absolute path: got {self.folder!r}')
 
 

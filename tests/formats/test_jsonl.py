@@ -1,0 +1,248 @@
+"""JSON lines: what a line gives, which lines are damaged, which files are taken for JSON lines, and damage to them."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from records_reading import (
+    check_never_silent,
+    check_reading,
+    find,
+    flipped,
+    reread,
+    samples_of,
+    scan,
+    scan_or_error,
+)
+
+from headrace.errors import DamagedError, ManifestError
+from headrace.formats.fields import Field
+from headrace.formats.jsonl import JSONL
+
+NAMES = st.text(max_size=8).filter(lambda name: name != "__key__")
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    LEAVES | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+TEXT = b'{"a": 1, "b": "x"}\n{"a": 2, "b": "y"}\n\n{"a": 3, "b": "z"}\n'
+
+
+def zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return bytes(sink.getvalue())
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+@given(st.lists(st.dictionaries(NAMES, VALUES, max_size=4), max_size=8), st.sampled_from(["\n", "\r\n", "\n\n \n"]))
+def test_what_json_says_comes_back(tmp_path_factory, objects, between):
+    """Alike for a plain and a packed file, through the index and through its file."""
+    folder = tmp_path_factory.mktemp("jsonl")
+    text = between.join(json.dumps(one, ensure_ascii=False) for one in objects).encode("utf-8", "surrogatepass")
+    expected = [{"__key__": f"a:{i}"} for i in range(len(objects))]
+    for name, content in (("a.jsonl", text), ("a.jsonl.gz", gzip.compress(text)), ("a.jsonl.zst", zstd(text))):
+        path = write(folder / name, content)
+        index, row = scan(JSONL, path)
+        samples = check_reading(JSONL, index, content)
+        assert [{"__key__": one.pop("__key__")} for one in samples] == expected
+        floats = {name for name, field in index.fields.items() if field.type == "float"}
+        assert samples == [
+            {name: float(value) if name in floats and value is not None else value for name, value in one.items()}
+            for one in objects
+        ]
+        assert row.unpacked_bytes == (0 if name == "a.jsonl" else len(text))
+
+
+def test_keys_are_those_of_the_lines_where_they_have_some(tmp_path):
+    index, _ = scan(JSONL, write(tmp_path / "a.b.jsonl", b'{"__key__": "one", "x": 1}\n{"x": 2}\n'))
+    assert [index.key(i) for i in range(2)] == ["one", "a:1"]
+    assert index.fields == {"x": Field("int", "int64")}
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ("[1, 2]", Field("int", "int64")),
+        ("[1, 2.5]", Field("float", "float64")),
+        ("[1, null]", Field("int", "int64", nullable=True)),
+        ('["a", ""]', Field("str")),
+        ("[true, false]", Field("bool", "bool")),
+        ("[null, null]", Field("null", nullable=True)),
+        ('[1, "a"]', Field("json")),
+        ("[[1], {}]", Field("json")),
+        ("[1, true]", Field("json")),
+    ],
+)
+def test_a_field_is_what_its_values_have_in_common(tmp_path, values, field):
+    lines = [json.dumps({"x": value}).encode() for value in json.loads(values)]
+    index, _ = scan(JSONL, write(tmp_path / "a.jsonl", b"\n".join(lines)))
+    assert index.fields == {"x": field}
+
+
+def test_whole_numbers_are_floats_where_the_dataset_has_floats(tmp_path):
+    index, _ = scan(JSONL, write(tmp_path / "a.jsonl", b'{"x": 1}\n{"x": 2}\n'))
+    index.read_as({"x": Field("float", "float64"), "other": Field("str")})
+    values = [one["x"] for one in samples_of(index, b'{"x": 1}\n{"x": 2}\n')]
+    assert [type(value) for value in values] == [float, float]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a": NaN}', "line 2 is not JSON"),
+        (b'{"a": 1', "line 2 is not JSON"),
+        (b"[1, 2]", "line 2 must be a JSON object, got"),
+        (b"7", "line 2 must be a JSON object, got 7"),
+        (b'{"a": "\xff"}', "line 2 is not JSON"),
+        (b'{"__key__": 5, "a": 1}', "line 2: __key__ must be a string, got 5"),
+        (b"[" * 100_000, "line 2 is not JSON"),
+    ],
+)
+def test_a_line_that_is_no_object_is_a_damaged_sample_and_the_others_are_fine(tmp_path, line, reason):
+    content = b'{"a": 1}\n' + line + b'\n{"a": 3}\n'
+    index, _ = scan(JSONL, write(tmp_path / "a.jsonl", content))
+    for one in (index, reread(JSONL, index, len(content))):
+        opened = one.open(0, 3, memoryview(content))
+        assert [*opened.damage] == [1]
+        assert opened.damage[1].startswith(reason)
+        assert (opened.sample(0)["a"], opened.sample(2)["a"]) == (1, 3)
+
+
+def test_of_members_with_one_name_the_last_one_counts(tmp_path):
+    content = b'{"a": 1, "a": 2}'
+    index, _ = scan(JSONL, write(tmp_path / "a.jsonl", content))
+    assert samples_of(index, content) == [{"__key__": "a:0", "a": 2}]
+
+
+def test_a_mark_of_utf8_is_no_part_of_the_first_line(tmp_path):
+    index, _ = scan(JSONL, write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + TEXT))
+    assert [one["a"] for one in samples_of(index, b"\xef\xbb\xbf" + TEXT)] == [1, 2, 3]
+
+
+def test_a_file_that_is_broken_everywhere_is_refused(tmp_path):
+    with pytest.raises(DamagedError, match="all records are broken, the first one like this: line 1 is not JSON"):
+        scan(JSONL, write(tmp_path / "a.jsonl", b"a,b\n1,2\n"))
+    lines = b'{"a": 1}\n' + b"x\n" * 1001
+    with pytest.raises(DamagedError, match="more than 1,000 broken records, the first is number 1: line 2 is not JSON"):
+        scan(JSONL, write(tmp_path / "a.jsonl", lines))
+
+
+def test_a_line_may_be_as_long_as_a_sample_and_no_longer(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"a": "' + b"x" * 5000 + b'"}\n')
+    assert scan(JSONL, path, max_sample_bytes=6000)[0].num_samples == 1
+    with pytest.raises(DamagedError, match="longer than max_sample_bytes=5,000; if it is right, open the dataset with"):
+        scan(JSONL, path, max_sample_bytes=5000)
+
+
+def test_a_bomb_is_refused_before_it_takes_memory(tmp_path):
+    """A gigabyte without a line end, in a megabyte."""
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(bytes(64 << 20)) * 16)
+    with pytest.raises(DamagedError, match="longer than max_sample_bytes"):
+        scan(JSONL, path, max_sample_bytes=1 << 20)
+
+
+def test_lines_that_span_what_is_read_at_a_time_are_found(tmp_path):
+    objects = [{"i": i, "text": "x" * (i * 997 % 300_000)} for i in range(100)]
+    content = b"".join(json.dumps(one).encode() + b"\n" for one in objects)
+    index, _ = scan(JSONL, write(tmp_path / "a.jsonl", content))
+    assert [{"i": one["i"], "text": one["text"]} for one in samples_of(index, content)] == objects
+
+
+@given(st.integers(0, 1000), st.integers(1, 255), st.booleans())
+def test_a_flipped_byte_is_never_silent(tmp_path_factory, at, change, is_packed):
+    path = tmp_path_factory.mktemp("flip") / ("a.jsonl.gz" if is_packed else "a.jsonl")
+    content = gzip.compress(TEXT, mtime=0) if is_packed else TEXT
+    index, _ = scan(JSONL, write(path, content))
+    samples = samples_of(index, content)
+    check_never_silent(index, samples, flipped(content, at, change))
+    scan_or_error(JSONL, path, flipped(content, at, change))
+
+
+@given(st.integers(0, 1000), st.booleans())
+def test_a_file_cut_anywhere_is_never_silent_with_an_index(tmp_path_factory, length, is_packed):
+    path = tmp_path_factory.mktemp("cut") / ("a.jsonl.gz" if is_packed else "a.jsonl")
+    content = gzip.compress(TEXT, mtime=0) if is_packed else TEXT
+    index, _ = scan(JSONL, write(path, content))
+    cut = content[: length % len(content)]
+    check_never_silent(index, samples_of(index, content), cut)
+    again = scan_or_error(JSONL, path, cut)
+    assert not is_packed or not cut or again is None, "what is packed says itself where it ends"
+
+
+def test_junk_behind_what_is_packed_is_an_error(tmp_path):
+    with pytest.raises(DamagedError, match="does not unpack behind byte"):
+        scan(JSONL, write(tmp_path / "a.jsonl.gz", gzip.compress(TEXT) + b"junk"))
+
+
+def test_an_index_that_lies_is_refused_or_stays_within_the_shard(tmp_path):
+    index, _ = scan(JSONL, write(tmp_path / "a.jsonl", TEXT))
+    with pytest.raises(ManifestError, match="speaks of bytes outside its shard of 20 bytes"):
+        JSONL.read_index(memoryview(index.to_file()), "a.idx", 20)
+    packed, _ = scan(JSONL, write(tmp_path / "a.jsonl.gz", gzip.compress(TEXT)))
+    with pytest.raises(ManifestError, match="must lie one behind the other in the shard's 9 bytes"):
+        JSONL.read_index(memoryview(packed.to_file()), "a.idx", 9)
+
+
+@given(st.integers(0, 5000), st.binary(min_size=1, max_size=8), st.booleans())
+def test_a_garbled_index_is_refused_or_stays_within_the_shard(tmp_path_factory, at, garbage, is_packed):
+    content = gzip.compress(TEXT, mtime=0) if is_packed else TEXT
+    index, _ = scan(JSONL, write(tmp_path_factory.mktemp("idx") / "a.jsonl", content))
+    data = bytearray(index.to_file())
+    at %= len(data)
+    data[at : at + len(garbage)] = garbage
+    try:
+        read = JSONL.read_index(memoryview(data), "a.idx", len(content))
+    except ManifestError:
+        return
+    for i in range(read.num_samples):
+        offset, length = read.extent(i, i + 1)
+        assert 0 <= offset <= offset + length <= len(content)
+
+
+def test_it_is_found_by_its_first_line(tmp_path):
+    write(tmp_path / "a.jsonl", TEXT)
+    write(tmp_path / "b.ndjson.gz", gzip.compress(TEXT))
+    write(tmp_path / "c.jsonl.zst", zstd(TEXT * 50_000))
+    write(tmp_path / "lines.json", TEXT)
+    write(tmp_path / "one.json", b'{"a": 1}\n')
+    write(tmp_path / "README.md", b"# about")
+    assert find(JSONL, tmp_path) == ["a.jsonl", "b.ndjson.gz", "c.jsonl.zst", "lines.json"]
+
+
+def test_a_shard_with_a_damaged_first_line_does_not_go_missing(tmp_path):
+    write(tmp_path / "a.jsonl", b"\0" + TEXT)
+    write(tmp_path / "b.jsonl", TEXT)
+    assert find(JSONL, tmp_path) == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_first_line_longer_than_what_is_looked_at_is_enough(tmp_path):
+    write(tmp_path / "a.jsonl", b'{"a": "' + b"x" * (1 << 20) + b'"}\n')
+    assert find(JSONL, tmp_path) == ["a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"annotations.json": b'{"images": []}'},
+        {"a.json": b'{\n "a": 1\n}\n'},
+        {"a.jsonl": b"[1]\n[2]\n"},
+        {"metadata.jsonl": TEXT, "a.jpg": b"\xff\xd8"},
+        {"a.txt": TEXT},
+        {"a.jsonl": b""},
+        {"a.jsonl.gz": b"\x1f\x8b\x08garbage"},
+    ],
+)
+def test_what_is_something_else_is_not_taken_for_json_lines(tmp_path, files):
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    assert find(JSONL, tmp_path) is None
