@@ -65,6 +65,13 @@ def test_an_index_json_that_lies_is_refused(tmp_path, changes, error, reason):
         scan(tmp_path / "d")
 
 
+def test_a_shard_that_is_listed_twice_is_refused(tmp_path):
+    row = orjson.loads(listed(shard()))["shards"][0]
+    index = orjson.dumps({"version": 2, "shards": [row, row]})
+    with pytest.raises(ManifestError, match=r"shards must name every shard once"):
+        scan(put(tmp_path / "d", shard(), index))
+
+
 def test_hashes_that_cannot_be_checked_are_refused_by_name(tmp_path):
     data = shard()
     raw = {"basename": "shard.00000.mds", "bytes": len(data), "hashes": {"crc7": "00"}}

@@ -191,6 +191,14 @@ def test_malformed_values_are_damage(encoding, data, reason):
         columns.sample(memoryview(struct.pack("<I", len(data)) + data), "k")
 
 
+def test_values_that_do_not_fill_their_sample_are_damage():
+    columns = Columns([("x", "str"), ("y", "int8")], "it")
+    assert columns.sample(memoryview(struct.pack("<I", 2) + b"ab\x07"), "k") == {"__key__": "k", "x": "ab", "y": 7}
+    for data in (struct.pack("<I", 2) + b"ab\x07\0", struct.pack("<I", 9) + b"ab\x07", b"\0\0"):
+        with pytest.raises(DamagedError, match=r"^sample k"):
+            columns.sample(memoryview(data), "k")
+
+
 @pytest.mark.parametrize(
     "mode", ["1", "L", "P", "LA", "PA", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I;16"]
 )

@@ -7,10 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import DamagedError, OptionError, SourceError
+import headrace as hr
+from headrace.dataset.listing import FolderListing
+from headrace.errors import DamagedError, ManifestError, OptionError, SourceError
 from headrace.formats.format import ScanOptions
-from headrace.formats.tokens import CHECKED_BYTES, TokensIndex, TokensWriter, encode_tokens, num_windows, scan_tokens
-from headrace.storage import LocalFile
+from headrace.formats.tokens import TokensWriter, encode_tokens
+from headrace.formats.tokens_index import COARSE_BYTES, FINE_BYTES, TokensIndex, checked_bytes, num_windows
+from headrace.formats.tokens_scan import BlockSums, find_tokens, scan_tokens
+from headrace.storage import LocalFile, locate
 
 
 def scan(path, dtype=None):
@@ -64,23 +68,51 @@ def test_windows_are_runs_of_the_flat_array(tmp_path_factory, num_tokens, length
         np.testing.assert_array_equal(sample["tokens"], tokens[starts[i] : starts[i] + length])
 
 
-@given(st.integers(0, 3 * CHECKED_BYTES - 1), st.integers(1, 255))
-def test_a_flipped_byte_damages_the_samples_of_its_block(tmp_path_factory, at, change):
-    sizes = [20_000, 30_000, 1, 48_303]  # tokens of two bytes: 3 blocks, the last one 64 KiB long but two bytes
-    index, content = write(tmp_path_factory.mktemp("tokens"), [np.full(size, 7, np.uint16) for size in sizes])
+SIZES = {  # tokens of two bytes: the last block is whole but for two bytes
+    FINE_BYTES: [2000, 3000, 1, 1142],
+    COARSE_BYTES: [20_000, 8_500_000, 1, 32_768 * 261 - 1 - 8_520_001],
+}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def shard(request, tmp_path_factory):
+    """Block size, documents' sizes, index and content of a small shard and of a large one."""
+    sizes = SIZES[request.param]
+    documents = [np.full(size, 7, np.uint16) for size in sizes]
+    index, content = write(tmp_path_factory.mktemp("tokens"), documents)
+    assert checked_bytes(len(content)) == request.param
+    return request.param, sizes, index, content
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_a_flipped_byte_damages_the_samples_of_its_block(shard, at, change):
+    block_bytes, sizes, index, content = shard
     flipped = bytearray(content)
-    at = min(at, len(flipped) - 1)
+    at = int(at * len(flipped))
     flipped[at] ^= change
-    block = at // CHECKED_BYTES
-    start, end = block * CHECKED_BYTES, (block + 1) * CHECKED_BYTES
+    start = at // block_bytes * block_bytes
+    end = start + block_bytes
     ends = np.cumsum(sizes) * 2
     touched = [i for i in range(4) if ends[i] > start and ends[i] - sizes[i] * 2 < end]
-    view = memoryview(bytes(flipped))
+    view = memoryview(flipped)
     for i in range(4):
         base, length = index.extent(i, i + 1)
         damage = index.damage(i, i + 1, view[base : base + length])
         assert list(damage) == ([i] if i in touched else [])
     assert [i for i, _ in index.all_damage(lambda base, length: view[base : base + length], len(view))] == touched
+
+
+@given(st.lists(st.integers(0, 20_000), max_size=12))
+def test_sums_do_not_depend_on_how_bytes_come(cuts):
+    data = np.random.default_rng(0).bytes(sum(cuts))
+    pieces, whole = BlockSums(), BlockSums()
+    whole.add(data)
+    for start, length in zip(np.cumsum([0, *cuts]).tolist(), cuts, strict=False):
+        pieces.add(memoryview(data)[start : start + length])
+    blocks = pieces.blocks()
+    assert blocks.checksums.tolist() == whole.blocks().checksums.tolist()
+    assert len(blocks.checksums) == -(-len(data) // FINE_BYTES)
+    assert blocks.damaged(0, memoryview(data)) == []
 
 
 def test_a_uint16_dataset_takes_wider_arrays_that_fit(tmp_path):
@@ -139,3 +171,86 @@ def test_a_bare_file_whose_type_is_unknown_or_does_not_fit_is_refused(tmp_path):
         scan(tmp_path / "a.bin", "int8")
     with pytest.raises(DamagedError, match="6 bytes, which is no whole number of uint32 tokens"):
         scan(tmp_path / "a.bin", "uint32")
+
+
+def headed(tokens, magic=20240520, version=1, num_tokens=None):
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, len(tokens) if num_tokens is None else num_tokens
+    return header.tobytes() + tokens.tobytes()
+
+
+@pytest.mark.parametrize(("magic", "version", "dtype"), [(20240520, 1, "uint16"), (20240801, 7, "uint32")])
+def test_a_file_with_the_header_of_llm_c_says_its_type(tmp_path, magic, version, dtype):
+    tokens = np.arange(5000, dtype=dtype)
+    path = tmp_path / "fineweb_train_000001.bin"
+    path.write_bytes(headed(tokens, magic, version))
+    assert list(find_tokens(FolderListing(locate(tmp_path)), ScanOptions()).files) == [path.name]
+    index, row = scan(path)
+    assert (row.samples, row.bytes, row.header_bytes) == (1, path.stat().st_size, 1024)
+    again = TokensIndex.from_file(memoryview(index.to_file()), "idx", row.bytes)
+    content = memoryview(path.read_bytes())
+    for one in (index, again, pickle.loads(pickle.dumps(index))):
+        np.testing.assert_array_equal(read(one, content, 0)["tokens"], tokens, strict=True)
+        windows = one.windows("w", 100, 50)
+        assert windows.num_samples == 99
+        np.testing.assert_array_equal(read(windows, content, 98)["tokens"], tokens[4900:])
+    with pytest.raises(OptionError, match=f"says that its tokens are {dtype}"):
+        scan(path, {"uint16": "uint32", "uint32": "uint16"}[dtype])
+
+
+def test_a_header_that_does_not_fit_its_file_is_damage(tmp_path):
+    path, tokens = tmp_path / "a.bin", np.arange(500, dtype=np.uint16)
+    for content in (headed(tokens)[:-2], headed(tokens) + b"xx", headed(tokens, num_tokens=-1)):
+        path.write_bytes(content)
+        with pytest.raises(DamagedError, match=r"a.bin holds \d+ tokens, and its header says"):
+            scan(path)
+    path.write_bytes(headed(tokens)[:-1])
+    with pytest.raises(DamagedError, match="no whole number of uint16 tokens"):
+        scan(path)
+
+
+def test_another_version_or_magic_is_no_header(tmp_path):
+    for number, content in enumerate(
+        [headed(np.zeros(9, np.uint16), version=2), headed(np.zeros(9, np.uint16), 7), b""]
+    ):
+        (tmp_path / f"{number}.bin").write_bytes(content)
+    assert find_tokens(FolderListing(locate(tmp_path)), ScanOptions()) is None
+    assert len(find_tokens(FolderListing(locate(tmp_path)), ScanOptions(dtype="uint16")).files) == 3
+
+
+def test_a_dataset_with_headers_opens_streams_windows_and_notices_a_wrong_manifest(tmp_path):
+    """The manifest alone says how many windows there are, and where they are."""
+    arrays = [np.arange(k * 1000, k * 1000 + 777, dtype=np.uint16) for k in range(3)]
+    for k, tokens in enumerate(arrays):
+        (tmp_path / f"train_{k}.bin").write_bytes(headed(tokens))
+    bare = hr.open(tmp_path).windows(100)
+    hr.index(tmp_path)
+    ds = hr.open(tmp_path)
+    assert [sample["tokens"].tolist() for sample in ds] == [tokens.tolist() for tokens in arrays]
+    windows = ds.windows(100)
+    expected = [tokens[at : at + 100].tolist() for tokens in arrays for at in range(0, 700, 100)]
+    assert [sample["tokens"].tolist() for sample in windows] == expected
+    assert [sample["tokens"].tolist() for sample in bare] == expected
+    assert ds.verify() == []
+    path = tmp_path / "headrace.json"
+    path.write_bytes(path.read_bytes().replace(b"1024,1024,1024", b"1024,1026,1024"))
+    with pytest.raises(DamagedError, match=r"a header of 1,024 bytes, the manifest says 1,026"):
+        hr.open(tmp_path)[1]
+
+
+@given(st.integers(0, 4000), st.binary(min_size=1, max_size=8))
+def test_a_garbled_index_is_refused_or_stays_within_the_shard(tmp_path_factory, at, garbage):
+    tokens = np.arange(3000, dtype=np.uint16)
+    path = tmp_path_factory.mktemp("garbled") / "a.bin"
+    path.write_bytes(headed(tokens))
+    data = bytearray(scan(path)[0].to_file())
+    at %= len(data)
+    data[at : at + len(garbage)] = garbage
+    content = memoryview(path.read_bytes())
+    try:
+        index = TokensIndex.from_file(memoryview(bytes(data)), "idx", len(content))
+    except ManifestError:
+        return
+    base, length = index.extent(0, index.num_samples)
+    assert 0 <= base <= base + length <= len(content)
+    index.open(0, index.num_samples, content[base : base + length]).sample(0)

@@ -118,8 +118,11 @@ def test_a_removed_file_is_gone_and_removing_it_again_is_fine(store):
     assert not exists(store / "a")
 
 
+@pytest.mark.filterwarnings("ignore:Sending a large body directly")  # aiohttp's advice to gcsfs
 def test_a_file_is_moved_in_whole(store, tmp_path):
     """21 MB: more than one part."""
+    if store.scheme == "ftp":
+        pytest.skip("fsspec sends FTP in pieces that rclone's server cannot join")
     source, content = tmp_path / "source", bytes(range(251)) * 83_000
     source.write_bytes(content)
     upload(source, store / "below" / "big")
@@ -214,8 +217,10 @@ def test_a_bucket_that_is_not_there_is_named(s3):
 
 
 def test_an_azure_url_may_name_its_account(azure, monkeypatch):
-    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
     write_bytes(azure / "a", b"1")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
+    with pytest.raises(StorageError, match="which account"):
+        read_bytes(azure / "a")
     assert read_bytes(f"abfss://bucket@devstoreaccount1.dfs.core.windows.net/{azure.key}/a") == b"1"
 
 

@@ -7,7 +7,7 @@ alike. Indexes of shards are read when first needed; the most recently used stay
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -15,14 +15,16 @@ import numpy as np
 import xxhash
 
 from headrace.dataset.indexes import Indexes
+from headrace.dataset.lookup import AllIndexes, Lookup, WindowNames, keys_damage, open_keys
 from headrace.dataset.pieces import Pieces
+from headrace.dataset.reading import LastWhole, open_run
 from headrace.dataset.shard_files import ShardFiles
 from headrace.dataset.verify import find_damage
 from headrace.errors import DamagedError, DatasetError, OptionError
-from headrace.formats import Field, Manifest, Opened, ShardIndex, key_hash
+from headrace.formats import Field, Manifest, Opened, ShardIndex
 from headrace.formats.columns import I64
 from headrace.formats.index import StoredIndex
-from headrace.formats.tokens import FIELD, num_windows
+from headrace.formats.tokens_index import FIELD, count_windows
 from headrace.storage import File, quoted
 
 
@@ -54,8 +56,9 @@ class Dataset:
         self._max_sample_bytes = max_sample_bytes
         self._windows = windows
         self._indexes = Indexes(files, manifest, scanned)
+        self._last_whole = LastWhole()
         self.pieces = Pieces(manifest.shards, None if windows is None else self._count_windows)
-        self._lookup: tuple[np.ndarray[Any, np.dtype[np.uint64]], I64] | None = None
+        self._lookup: Lookup | None = None
 
     def __len__(self) -> int:
         return int(self.pieces.sample_starts[-1])
@@ -83,14 +86,13 @@ class Dataset:
     def lookup(self, key: str) -> dict[str, Any]:
         """The sample with this key, read and verified as by `ds[i]`. Raises KeyError if there is none.
 
-        The first look-up reads all indexes. Of equal keys in several shards the first is found.
+        It is found by one small read of `headrace.keys`, the index of keys beside the manifest; without that file the
+        first look-up reads all indexes. Of equal keys in several shards the first is found.
         """
-        hashes, numbers = self._hashes()
-        wanted = np.uint64(key_hash(key))
-        for at in range(int(np.searchsorted(hashes, wanted)), len(hashes)):
-            if hashes[at] != wanted:
-                break
-            piece, i = self.pieces.find(int(numbers[at]))
+        if self._lookup is None:
+            self._lookup = self._open_lookup()
+        for number in self._lookup.find(key):
+            piece, i = self.pieces.find(number)
             if self.piece(piece).key(i) == key:
                 return self._read(piece, i, i + 1)[0]
         raise KeyError(f"no sample has the key {key!r}")
@@ -171,6 +173,10 @@ class Dataset:
         """Names of the files beside the shards; none where the store cannot list."""
         return self._files.names()
 
+    def keys_damage(self) -> Iterable[str]:
+        """What is wrong with the index of keys, if there is one."""
+        return () if self._indexes.scanned is not None else keys_damage(self._files, self.manifest)
+
     def shard_name(self, shard: int) -> str:
         """The name of a shard within the dataset."""
         return self.manifest.shards.file[shard]
@@ -189,8 +195,7 @@ class Dataset:
     def _count_windows(self, num_bytes: I64) -> I64:
         assert self._windows is not None
         tokens = num_bytes // np.dtype(self.manifest.fields[FIELD].dtype).itemsize
-        counts = [num_windows(int(n), self._windows.length, self._windows.stride) for n in tokens]
-        return np.array(counts, np.int64)
+        return count_windows(tokens, self._windows.length, self._windows.stride)
 
     def _slice(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         if len(numbers) > 1 and numbers[1] - numbers[0] != 1:
@@ -206,14 +211,26 @@ class Dataset:
         index, shard = self.piece(piece), self.pieces.place(piece)[0]
         for i in range(first, last):
             self._check_size(int(index.sample_bytes[i]), f"sample {quoted(index.key(i))} of {self.shard_name(shard)}")
-        with self.open_shard(shard) as file:
-            opened = open_run(file, index, first, last)
-            for i, reason in opened.damage.items():
+        opened = self._opened(piece, shard, index, first, last)
+        for i in range(first, last):
+            if (reason := opened.damage.get(i)) is not None:
+                place = quoted(self._files.shards / self.shard_name(shard))
                 raise DamagedError(
-                    f"sample {quoted(index.key(i))} of {file.name} is damaged: {reason}; restore the shard, or make "
-                    "the dataset again"
+                    f"sample {quoted(index.key(i))} of {place} is damaged: {reason}; restore the shard, or make the "
+                    "dataset again"
                 )
         return [opened.sample(i) for i in range(first, last)]
+
+    def _opened(self, piece: int, shard: int, index: ShardIndex, first: int, last: int) -> Opened:
+        if index.is_ranged:
+            with self.open_shard(shard) as file:
+                return open_run(file, index, first, last)
+        opened = self._last_whole.get(piece)
+        if opened is None:
+            with self.open_shard(shard) as file:
+                opened = open_run(file, index, 0, index.num_samples)
+            self._last_whole.put(piece, opened)
+        return opened
 
     def _check_size(self, num_bytes: int, what: str) -> None:
         if num_bytes > self._max_sample_bytes:
@@ -222,29 +239,9 @@ class Dataset:
                 "dataset with a larger limit" + (", or as windows" if self.manifest.format == "tokens" else "")
             )
 
-    def _hashes(self) -> tuple[np.ndarray[Any, np.dtype[np.uint64]], I64]:
-        if self._lookup is None:
-            hashes = [self.piece(k).key_hashes() for k in range(len(self.pieces))]
-            joined = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
-            order = np.argsort(joined, kind="stable")
-            self._lookup = joined[order], order
-        return self._lookup
-
-
-def open_run(file: File, index: ShardIndex, first: int, last: int) -> Opened:
-    """Samples first .. last-1 of a piece, read and checked.
-
-    What a network or a cache may have garbled is read a second time before it counts as damaged.
-    """
-    base, length = index.extent(first, last)
-    for is_again in (False, True):
-        data = file.read(base, length)
-        try:
-            opened = index.open(first, last, data)
-            if not opened.damage or is_again or not file.is_remote:
-                return opened
-        except DamagedError:
-            if is_again or not file.is_remote:
-                raise
-        file.forget(base, length)
-    raise AssertionError("the second time returns or raises")
+    def _open_lookup(self) -> Lookup:
+        if self._windows is not None:
+            stems = (self._indexes.stem(k) for k in range(len(self.manifest.shards)))
+            return WindowNames(stems, self.pieces.sample_starts, self._windows.stride)
+        keys = open_keys(self._files, self.manifest) if self._indexes.scanned is None else None
+        return keys or AllIndexes(self.piece(k).key_hashes() for k in range(len(self.pieces)))

@@ -12,7 +12,7 @@ from headrace.dataset.shard_files import ShardFiles
 from headrace.errors import DamagedError
 from headrace.formats import Manifest, ShardIndex, get_format
 from headrace.formats.index import StoredIndex
-from headrace.formats.tokens import FIELD, TokensIndex
+from headrace.formats.tokens_index import FIELD, TokensIndex
 from headrace.storage import read_bytes
 
 INDEX_MEMORY_BYTES = 128 << 20
@@ -55,13 +55,16 @@ class Indexes:
         if cut is None:
             stored = self.get(k)
             assert isinstance(stored, TokensIndex)
-            stem = self._manifest.shards.file[k].removesuffix(get_format("tokens").suffix)
-            cut = stored.windows(stem, length, stride)
+            cut = stored.windows(self.stem(k), length, stride)
             with self._lock:
                 self._windows[k] = cut
                 if len(self._windows) > _MAX_WINDOW_INDEXES:
                     self._windows.popitem(last=False)
         return cut
+
+    def stem(self, k: int) -> str:
+        """What the keys of windows of shard k begin with."""
+        return self._manifest.shards.file[k].removesuffix(get_format("tokens").suffix)
 
     def read(self, k: int) -> StoredIndex:
         """The index of shard k, read anew and verified. Raises DamagedError."""
@@ -110,8 +113,17 @@ class Indexes:
                 f"the index {name} is of a shard that unpacks to {index.unpacked_bytes:,} bytes, the manifest says "
                 f"{shards.unpacked_bytes[k]:,}; restore the one that is wrong"
             )
-        if isinstance(index, TokensIndex) and index.dtype.name != self._manifest.fields[FIELD].dtype:
+        if isinstance(index, TokensIndex):
+            self._check_tokens(index, k, name)
+
+    def _check_tokens(self, index: TokensIndex, k: int, name: str) -> None:
+        if index.dtype.name != self._manifest.fields[FIELD].dtype:
             raise DamagedError(
                 f"the index {name} is of {index.dtype.name} tokens, the manifest says "
                 f"{self._manifest.fields[FIELD].dtype}; restore the one that is wrong"
+            )
+        if index.header_bytes != self._manifest.shards.header_bytes[k]:
+            raise DamagedError(
+                f"the index {name} is of a shard with a header of {index.header_bytes:,} bytes, the manifest says "
+                f"{self._manifest.shards.header_bytes[k]:,}; restore the one that is wrong"
             )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import xxhash
 
 from headrace.dataset.dataset import Dataset
+from headrace.dataset.lookup import save_keys
 from headrace.dataset.opening import find_ordinary, manifest_of
 from headrace.dataset.shard_files import ShardFiles, lasting, shown
 from headrace.errors import TargetError
@@ -20,7 +21,7 @@ from headrace.telemetry import progress
 def index(
     url: str | os.PathLike[str], *, dtype: str | None = None, target: str | os.PathLike[str] | None = None
 ) -> Manifest:
-    """Write a manifest, and an index for each shard, beside the shards of an ordinary dataset; they stay as they are.
+    """Write a manifest and indexes beside the shards of an ordinary dataset, which stay as they are.
 
     url: a folder or prefix, or files by braces, as for `headrace.open`. Each shard is read through once.
     dtype: the type of bare token files, uint16 or uint32; None takes it from names like `tokens.uint16.bin`.
@@ -45,6 +46,7 @@ def index(
     rows = [_with_index(files, shard_index, row) for shard_index, row in found]
     shards_url = None if target is None else ordinary.folder.text
     manifest = replace(manifest, shards=Shards.of(rows), shards_url=shards_url)
+    save_keys(files, manifest, (shard_index.key_hashes() for shard_index, _ in found))
     write_bytes(files.manifest_place, manifest.to_bytes())
     return manifest
 

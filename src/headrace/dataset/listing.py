@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from headrace.dataset.partial import PARTIAL_NAME
 from headrace.errors import DatasetError
 from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME, Listing
+from headrace.formats.keys import KEYS_NAME
 from headrace.storage import Place, list_folder, open_file, quoted
 
 _HEAD_BYTES = 512
-_OURS = (MANIFEST_NAME, PARTIAL_NAME)
+_OURS = (MANIFEST_NAME, PARTIAL_NAME, KEYS_NAME)
 _MAX_READ_BYTES = 1 << 30  # of an index that another tool keeps for all its shards
 
 
@@ -22,6 +23,7 @@ class FolderListing(Listing):
         self.folder = folder
         self._sizes: dict[str, int] = {}
         self._heads: dict[str, bytes] = {}
+        self._files_below: dict[str, set[str]] = {}
         self.folders: list[str] = []
         """Names of folders directly below."""
         self.names = list(names) if names is not None else self._list()
@@ -66,10 +68,10 @@ class FolderListing(Listing):
 
     def _is_there(self, name: str) -> bool:
         folder, _, last = name.rpartition("/")
-        place = self.folder
-        for part in filter(None, folder.split("/")):
-            place = place / part
-        return any(entry.name == last for entry in list_folder(place) if not entry.is_folder)
+        if folder not in self._files_below:
+            place = self.folder / folder if folder else self.folder
+            self._files_below[folder] = {entry.name for entry in list_folder(place) if not entry.is_folder}
+        return last in self._files_below[folder]
 
 
 def _is_index(name: str, files: dict[str, int]) -> bool:

@@ -14,11 +14,11 @@ class Pieces:
     """A dataset's pieces in storage order: a piece is a shard, or a part of one that is unpacked as a whole."""
 
     def __init__(self, shards: Shards, count: Callable[[I64], I64] | None = None) -> None:
-        """`count` gives the samples of shards from their lengths in bytes, where they are not those of the manifest."""
+        """`count` gives the samples of token shards from their bytes of tokens, where the manifest's do not hold."""
         self._starts = shards.piece_starts
         num_pieces = np.diff(self._starts)
         self._shard = np.repeat(np.arange(len(shards)), num_pieces)
-        self.samples: I64 = shards.piece_samples if count is None else count(shards.bytes)
+        self.samples: I64 = shards.piece_samples if count is None else count(shards.bytes - shards.header_bytes)
         """Samples of each piece."""
         self.is_whole = shards.unpacked_bytes[self._shard] > 0
         """Whether each piece is read and unpacked as a whole."""

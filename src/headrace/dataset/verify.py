@@ -33,7 +33,7 @@ def find_damage(dataset: Dataset, progress: Callable[..., None] | None = None) -
     # Reading and hashing of large pieces release the interpreter lock; more threads than processors gain nothing.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         errors = [error for errors in pool.map(check, range(len(dataset.manifest.shards))) for error in errors]
-    return [*errors, *_extra_shards(dataset)]
+    return [*errors, *_extra_shards(dataset), *dataset.keys_damage()]
 
 
 def _extra_shards(dataset: Dataset) -> Iterator[str]:

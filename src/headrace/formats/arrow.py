@@ -107,7 +107,7 @@ class IndexFile:
         if not len(array):
             return Strings.of([])
         _, offsets, text = array.buffers()
-        starts = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+        starts = np.frombuffer(offsets, np.int64, array.offset + len(array) + 1)[array.offset :]
         text = np.frombuffer(text, np.uint8) if text is not None else np.zeros(0, np.uint8)
         return Strings(starts - starts[0], text[starts[0] : starts[-1]].copy())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -38,6 +39,12 @@ class Strings:
     def __iter__(self) -> Iterator[str]:
         text, starts = self.text.tobytes(), self.starts.tolist()
         return (text[start:end].decode() for start, end in pairwise(starts))
+
+    def hashes(self) -> U64:
+        """xxh3_64 of every string."""
+        text = self._text
+        hashes = (xxhash.xxh3_64_intdigest(text[start:end]) for start, end in pairwise(self.starts.tolist()))
+        return np.fromiter(hashes, np.uint64, len(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Strings, (self.starts, self.text)

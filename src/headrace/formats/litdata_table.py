@@ -104,6 +104,8 @@ def read_schema(source: Any) -> pa.Schema:
     """A schema out of a message or its bytes. Raises TableError."""
     try:
         schema = pa.ipc.read_schema(source if isinstance(source, pa.Message) else pa.py_buffer(source))
+        for column in schema:
+            _check_names(column)
     except _FAILURES as err:
         raise TableError(_shown(err)) from err
     if len(set(schema.names)) != len(schema.names):
@@ -125,6 +127,13 @@ def read_batch(source: Any, schema: pa.Schema) -> pa.RecordBatch:
 def table_fields(schema: pa.Schema) -> dict[str, Field]:
     """What the columns are, `__key__` aside."""
     return {column.name: _field(column.type) for column in schema if column.name != KEY}
+
+
+def _check_names(column: pa.Field) -> None:
+    """Look at the names of a column and of what is in it: one that is not UTF-8 raises UnicodeDecodeError only then."""
+    _ = column.name
+    for k in range(column.type.num_fields):
+        _check_names(column.type.field(k))
 
 
 def _field(kind: pa.DataType) -> Field:
@@ -152,6 +161,8 @@ class _Tee:
         self.at = 0
 
     def read(self, num_bytes: int) -> bytes:
+        if num_bytes < 0:
+            raise TableError("a message of a length below zero")
         ahead, self._ahead = self._ahead[:num_bytes], self._ahead[num_bytes:]
         data = ahead + bytes(self._stored.read(num_bytes - len(ahead)))
         self._kept += data

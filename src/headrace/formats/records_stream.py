@@ -17,6 +17,7 @@ from headrace.formats.unpacking import UnpackError, codec_of, unpacked, unpacked
 from headrace.storage import File
 
 _CHUNK_BYTES = 1 << 20
+_PART_BYTES = 8 << 20
 _MAGIC_BYTES = 6
 SNIFFED = "sniffed"
 
@@ -41,13 +42,24 @@ class ShardStream:
     def read(self, num_bytes: int) -> bytes:
         """The next bytes; fewer, or none, only at the end. Raises DamagedError if the packing is broken or cut off."""
         try:
-            data: bytes = self._content.read(num_bytes)
+            data = self._read(num_bytes)
         except UnpackError as err:
             raise DamagedError(
                 f"{self.name} does not unpack behind byte {self.at:,} of its content ({err}); restore it"
             ) from err
         self.at += len(data)
         return data
+
+    def _read(self, num_bytes: int) -> bytes:
+        """A long read in parts: it takes its memory at once, and a wrong length may ask for any."""
+        data: bytes = self._content.read(min(num_bytes, _PART_BYTES))
+        if len(data) < _PART_BYTES:
+            return data
+        parts, left = [data], num_bytes - len(data)
+        while left and (data := self._content.read(min(left, _PART_BYTES))):
+            parts.append(data)
+            left -= len(data)
+        return b"".join(parts)
 
     def digest(self) -> str:
         """The xxh3_128 of the whole file, once its content has been read to the end."""

@@ -30,6 +30,8 @@ class Shard:
     """Samples of each part that is read on its own (a row group of Parquet); none: the shard is one piece."""
     unpacked_bytes: int = 0
     """Memory that the shard takes unpacked, if its pieces are read as a whole; 0: it is read by ranges."""
+    header_bytes: int = 0
+    """Bytes before the first token, in a token file that has a header."""
 
     @classmethod
     def from_json(cls, value: Checked) -> Shard:
@@ -43,6 +45,7 @@ class Shard:
             value["index_xxh3_128"].hex_digest(),
             tuple(count.integer() for count in pieces),
             value.get("unpacked_bytes").optional(Checked.integer) or 0,
+            value.get("header_bytes").optional(Checked.integer) or 0,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -58,6 +61,8 @@ class Shard:
             row["pieces"] = list(self.pieces)
         if self.unpacked_bytes:
             row["unpacked_bytes"] = self.unpacked_bytes
+        if self.header_bytes:
+            row["header_bytes"] = self.header_bytes
         return row
 
 
@@ -79,6 +84,8 @@ class Shards:
     """Shard k has the pieces piece_starts[k] .. piece_starts[k + 1] - 1."""
     unpacked_bytes: I64
     """Memory that a shard takes unpacked, if its pieces are read as a whole; 0: it is read by ranges."""
+    header_bytes: I64
+    """Bytes before the first token, in token files that have a header."""
 
     @classmethod
     def of(cls, rows: Sequence[Shard]) -> Shards:
@@ -93,6 +100,7 @@ class Shards:
             np.fromiter(chain.from_iterable(pieces), np.int64),
             _starts([len(counts) for counts in pieces]),
             np.array([row.unpacked_bytes for row in rows], np.int64),
+            np.array([row.header_bytes for row in rows], np.int64),
         )
 
     def __len__(self) -> int:
@@ -108,6 +116,7 @@ class Shards:
             self.index_xxh3_128[k],
             tuple(self.piece_samples[self.piece_starts[k] : self.piece_starts[k + 1]].tolist()),
             int(self.unpacked_bytes[k]),
+            int(self.header_bytes[k]),
         )
 
     def to_json(self) -> dict[str, list[Any]]:
@@ -124,6 +133,8 @@ class Shards:
             columns["pieces"] = [counts[starts[k] : starts[k + 1]] for k in range(len(self))]
         if self.unpacked_bytes.any():
             columns["unpacked_bytes"] = self.unpacked_bytes.tolist()
+        if self.header_bytes.any():
+            columns["header_bytes"] = self.header_bytes.tolist()
         return columns
 
     @classmethod
@@ -136,9 +147,6 @@ class Shards:
             _check_length(value[name], column, num_shards)
         file, samples = _file_names(names), _counts(columns["samples"])
         piece_samples, piece_starts = _pieces(value.get("pieces"), samples)
-        unpacked = value.get("unpacked_bytes")
-        if unpacked.value is not None:
-            _check_length(unpacked, unpacked, num_shards)
         return cls(
             file,
             samples,
@@ -147,7 +155,8 @@ class Shards:
             _digests(columns["index_xxh3_128"]),
             piece_samples,
             piece_starts,
-            np.zeros(num_shards, np.int64) if unpacked.value is None else _counts(unpacked),
+            _optional_counts(value.get("unpacked_bytes"), num_shards),
+            _optional_counts(value.get("header_bytes"), num_shards),
         )
 
 
@@ -214,6 +223,13 @@ def _counts(column: Checked) -> I64:
     if sum(counts) > MAX_INTEGER:
         raise column.error("must add up to less than 2^63")
     return np.array(counts, np.int64)
+
+
+def _optional_counts(column: Checked, num_shards: int) -> I64:
+    if column.value is None:
+        return np.zeros(num_shards, np.int64)
+    _check_length(column, column, num_shards)
+    return _counts(column)
 
 
 def _pieces(column: Checked, samples: I64) -> tuple[I64, I64]:

@@ -121,6 +121,9 @@ class TarIndex(RangedIndex, StoredIndex):
     def key(self, i: int) -> str:
         return self._keys[i]
 
+    def key_hashes(self) -> U64:
+        return self._keys.hashes()
+
     def extent(self, first: int, last: int) -> tuple[int, int]:
         if first >= last:
             return 0, 0
@@ -240,6 +243,9 @@ class CompressedTarIndex(StoredIndex):
 
     def key(self, i: int) -> str:
         return self._tar.key(i)
+
+    def key_hashes(self) -> U64:
+        return self._tar.key_hashes()
 
     def extent(self, first: int, last: int) -> tuple[int, int]:
         return (0, self.shard_bytes) if first < last else (0, 0)

@@ -97,16 +97,20 @@ def _raw_rows(task: Task) -> tuple[list[Row], dict[int, Made]]:
         if run.opened is None or source.number in run.opened.damage:
             lost[source.row] = _lost(source)
         else:
-            sample = run.opened.sample(source.number)
+            try:
+                sample = run.opened.sample(source.number)
+            except DamagedError as err:
+                lost[source.row] = _lost(source, str(err))
+                continue
             rows.append(Row(source.row, source.epoch, source.position, sample))
     return rows, lost
 
 
-def _lost(source: Source) -> Made:
+def _lost(source: Source, reason: str | None = None) -> Made:
     run = source.run
     if run.index is None or run.opened is None:
         return Made(f"{run.shard_name}:{source.number}", None, run.error)
-    key, reason = run.index.key(source.number), run.opened.damage[source.number]
+    key, reason = run.index.key(source.number), reason or run.opened.damage[source.number]
     return Made(key, None, DamagedError(f"sample {key!r} in {run.shard_name}: {reason}"))
 
 

@@ -2,6 +2,7 @@
 
 from headrace.storage.braces import expand_braces
 from headrace.storage.file import File
+from headrace.storage.lease import Lease
 from headrace.storage.local import LocalFile, open_regular
 from headrace.storage.operations import (
     exists,
@@ -33,6 +34,7 @@ from headrace.storage.writing import (
 __all__ = [
     "Entry",
     "File",
+    "Lease",
     "LocalFile",
     "Place",
     "ReadOptions",

@@ -50,6 +50,8 @@ _FINAL_WORDS = {
 
 def object_failure(err: Exception, scheme: str, *, has_worked: bool) -> Failure:
     """What an exception of obstore means. A name that is not known is final, unless the store was reached before."""
+    if isinstance(err, NotImplementedError):
+        return Refused("this kind of store cannot do that")
     text = str(err)
     status = int(found[1]) if (found := _STATUS.search(text)) else 0
     words = _words(text, status)

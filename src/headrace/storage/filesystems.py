@@ -67,6 +67,8 @@ class FsspecStore(Store):
 
         def create(fs: FileSystem) -> bool:
             path = self._path(place)
+            if fs.exists(path):
+                return False
             _make_folders(fs, path)
             try:
                 fs.pipe_file(path, bytes(data), mode="create")
@@ -79,6 +81,10 @@ class FsspecStore(Store):
     def replace(self, place: Place, data: Data, mark: Any, limit: float) -> bool:
         """Always refused: fsspec has no writes with a condition."""
         raise Refused(f"{self._scheme}: stores have no writes with a condition")
+
+    def heeds_conditions(self, probe: Place, limit: float) -> bool:
+        """As `Store.heeds_conditions`: never."""
+        return False
 
     def upload(self, path: Path, place: Place, limit: float) -> None:
         """As `Store.upload`; the limit holds for all of it, at a megabyte a second at least."""

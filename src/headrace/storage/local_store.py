@@ -6,6 +6,7 @@ Writing makes the folders above: stores have none to make, and code that writes 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -14,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from headrace.storage.refusal import storage_refusals
-from headrace.storage.store import Entry
+from headrace.storage.store import Data, Entry
 from headrace.storage.writing import TEMPORARY_SUFFIX, make_folder, replace_file, sync_folder, write_all
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-def write(path: Path, data: bytes | bytearray | memoryview) -> None:
+def write(path: Path, data: Data) -> None:
     """Write a file whole or not at all; several writers of one name do not mix."""
     make_folder(path.parent)
     temporary = _temporary(path)
@@ -33,7 +34,7 @@ def write(path: Path, data: bytes | bytearray | memoryview) -> None:
             raise
 
 
-def put_if_absent(path: Path, data: bytes | bytearray | memoryview) -> bool:
+def put_if_absent(path: Path, data: Data) -> bool:
     """Write a file whole, unless the name is taken: then False."""
     make_folder(path.parent)
     temporary = _temporary(path)
@@ -51,6 +52,21 @@ def put_if_absent(path: Path, data: bytes | bytearray | memoryview) -> bool:
             _discard(temporary)
         sync_folder(path.parent)
     return True
+
+
+def replace_if(path: Path, data: Data, expected: bytes) -> bool:
+    """Write over a file that holds these bytes, else False. Exact among those who write by this function."""
+    with storage_refusals("write", path):
+        try:
+            file = path.open("r+b")
+        except FileNotFoundError:
+            return False
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            is_same = _is_at(file.fileno(), path) and file.read() == expected
+            if is_same:
+                write(path, data)
+    return is_same
 
 
 def move_in(source: Path, path: Path) -> None:
@@ -99,6 +115,14 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
 
 
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether the open file still has this name: another may have got it while we waited for the lock."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _entry(found: os.DirEntry[str]) -> Entry | None:
     if found.is_dir():
         return Entry(found.name, 0, True)
@@ -113,7 +137,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
-def _write_new(path: Path, data: bytes | bytearray | memoryview) -> None:
+def _write_new(path: Path, data: Data) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         write_all(fd, data)
@@ -122,7 +146,7 @@ def _write_new(path: Path, data: bytes | bytearray | memoryview) -> None:
         os.close(fd)
 
 
-def _create(path: Path, data: bytes | bytearray | memoryview) -> bool:
+def _create(path: Path, data: Data) -> bool:
     # A file system without hard links: only one creates the name, but a crash may leave it without its content.
     try:
         _write_new(path, data)

@@ -47,7 +47,6 @@ class ObjectStore(Store):
         self._clients: dict[tuple[float, bool], Client] = {}
         self._lock = threading.Lock()
         self._has_worked = False
-        self.compares_versions = place.scheme not in WEB_SCHEMES
 
     def size(self, place: Place, limit: float) -> int:
         """As `Store.size`. A URL that is signed for reading refuses HEAD, so GET's own headers are asked then."""
@@ -92,6 +91,13 @@ class ObjectStore(Store):
         if mark is None:
             raise Refused("the store gives its files no versions to compare")
         return self._put_if(place, data, mark, limit)
+
+    def heeds_conditions(self, probe: Place, limit: float) -> bool:
+        """As `Store.heeds_conditions`. A web server has none; a few S3-compatible stores take them and ignore them."""
+        if self._scheme in WEB_SCHEMES:
+            return False
+        self._put_if(probe, b"1", "create", limit)
+        return not self._put_if(probe, b"2", "create", limit)
 
     def upload(self, path: Path, place: Place, limit: float) -> None:
         """As `Store.upload`."""
@@ -162,6 +168,9 @@ class ObjectStore(Store):
 
     def _put_parts(self, place: Place, source: bytes | Path, num_bytes: int, limit: float) -> None:
         client = self._client(limit, patient=True)
+        if self._scheme in WEB_SCHEMES:  # WebDAV knows no parts
+            self._call(obstore.put, client, self._key(place), source, use_multipart=False)
+            return
         part = max(_PART_BYTES, -(-num_bytes // _MOST_PARTS))
         self._call(obstore.put, client, self._key(place), source, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
 
@@ -195,7 +204,7 @@ class ObjectStore(Store):
     def _understood(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except (BaseError, OSError, ValueError) as err:
+        except (BaseError, OSError, ValueError, NotImplementedError) as err:
             failure = object_failure(err, self._scheme, has_worked=self._has_worked)
         raise failure  # out here, so that the library's own error is not its context
 

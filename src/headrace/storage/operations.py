@@ -63,12 +63,12 @@ def upload(path: Path, place: Where, *, options: ReadOptions | None = None) -> N
     To a store it goes in parts, each of which may take the whole deadline.
     """
     place = locate(place)
+    with storage_refusals("read", path):
+        path.stat()
     if place.is_local:
         local_store.move_in(path, place.path)
         return
-    with storage_refusals("read", path):
-        path.stat()
-    _persist("write", place, options, lambda store, limit: _upload_once(store, path, place, limit))
+    _persist("write", place, options, lambda store, limit: store.upload(path, place, limit))
     remove_file(path)
 
 
@@ -145,10 +145,6 @@ def put_if_absent(place: Where, data: Data, *, options: ReadOptions | None = Non
 def _persist(action: str, place: Place, options: ReadOptions | None, once: Callable[[Store, float], T]) -> T:
     store = store_for(place)
     return persist(action, place, options, lambda limit: once(store, limit))
-
-
-def _upload_once(store: Store, path: Path, place: Place, limit: float) -> None:
-    store.upload(path, place, limit)
 
 
 def _walk(place: Place, options: ReadOptions | None) -> Iterator[Entry]:

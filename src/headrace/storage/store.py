@@ -82,9 +82,6 @@ class Store(ABC):
     `limit` is the number of seconds that the attempt may take. Every method raises a Failure for what went wrong.
     """
 
-    compares_versions: bool = False
-    """Whether `replace` compares and writes in one step, as far as the store keeps what its interface promises."""
-
     @abstractmethod
     def size(self, place: Place, limit: float) -> int:
         """The file's length in bytes."""
@@ -108,6 +105,10 @@ class Store(ABC):
     @abstractmethod
     def replace(self, place: Place, data: Data, mark: Any, limit: float) -> bool:
         """Write a file if it still is the version of this mark, else False."""
+
+    @abstractmethod
+    def heeds_conditions(self, probe: Place, limit: float) -> bool:
+        """Whether `create` and `replace` are exact here, tried on a file that is not there yet and may stay behind."""
 
     @abstractmethod
     def upload(self, path: Path, place: Place, limit: float) -> None:

@@ -86,7 +86,7 @@ class Columns:
     def sample(self, data: memoryview, key: str) -> dict[str, Any]:
         """The sample with this key that lies in `data`. Raises DamagedError for values that a column cannot have."""
         sample: dict[str, Any] = {KEY: key}
-        name = KEY
+        name = None
         try:
             lengths = iter(self._head.unpack_from(data))
             at = self._head.size
@@ -101,7 +101,9 @@ class Columns:
             raise DamagedError(f"sample {quoted(key)} has {len(data):,} bytes, but values of {at:,}; write it anew")
         return sample
 
-    def _misfit(self, name: str) -> str:
+    def _misfit(self, name: str | None) -> str:
+        if name is None:
+            return "it is too short for its columns"
         return f"the column {quoted(name)} holds what is not {self._encodings[name].name}"
 
 

@@ -9,7 +9,7 @@
     binary, of fixed size too      memoryview of the column, not copied
     list of numbers                array, a view of the column; a list where some of the numbers are None
     lists of fixed sizes, tensor   array of this shape, likewise
-    any other list, struct, map    list, dict, dict; numbers in them are in lists
+    any other list, struct, map    list, dict, dict; in them numbers are in lists, and bytes are bytes
     dictionary, extension          what it encodes, what it is stored as
     null                           None
 
@@ -105,7 +105,7 @@ def _getter(array: pa.Array, *, inside: bool) -> Get:
     if is_text(kind) or is_time(kind):
         return _texts(_times(array) if is_time(kind) else array)
     if is_bytes(kind):
-        return _bytes(array)
+        return _bytes(array, inside=inside)
     if types.is_struct(kind):
         return _structs(array)
     if types.is_map(kind):
@@ -151,15 +151,19 @@ def _texts(array: pa.Array) -> Get:
     return lambda i: str(text[starts[i] : starts[i + 1]], "utf-8")
 
 
-def _bytes(array: pa.Array) -> Get:
-    if pa.types.is_fixed_size_binary(array.type):
-        width, data = array.type.byte_width, _view(array.buffers()[1])
-        first = array.offset
-        return lambda i: data[(first + i) * width : (first + i + 1) * width]
-    if pa.types.is_binary_view(array.type):
-        array = array.cast(pa.large_binary())
-    starts, data = _parts(array)
+def _bytes(array: pa.Array, *, inside: bool) -> Get:
+    view = _fixed_views(array) if pa.types.is_fixed_size_binary(array.type) else _views(array)
+    return (lambda i: bytes(view(i))) if inside else view
+
+
+def _views(array: pa.Array) -> Get:
+    starts, data = _parts(array.cast(pa.large_binary()) if pa.types.is_binary_view(array.type) else array)
     return lambda i: data[starts[i] : starts[i + 1]]
+
+
+def _fixed_views(array: pa.Array) -> Get:
+    width, first, data = array.type.byte_width, array.offset, _view(array.buffers()[1])
+    return lambda i: data[(first + i) * width : (first + i + 1) * width]
 
 
 def _parts(array: pa.Array) -> tuple[memoryview, memoryview]:

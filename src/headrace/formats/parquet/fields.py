@@ -91,7 +91,7 @@ def missing_files(column: Column, array: pa.Array) -> Iterator[int]:
         yield from np.flatnonzero(missing & named).tolist()
 
 
-def is_image(data: bytes | memoryview) -> bool:
+def is_image(data: bytes | bytearray | memoryview) -> bool:
     """Whether bytes begin like an image of a kind that is decoded."""
     head = bytes(data[:16])
     return head.startswith(_IMAGE_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from headrace.errors import DamagedError
 from headrace.storage.cache.file import CachedFile, open_cache
 from headrace.storage.cache.options import CacheOptions
 from headrace.storage.file import File
@@ -31,8 +32,12 @@ def cached_bytes(fetch: Callable[[], bytes], options: CacheOptions, identity: st
         return fetched[0]
 
     def kept(length: int) -> bytes:
-        file = CachedFile(lambda: _Bytes(content(), place), cache, f"content of {identity}", length, place)
-        return bytes(file.read(0, length))
+        def content_file() -> File:
+            if len(content()) != length:
+                raise DamagedError(f"{place} has another length than before, under the same identity: make it again")
+            return _Bytes(content(), place)
+
+        return bytes(CachedFile(content_file, cache, f"content of {identity}", length, place).read(0, length))
 
     def length_file() -> File:
         length = len(content())
