@@ -20,7 +20,7 @@ from records_reading import (
 
 from headrace.errors import DamagedError, DatasetError, ManifestError
 from headrace.formats.csv_cells import DELIMITERS, CellError, kind_of, record_ends, split_record, wider
-from headrace.formats.csv_table import CSV
+from headrace.formats.csv_table import CSV, join_fields
 from headrace.formats.fields import Field
 from headrace.formats.records_lines import line_ends
 
@@ -181,6 +181,19 @@ def test_a_column_is_read_as_the_dataset_has_it(tmp_path, whole, values):
     found = [one["x"] for one in samples_of(index.read_as({"x": whole}), content)]
     assert found == values
     assert [type(value) for value in found] == [type(value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (Field("int", "int64"), Field("float", "float64"), Field("float", "float64")),
+        (Field("int", "int64", nullable=True), Field("str"), Field("str")),
+        (Field("null", nullable=True), Field("int", "int64"), Field("int", "int64", nullable=True)),
+        (Field("str"), Field("null", nullable=True), Field("str")),
+    ],
+)
+def test_files_of_one_dataset_may_have_columns_of_different_types(one, other, both):
+    assert join_fields(one, other) == join_fields(other, one) == both
 
 
 def test_text_stays_text_whatever_the_dataset_says(tmp_path):

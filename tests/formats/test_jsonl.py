@@ -18,9 +18,9 @@ from records_reading import (
     scan_or_error,
 )
 
-from headrace.errors import DamagedError, ManifestError
+from headrace.errors import DamagedError, DatasetError, ManifestError
 from headrace.formats.fields import Field
-from headrace.formats.jsonl import JSONL
+from headrace.formats.jsonl import JSONL, join_fields
 
 NAMES = st.text(max_size=8).filter(lambda name: name != "__key__")
 LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -97,6 +97,20 @@ def test_whole_numbers_are_floats_where_the_dataset_has_floats(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (Field("int", "int64"), Field("float", "float64"), Field("float", "float64")),
+        (Field("int", "int64"), Field("str"), Field("json")),
+        (Field("str"), Field("null", nullable=True), Field("str", nullable=True)),
+        (Field("bool", "bool", nullable=True), Field("bool", "bool"), Field("bool", "bool", nullable=True)),
+        (Field("json"), Field("json"), Field("json")),
+    ],
+)
+def test_files_of_one_dataset_may_have_members_of_different_types(one, other, both):
+    assert join_fields(one, other) == join_fields(other, one) == both
+
+
+@pytest.mark.parametrize(
     ("line", "reason"),
     [
         (b'{"a": NaN}', "line 2 is not JSON"),
@@ -149,6 +163,12 @@ def test_a_bomb_is_refused_before_it_takes_memory(tmp_path):
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(bytes(64 << 20)) * 16)
     with pytest.raises(DamagedError, match="longer than max_sample_bytes"):
         scan(JSONL, path, max_sample_bytes=1 << 20)
+
+
+def test_a_packed_file_is_bounded_as_a_whole_too(tmp_path):
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(TEXT * 1000))
+    with pytest.raises(DatasetError, match="unpacks to more than max_unpacked_bytes=1,000: unpack it, or cut it up"):
+        scan(JSONL, path, max_unpacked_bytes=1000)
 
 
 def test_lines_that_span_what_is_read_at_a_time_are_found(tmp_path):

@@ -101,11 +101,9 @@ def test_class_folders_that_differ_by_case_are_both_named(images, tmp_path, make
     assert "differ only by case" in str(err)
 
 
-def test_a_table_is_refused_as_not_yet_read(tmp_path):
-    (tmp_path / "a.csv").write_text("a,b")
-    assert "is a file, and tables (.csv, .jsonl, .parquet) are not read yet" in str(
-        refusal(tmp_path / "a.csv", tmp_path / "out")
-    )
+def test_a_file_of_no_format_is_refused(tmp_path):
+    (tmp_path / "a.xyz").write_bytes(b"\0\1\2")
+    assert "a.xyz is a file of no format that headrace reads" in str(refusal(tmp_path / "a.xyz", tmp_path / "out"))
 
 
 @pytest.mark.parametrize("source", [17, None, {"a": 1}, b"path"])

@@ -76,6 +76,13 @@ def opens(folder):
         return False
 
 
+def samples_of(folder):
+    return [
+        {name: str(value, "utf-8", "replace") for name, value in sample.items() if name != "__key__"}
+        for sample in hr.open(folder)
+    ]
+
+
 class Stop(Exception):
     """Ends a pack from within, as a crash would."""
 
@@ -111,7 +118,8 @@ def test_an_interruption_while_replacing_leaves_the_old_the_new_or_nothing(tmp_p
         num_steps = len(count_steps(patch, None, lambda: hr.pack(samples, folder / "counted", **new)))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         count_steps(patch, stop_at % num_steps, lambda: hr.pack(samples, folder / "cut", **new))
-    assert not opens(folder / "cut") or content(folder / "cut") in (content(folder / "old"), content(folder / "new"))
+    if opens(folder / "cut"):
+        assert samples_of(folder / "cut") in (samples_of(folder / "old"), samples_of(folder / "new"))
     hr.pack(samples, folder / "cut", **new)
     assert content(folder / "cut") == content(folder / "new")
 

@@ -1,5 +1,6 @@
 """Targets: what may be written over, who may write, and what a disk that refuses leaves behind."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 import pytest
 
 import headrace as hr
-from headrace.errors import DatasetError, StorageError, TargetError
+from headrace.errors import DatasetError, StorageError, TargetError, TransformError
 
 
 def test_packing_again_does_nothing(images, tmp_path, content):
@@ -147,26 +148,67 @@ def test_a_second_pack_into_one_target_is_refused_while_the_first_lives(images, 
     assert hr.pack(images, tmp_path / "out").samples == 60
 
 
-def test_a_split_is_unfinished_until_its_parts_are(images, tmp_path):
-    """While the first part is replaced the others do not open: old test samples must not meet new training samples."""
+def fails_late(sample):
+    """A transform for class folders of 60 images: the last one that is packed is no good."""
+    if sample["__key__"] == os.environ["TEST_LAST_KEY"]:
+        raise ValueError("no good")
+    return sample
+
+
+def test_what_is_replaced_stays_until_the_new_is_whole(images, tmp_path, content, monkeypatch):
+    """A pack that fails, and then one that goes on, leave the old dataset as it was up to the last moment."""
+    hr.pack(images, tmp_path / "out")
+    before = content(tmp_path / "out")
+    hr.pack(images, tmp_path / "new", seed=1, shard_size=8000)
+    monkeypatch.setenv("TEST_LAST_KEY", hr.open(tmp_path / "new")[-1]["__key__"])
+    with pytest.raises(TransformError, match="no good"):
+        hr.pack(images, tmp_path / "out", seed=1, shard_size=8000, transform=fails_late, overwrite=True)
+    now = content(tmp_path / "out")
+    assert {name: data for name, data in now.items() if not name.startswith("headrace.new/")} == before
+    assert "headrace.new/shard-000000.tar" in now
+    assert hr.open(tmp_path / "out").verify() == []
+    monkeypatch.setenv("TEST_LAST_KEY", "")
+    hr.pack(images, tmp_path / "out", seed=1, shard_size=8000, transform=fails_late, overwrite=True)
+    now = content(tmp_path / "out")
+    assert not any(name.startswith("headrace.new") for name in now)
+    assert {name: data for name, data in now.items() if "shard" in name} == {
+        name: data for name, data in content(tmp_path / "new").items() if "shard" in name
+    }
+
+
+def after(look, act):
+    """The function `act`, with a look before it."""
+
+    def step(*args, **options):
+        look()
+        return act(*args, **options)
+
+    return step
+
+
+def test_parts_of_a_split_are_replaced_together(images, tmp_path, monkeypatch):
+    """Old test samples must never meet new training samples: at no step do an old and a new part both open."""
     hr.pack(images, tmp_path / "out", split={"a": 0.5, "b": 0.5})
-    refused = []
+    old = {name: hr.open(tmp_path / "out" / name).fingerprint for name in "ab"}
+    seen = set()
 
-    def transform(sample):
-        try:
-            hr.open(tmp_path / "out" / "b")
-        except DatasetError as err:
-            refused.append(str(err))
-        return sample
+    def look():
+        opened = set()
+        for name in "ab":
+            with contextlib.suppress(DatasetError):
+                opened.add(hr.open(tmp_path / "out" / name).fingerprint == old[name])
+        seen.add(frozenset(opened))
 
-    hr.pack(images, tmp_path / "out", split={"a": 0.9, "b": 0.1}, overwrite=True, transform=transform)
-    assert len(refused) == 60
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(os, name, after(look, getattr(os, name)))
+    hr.pack(images, tmp_path / "out", split={"a": 0.9, "b": 0.1}, overwrite=True)
+    assert seen == {frozenset({True}), frozenset(), frozenset({False})}
     assert hr.open(tmp_path / "out" / "b").verify() == []
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="/sys is asked as root")
 def test_a_place_that_may_not_be_written_is_one_line(images):
-    with pytest.raises(StorageError, match=r"cannot make the folder /sys/headrace: .*; change its permissions"):
+    with pytest.raises(StorageError, match=r"cannot write a temporary file in /sys: .*; change its permissions"):
         hr.pack(images, "/sys/headrace")
 
 
@@ -202,7 +244,6 @@ def test_a_full_disk_is_one_line_and_with_room_the_pack_goes_on(small_disk, tmp_
     assert "\n" not in str(caught.value)
     with pytest.raises(DatasetError):
         hr.open(small_disk / "out")
-    assert bool(list(small_disk.glob("out/shard-*.tar"))) != as_iterable
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
     hr.pack(source, small_disk / "out", shard_size=50_000)
     assert content(small_disk / "out") == content(tmp_path / "whole")

@@ -115,9 +115,9 @@ class FaultyServer(ThreadingHTTPServer):
         self.server_close()
 
 
-def status(code, **headers) -> Fault:
+def status(code, body=b"no", **headers) -> Fault:
     """Refuse with this status."""
-    return lambda handler: handler.refuse(code, **headers)
+    return lambda handler: handler.refuse(code, body, **headers)
 
 
 def reset_after(num_bytes) -> Fault:

@@ -167,7 +167,8 @@ class Dataset:
 
     def open_shard(self, shard: int) -> File:
         """A shard, open for reading. Raises DamagedError if it is missing."""
-        return self._files.open(self.shard_name(shard), int(self.manifest.shards.bytes[shard]))
+        shards = self.manifest.shards
+        return self._files.open(shards.file[shard], int(shards.bytes[shard]), shards.xxh3_128[shard])
 
     def list_files(self) -> list[str]:
         """Names of the files beside the shards; none where the store cannot list."""

@@ -6,14 +6,11 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-import xxhash
-
 from headrace.dataset.shard_files import ShardFiles
 from headrace.errors import DamagedError
 from headrace.formats import Manifest, ShardIndex, get_format
 from headrace.formats.index import StoredIndex
 from headrace.formats.tokens_index import FIELD, TokensIndex
-from headrace.storage import read_bytes
 
 INDEX_MEMORY_BYTES = 128 << 20
 """Indexes kept in memory by one opened dataset; a JPEG's row takes about 100 bytes, so this is a million samples."""
@@ -72,13 +69,7 @@ class Indexes:
             return self.scanned[k]
         shards = self._manifest.shards
         place = self._files.index_place(shards.file[k])
-        data = read_bytes(place)
-        digest = xxhash.xxh3_128_hexdigest(data)
-        if digest != shards.index_xxh3_128[k]:
-            raise DamagedError(
-                f"the index {place} is damaged: its checksum is {digest}, not {shards.index_xxh3_128[k]}; "
-                "restore it, or delete headrace.json and index the folder again (headrace index)"
-            )
+        data = self._files.read_index(shards.file[k], shards.index_xxh3_128[k])
         index = get_format(self._manifest.format).read_index(memoryview(data), place.text, int(shards.bytes[k]))
         self._check(index, k, str(place))
         return index

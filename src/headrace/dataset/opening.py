@@ -37,11 +37,18 @@ from headrace.storage import (
     read_bytes,
     storage_refusals,
 )
+from headrace.storage.cache import CacheOptions, cache_options
 
 _EXPECTED = f"expected {MANIFEST_NAME}, or files of one of the formats {', '.join(FORMATS)}"
 
 
-def open(url: str | os.PathLike[str], *, max_sample_bytes: int | str = "256MiB") -> Dataset:
+def open(
+    url: str | os.PathLike[str],
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    cache_size: int | str | None = None,
+    max_sample_bytes: int | str = "256MiB",
+) -> Dataset:
     """The dataset at a place: a packed one, or an ordinary one of any format that headrace reads.
 
     `url` names a folder or prefix, a single file, or files by braces: `s3://bucket/train-{000000..000099}.tar`.
@@ -50,16 +57,21 @@ def open(url: str | os.PathLike[str], *, max_sample_bytes: int | str = "256MiB")
     once to find its samples (`headrace.index` keeps what is found). A sample of more than `max_sample_bytes` is an
     error when it is read.
 
+    `cache` is a local folder, or "ram": blocks of shards that lie in a store are kept there, for all processes of this
+    machine, `cache_size` bytes of them at most (such as "200GiB"; None: half of the disk, or a quarter of the memory).
+    What lies on a local disk already is not copied.
+
     Raises DatasetError if there is no dataset or an unfinished one, ManifestError for a manifest that is malformed or
     of a later version, DamagedError for an ordinary shard that is cut off.
     """
     limit = parse_size(max_sample_bytes, "max_sample_bytes")
-    ordinary = find_ordinary(url, ScanOptions(max_sample_bytes=limit))
+    kept = cache_options(cache, cache_size)
+    ordinary = find_ordinary(url, ScanOptions(max_sample_bytes=limit), kept)
     if isinstance(ordinary, Dataset):
         return ordinary
     found = list(ordinary.scan())
     manifest = manifest_of(ordinary, found)
-    files = ShardFiles(shown(url), ordinary.folder, ordinary.folder)
+    files = ShardFiles(shown(url), ordinary.folder, ordinary.folder, kept)
     return Dataset(files, manifest, limit, scanned=tuple(index for index, _ in found))
 
 
@@ -81,13 +93,15 @@ class Ordinary:
             yield index, replace(row, file=name)
 
 
-def find_ordinary(url: str | os.PathLike[str], options: ScanOptions) -> Dataset | Ordinary:
+def find_ordinary(
+    url: str | os.PathLike[str], options: ScanOptions, cache: CacheOptions | None = None
+) -> Dataset | Ordinary:
     """What is at a place: a dataset with a manifest, or an ordinary one. Raises as `open`."""
     folder, names = _folder_and_names(url)
     if names is None:
         manifest = _read_manifest(folder)
         if manifest is not None:
-            return _packed(shown(url), folder, manifest, options.max_sample_bytes)
+            return _packed(shown(url), folder, manifest, options.max_sample_bytes, cache)
     listing = FolderListing(folder, names)
     for format_ in FORMATS.values():
         if (found := format_.find(listing, options)) is not None:
@@ -172,14 +186,14 @@ def _read_manifest(folder: Place) -> Manifest | None:
     return Manifest.parse(read_bytes(place), place.text) if exists(place) else None
 
 
-def _packed(url: str, folder: Place, manifest: Manifest, limit: int) -> Dataset:
+def _packed(url: str, folder: Place, manifest: Manifest, limit: int, cache: CacheOptions | None) -> Dataset:
     try:
         get_format(manifest.format)
     except ValueError as err:
         raise DatasetError(f"the dataset at {quoted(url)} cannot be read by this release: {err}") from err
     _check_fields(manifest, folder)
     shards = folder if manifest.shards_url is None else locate(manifest.shards_url)
-    return Dataset(ShardFiles(url, folder, shards), manifest, limit)
+    return Dataset(ShardFiles(url, folder, shards, cache), manifest, limit)
 
 
 def _check_alone(format_: Format, listing: FolderListing, options: ScanOptions) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from headrace.errors import StorageError
+import xxhash
+
+from headrace.errors import DamagedError, StorageError
 from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME
-from headrace.storage import File, Place, list_folder, locate, open_file, storage_refusals
+from headrace.storage import File, Place, list_folder, locate, open_file, read_bytes, storage_refusals
+from headrace.storage.cache import CacheOptions, cached, cached_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +29,22 @@ class ShardFiles:
         """Whether the shards are read over a network."""
         return not self.shards.is_local
 
-    def open(self, name: str, num_bytes: int | None = None) -> File:
-        """A shard, open for reading; `num_bytes` is its length, where it is known."""
-        return open_file(self.shards / name, size=num_bytes)
+    cache: CacheOptions | None = None
+    """Where what is read over a network is kept."""
+
+    def open(self, name: str, num_bytes: int, identity: str) -> File:
+        """A shard, open for reading: its length, and a checksum of its content, or what else names it."""
+        place = self.shards / name
+        if self.cache is None or place.is_local:
+            return open_file(place, size=num_bytes)
+        return cached(lambda: open_file(place, size=num_bytes), self.cache, identity, num_bytes, place=place)
+
+    def read_index(self, name: str, digest: str) -> bytes:
+        """The content of a shard's index file. Raises DamagedError if its xxh3_128 is not `digest`."""
+        place = self.index_place(name)
+        if self.cache is None or place.is_local:
+            return _checked(place, digest)
+        return cached_bytes(lambda: _checked(place, digest), self.cache, digest, place=place)
 
     def names(self) -> list[str]:
         """Names of the files in the shards' folder; none where the store cannot list, as over plain http."""
@@ -45,6 +61,19 @@ class ShardFiles:
     def manifest_place(self) -> Place:
         """The manifest."""
         return self.home / MANIFEST_NAME
+
+
+def _checked(place: Place, digest: str) -> bytes:
+    data = read_bytes(place)
+    if not place.is_local and xxhash.xxh3_128_hexdigest(data) != digest:
+        data = read_bytes(place)  # the network may have garbled it: once more
+    found = xxhash.xxh3_128_hexdigest(data)
+    if found != digest:
+        raise DamagedError(
+            f"the index {place} is damaged: its checksum is {found}, not {digest}; restore it, or delete headrace.json "
+            "and index the folder again (headrace index)"
+        )
+    return data
 
 
 def shown(url: str | os.PathLike[str]) -> str:

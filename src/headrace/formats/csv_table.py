@@ -74,6 +74,12 @@ class CsvIndex(RecordsIndex):
         return super()._made(shard_bytes, rows, fields, reading, frames)
 
 
+def join_fields(one: Field, other: Field) -> Field:
+    """What holds for a column that is the one in some files and the other in others."""
+    kind = wider(one.type, other.type)
+    return _field(kind, has_empty=one.nullable or other.nullable)
+
+
 def find_csv(listing: Listing, options: ScanOptions) -> Found | None:
     """The files of a folder named `.csv` or `.tsv` whose first two records have as many cells."""
     files = text_files(listing, ("csv", "tsv"), (), lambda name, head: _is_table(head))
@@ -86,7 +92,7 @@ def scan_csv(file: File, hints: Mapping[str, Any], options: ScanOptions) -> tupl
     Raises DamagedError for packed files that are cut off, records too long, a quoted cell that never ends, and files of
     which many records are broken; DatasetError for a header that names two columns alike.
     """
-    with ShardStream(file) as stream:
+    with ShardStream(file, options) as stream:
         scan = _Scan(stream, hints["file"], options.max_sample_bytes)
         scan.run()
         facts = {"delimiter": scan.delimiter, "columns": scan.columns}

@@ -25,7 +25,7 @@ _KEY = "__key__"
 _NAMED = ("jsonl", "ndjson")
 _NONE = type(None)
 _LONG_LINE_BYTES = 64 << 10  # a first line longer than this is not looked at as a whole
-_FIELDS = {
+_OF_TYPES = {
     frozenset({int}): Field("int", "int64"),
     frozenset({float}): Field("float", "float64"),
     frozenset({int, float}): Field("float", "float64"),
@@ -52,6 +52,17 @@ class JsonlIndex(RecordsIndex):
         return value
 
 
+def join_fields(one: Field, other: Field) -> Field:
+    """What holds for a member that is the one in some files and the other in others: numbers are floats, and what has
+    no type in common is as each line has it."""
+    if "null" in (one.type, other.type):
+        return one.merged(other)
+    kind = one if one.type == other.type else Field("json")
+    if {one.type, other.type} == {"int", "float"}:
+        kind = Field("float", "float64")
+    return Field(kind.type, kind.dtype, nullable=one.nullable or other.nullable)
+
+
 def find_jsonl(listing: Listing, options: ScanOptions) -> Found | None:
     """The files of a folder whose first line is a JSON object: by the names `.jsonl` and `.ndjson`, or of two lines."""
     files = text_files(listing, _NAMED, ("json",), _is_jsonl)
@@ -63,7 +74,7 @@ def scan_jsonl(file: File, hints: Mapping[str, Any], options: ScanOptions) -> tu
 
     Raises DamagedError for packed files that are cut off, lines too long, and files of which hardly a line is right.
     """
-    with ShardStream(file) as stream:
+    with ShardStream(file, options) as stream:
         scan = _Scan(stream, hints["file"], options.max_sample_bytes)
         scan.run()
         frames = stream.frames(len(scan.rows))
@@ -141,7 +152,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def _field(kinds: set[type]) -> Field:
-    known = _FIELDS.get(frozenset(kinds - {_NONE}), Field("json"))
+    known = _OF_TYPES.get(frozenset(kinds - {_NONE}), Field("json"))
     return Field(known.type, known.dtype, nullable=_NONE in kinds)
 
 

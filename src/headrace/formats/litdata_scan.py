@@ -41,7 +41,7 @@ def scan_litdata(file: File, hints: Mapping[str, Any], options: ScanOptions) -> 
     Raises DamagedError for a chunk that is cut off, or other than the dataset's `index.json` says.
     """
     chunk = Chunk(**hints["chunk"])
-    with ShardStream(file, "zst" if chunk.packing == "chunk" else None) as stream:
+    with ShardStream(file, options, "zst" if chunk.packing == "chunk" else None) as stream:
         scan = _Scan(stream, chunk, options.max_sample_bytes)
         try:
             if _part(file, 0, len(_FRAMED)) == _FRAMED:
@@ -168,7 +168,7 @@ class _Scan:
         field = observed(self._fields[name], value)
         known = self._seen.get(name, field)
         if known != field:
-            field = known.merged(field) if known.dtype == field.dtype else Field("array")
+            field = join_fields(known, field)
         self._seen[name] = field
 
     def _take_batch(self, batch: pa.RecordBatch, size: int) -> None:
@@ -217,6 +217,14 @@ class _Scan:
 
     def _error(self, what: str) -> DamagedError:
         return DamagedError(f"{self._stream.name} {what}; restore it")
+
+
+def join_fields(one: Field, other: Field) -> Field:
+    """What holds for a leaf that is the one in some samples or chunks and the other in others: arrays may differ in
+    type, and what else differs is as each chunk has it."""
+    if "null" in (one.type, other.type) or (one.type, one.dtype) == (other.type, other.dtype):
+        return one.merged(other)
+    return Field("array" if one.type == other.type == "array" else "json", nullable=one.nullable or other.nullable)
 
 
 def _part(file: File, offset: int, length: int) -> bytes:

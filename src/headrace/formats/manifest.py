@@ -19,6 +19,7 @@ import xxhash
 from headrace.errors import ManifestError
 from headrace.formats.checking import Checked
 from headrace.formats.fields import Field, fields_from_json
+from headrace.formats.manifest_text import parse_manifest
 from headrace.formats.shards import Shards
 from headrace.storage import LocalFile, quoted, write_file
 
@@ -99,7 +100,7 @@ class Manifest:
     def parse(cls, data: Buffer, where: str) -> Manifest:
         """The manifest that a file's content is; `where` names the file. Raises as `read`."""
         try:
-            value = orjson.loads(data)
+            value = parse_manifest(data)
         except orjson.JSONDecodeError as err:
             raise ManifestError(f"{quoted(where)} is not valid JSON ({err}): restore it, or make it again") from err
         return _parse(Checked(value, where))

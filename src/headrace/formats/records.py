@@ -75,6 +75,7 @@ class RecordsIndex(RangedIndex, StoredIndex):
         # A memoryview gives a Python int in a third of the time that an array takes, without holding a list of them.
         self._offsets, self._lengths, self._checksums = rows.offsets.data, rows.lengths.data, rows.checksums.data
         self._reads_as: Mapping[str, Field] = self._own_fields
+        self._pieces: tuple[ShardIndex, ...] = (self,) if frames is None else frames.pieces(self)
         self._prepare()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -125,7 +126,7 @@ class RecordsIndex(RangedIndex, StoredIndex):
 
     @property
     def pieces(self) -> Sequence[ShardIndex]:
-        return (self,) if self._frames is None else self._frames.pieces(self)
+        return self._pieces
 
     def key(self, i: int) -> str:
         return self._rows.key(i)
@@ -158,7 +159,11 @@ class RecordsIndex(RangedIndex, StoredIndex):
 
     def sample(self, i: int, data: memoryview, base: int) -> dict[str, Any]:
         at = self._offsets[i] - base
-        return {"__key__": self._rows.key(i), **self._decoded(i, data[at : at + self._lengths[i]])}
+        try:
+            return {"__key__": self._rows.key(i), **self._decoded(i, data[at : at + self._lengths[i]])}
+        except (ValueError, LookupError) as err:
+            # What was read when the index was made reads again: only an index of something else leads here.
+            raise DamagedError(f"what its index says of sample {i} is not so ({err}): index the dataset again") from err
 
     def to_file(self) -> bytes:
         rows = self._rows

@@ -11,7 +11,8 @@ from typing import Any
 
 import xxhash
 
-from headrace.errors import DamagedError
+from headrace.errors import DamagedError, DatasetError
+from headrace.formats.format import ScanOptions
 from headrace.formats.records_frames import Frame, Frames
 from headrace.formats.unpacking import UnpackError, codec_of, unpacked, unpacked_head
 from headrace.storage import File
@@ -25,12 +26,13 @@ SNIFFED = "sniffed"
 class ShardStream:
     """The content of a shard from its start on, for one reader."""
 
-    def __init__(self, file: File, codec: str | None = SNIFFED) -> None:
+    def __init__(self, file: File, options: ScanOptions, codec: str | None = SNIFFED) -> None:
         """`codec` is the packing of the whole file, None if it is not packed; or it follows from how the file begins.
 
         Going by that is right for text only: any bytes may be the length that another file begins with.
         """
         self.name = file.name
+        self._options = options
         self._stored = _Stored(file)
         self.codec = codec_of(self._stored.head()) if codec == SNIFFED else codec
         self._content: Any = self._stored
@@ -48,6 +50,11 @@ class ShardStream:
                 f"{self.name} does not unpack behind byte {self.at:,} of its content ({err}); restore it"
             ) from err
         self.at += len(data)
+        if self.codec is not None and self.at > self._options.max_unpacked_bytes:
+            raise DatasetError(
+                f"{self.name} unpacks to more than max_unpacked_bytes={self._options.max_unpacked_bytes:,}: unpack it, "
+                "or cut it up"
+            )
         return data
 
     def _read(self, num_bytes: int) -> bytes:

@@ -8,11 +8,12 @@ from headrace.formats.format import Format
 from headrace.formats.jsonl import JSONL
 from headrace.formats.litdata_scan import LITDATA
 from headrace.formats.mds import MDS
+from headrace.formats.parquet import PARQUET
 from headrace.formats.tar import TAR
 from headrace.formats.tfrecord import TFRECORD
 from headrace.formats.tokens import TOKENS
 
-FORMATS = {format_.name: format_ for format_ in (TAR, TFRECORD, MDS, LITDATA, TOKENS, JSONL, CSV)}
+FORMATS = {format_.name: format_ for format_ in (TAR, PARQUET, TFRECORD, MDS, LITDATA, TOKENS, JSONL, CSV)}
 
 
 def get_format(name: str) -> Format:

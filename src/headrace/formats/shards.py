@@ -139,7 +139,7 @@ class Shards:
 
     @classmethod
     def from_json(cls, value: Checked) -> Shards:
-        """The columns of a JSON object, checked. Raises ManifestError."""
+        """The columns of a JSON object, checked, each a list or a column already. Raises ManifestError."""
         names = value["file"]
         num_shards = len(_elements(names))
         columns = {name: value[name] for name in ("samples", "bytes", "xxh3_128", "index_xxh3_128")}
@@ -160,8 +160,8 @@ class Shards:
         )
 
 
-def _elements(column: Checked) -> list[Any]:
-    if not isinstance(column.value, list):
+def _elements(column: Checked) -> Sequence[Any] | Strings | Digests:
+    if not isinstance(column.value, list | Strings | Digests):
         raise column.error("must be an array")
     return column.value
 
@@ -183,6 +183,8 @@ def _first_error(column: Checked, check: Any) -> ManifestError:
 
 def _file_names(column: Checked) -> Strings:
     names = _elements(column)
+    if isinstance(names, Strings):
+        return names
     if set(map(type, names)) - {str} or not all(map(_is_plain, names)):
         for item in column.elements():
             item.file_name()  # raises, unless the name only has folders in it
@@ -202,6 +204,8 @@ def _is_plain(name: str) -> bool:
 
 def _digests(column: Checked) -> Digests:
     digests = _elements(column)
+    if isinstance(digests, Digests):
+        return digests
     if set(map(type, digests)) - {str} or set(map(len, digests)) - {2 * Digests.BYTES}:
         raise _first_error(column, Checked.hex_digest)
     text = "".join(digests)

@@ -159,7 +159,8 @@ def scan_tfrecord(file: File, hints: Mapping[str, Any], options: ScanOptions) ->
     Raises DamagedError for a file that is cut off, whose lengths are wrong or that is hardly right anywhere;
     OptionError if google-crc32c is not installed; DatasetError for a `.tfrecord.idx` that is not its own.
     """
-    with ShardStream(file, _codec(bytes(file.read(0, min(_HEAD_BYTES, file.size))))) as stream:
+    codec = _codec(bytes(file.read(0, min(_HEAD_BYTES, file.size))))
+    with ShardStream(file, options, codec) as stream:
         places = None
         if hints.get(_IDX) is not None and stream.codec is None:
             places = places_in(hints[_IDX], quoted(f"{hints['file']}.idx"), file.size)
@@ -222,7 +223,7 @@ class _Scan:
                 self._seen.add(seen)
                 field = field_of(feature)
                 known = self._fields.get(name, field)
-                self._fields[name] = joined(known, field) or mixed()
+                self._fields[name] = join_fields(known, field)
         return _key_of(features.get(_KEY))
 
 
@@ -247,9 +248,14 @@ class _Beside(Mapping[str, Any]):
         return 1
 
 
+def join_fields(one: Field, other: Field) -> Field:
+    """What holds for a feature that is the one in some records or shards and the other in others."""
+    return joined(one, other) or mixed()
+
+
 def _holds(field: Field, own: Field) -> bool:
     """Whether values of the one field may be given as values of the other."""
-    both = joined(own, field) or mixed()
+    both = join_fields(own, field)
     return (both.type, both.dtype) == (field.type, field.dtype)
 
 

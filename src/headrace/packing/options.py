@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import CodeType
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 import xxhash
 
 from headrace.errors import OptionError
 from headrace.formats import Format
+from headrace.packing.pipeline import Selection, Step
 
-Transform = Callable[[dict[str, Any]], Any]
 OnError = Literal["raise", "skip"]
 
-PACKING_VERSION = 1
+PACKING_VERSION = 2
 """Part of every request: to be raised when the same source and options would give other shards than before."""
 
 _FRACTIONS_TOLERANCE = 1e-6
@@ -32,35 +30,38 @@ class Options:
     format: Format
     shard_size: int
     """Bytes; a shard is larger only if its single sample is."""
-    transform: Transform | None
+    selections: tuple[Selection, ...]
+    """Which samples are packed, asked in this order."""
+    steps: tuple[Step, ...]
+    """What is done to each sample, in this order."""
     split: Mapping[str, float] | None
     shuffle: bool
     seed: int
     workers: int
     resume: bool
     overwrite: bool
+    append: bool
     on_error: OnError
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
             raise OptionError(f"on_error must be 'raise' or 'skip': got {self.on_error!r}")
-        if self.transform is not None and not callable(self.transform):
-            raise OptionError(f"transform must be a function of a sample: got {self.transform!r}")
         if not isinstance(self.seed, int):
             raise OptionError(f"seed must be a whole number: got {self.seed!r}")
         if not isinstance(self.workers, int) or self.workers < 1:
             raise OptionError(f"workers must be at least 1: got {self.workers!r}")
+        if self.append and self.overwrite:
+            raise OptionError("append adds to what is there and overwrite replaces it: give one of them")
         if self.split is not None:
             _check_split(self.split)
 
     def request(self, source_identity: str, split_name: str | None) -> str:
-        """Digest of all that decides the shards' bytes; workers and what is done about errors do not.
-
-        The identity of the source covers the transform.
-        """
+        """Digest of all that decides the shards' bytes; workers and what is done about errors do not."""
         content = {
             "packing": PACKING_VERSION,
             "source": source_identity,
+            "selections": [repr(selection) for selection in self.selections],
+            "steps": [repr(step) for step in self.steps],
             "format": self.format.name,
             "shard_size": self.shard_size,
             "split": None if self.split is None else list(self.split.items()),
@@ -74,36 +75,6 @@ class Options:
 def usable_cpus() -> int:
     """Processors that this process may run on."""
     return len(os.sched_getaffinity(0))
-
-
-def identity_of(function: Any) -> str:
-    """A text that changes when a function's own code, defaults or closure change.
-
-    What the function calls, and global names that it reads, are not looked at. For objects whose `repr` holds their
-    address it differs from run to run, which at worst refuses what could have been continued.
-    """
-    if isinstance(function, functools.partial):
-        return f"partial({identity_of(function.func)}, {function.args!r}, {sorted(function.keywords.items())!r})"
-    code = getattr(function, "__code__", None)
-    if isinstance(code, CodeType):
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        captured = [identity_of(value) if callable(value) else repr(value) for value in cells]
-        own = (function.__defaults__, function.__kwdefaults__, captured)
-        return f"{function.__qualname__} {_code_digest(code)} {own!r}"
-    inner = getattr(type(function).__dict__.get("__call__"), "__code__", None)
-    return f"{function!r} {_code_digest(inner) if isinstance(inner, CodeType) else ''}"
-
-
-def _code_digest(code: CodeType) -> str:
-    constants = [
-        _code_digest(constant)
-        if isinstance(constant, CodeType)
-        # Sets of strings are shown in another order by every process.
-        else repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
-        for constant in code.co_consts
-    ]
-    text = repr((code.co_code, code.co_names, constants))
-    return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
 
 
 def _check_split(split: Mapping[str, float]) -> None:

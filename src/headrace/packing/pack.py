@@ -1,43 +1,32 @@
-"""`pack`: look through the source, say what is asked for, and write what is not there yet.
-
-Samples are dealt into splits, and shuffled, by hashes of their keys. So both depend on nothing but the keys: the same
-source gives the same shards on every machine, and a sample stays in its split when others are added.
-"""
+"""`pack`: look through the source, say what is asked for, and write what is not there yet."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import TypedDict, Unpack, overload
 
-import numpy as np
-import numpy.typing as npt
-import xxhash
-
-from headrace.dataset import Dataset, is_dataset
-from headrace.dataset import open as open_dataset
-from headrace.errors import OptionError, SourceError, TargetError
-from headrace.formats import MANIFEST_NAME, Manifest, get_written_format
-from headrace.formats.columns import I64
-from headrace.packing.folder import FolderSource
-from headrace.packing.options import OnError, Options, Transform, usable_cpus
+from headrace.dataset import Dataset
+from headrace.errors import TargetError
+from headrace.formats import Manifest, get_written_format
+from headrace.packing.appending import joined_classes, note_keys, note_keys_of_shard
+from headrace.packing.local_target import open_local_target, settle, sweep
+from headrace.packing.nearest import scratch_folder
+from headrace.packing.options import OnError, Options, usable_cpus
+from headrace.packing.pipeline import Transform, UserTransform
 from headrace.packing.prepare import Preparer
-from headrace.packing.repack import DatasetSource
-from headrace.packing.source import Skipped, Source
-from headrace.packing.spool import SpooledSource
-from headrace.packing.target import SKIPPED_NAME, Target, check_usable, find_finished
+from headrace.packing.seen import Seen
+from headrace.packing.source import Source
+from headrace.packing.sources import SourceLike, open_source
+from headrace.packing.survey import Part, Survey
+from headrace.packing.target import SKIPPED_NAME, Target, check_usable, find_base, find_finished
 from headrace.packing.writing import DatasetWriter
-from headrace.storage import local_path, locate, parse_size, quoted, storage_refusals
-
-SourceLike = str | os.PathLike[str] | Dataset | Iterable[Mapping[str, Any]]
+from headrace.storage import Place, locate, parse_size, storage_refusals
 
 _log = logging.getLogger("headrace.packing")
-_FRACTION_STEPS = 2**53
-_SHUFFLE = 0x9E3779B97F4A7C15  # keeps the hashes that shuffle apart from those that split, which have seed 0
 
 
 class _Others(TypedDict, total=False):
@@ -51,6 +40,7 @@ class _Others(TypedDict, total=False):
     workers: int | None
     resume: bool
     overwrite: bool
+    append: bool
     on_error: OnError
 
 
@@ -79,22 +69,25 @@ def pack(
     workers: int | None = None,
     resume: bool = True,
     overwrite: bool = False,
+    append: bool = False,
     on_error: OnError = "raise",
 ) -> Manifest | dict[str, Manifest]:
     """Pack a source into shards at `target`; returns the manifest, or with `split` a manifest for each name.
 
     source: a folder of files, an opened dataset or the path of one, or an iterable of dicts.
-    format: `tar` or `tokens`.
+    format: one of those that headrace writes; `tar` is WebDataset's.
     shard_size: bytes of a shard, as a number or like `64MiB`; exceeded only by a single larger sample.
-    transform: function(sample dict) -> a dict, None to drop it, or a list of dicts, called from several threads. It
+    transform: function(sample dict) -> a dict, None to drop it, or a list of dicts, called in worker processes. It
         must give the same result for the same sample. Items of a list that keep the sample's key get `/0`, `/1`, ...
         behind it.
     split: names and fractions that add up to 1, such as {"train": 0.9, "test": 0.1}. Samples are dealt by a hash of
         their key in the source, into datasets in folders of these names.
     shuffle, seed: the order of samples in the shards; without shuffling that of keys or of the iterable.
-    workers: threads that read, transform and check; None is one a usable processor.
+    workers: threads that read, prepare and check, or processes if there is a transform; None is one a usable
+        processor.
     resume: go on with a pack of the same source and options that was cut off; False starts it over.
-    overwrite: replace a dataset that is there. Nothing but what headrace wrote is ever removed.
+    overwrite: replace a dataset that is there, once the new one is whole. Nothing but what headrace wrote is removed.
+    append: add to a dataset that is there: shards of new numbers, and the manifest's next revision. Keys must be new.
     on_error: what to do about a broken sample: "raise", or "skip" and list it in `headrace.skipped.jsonl`.
 
     Packing again with the same source and options does nothing. Raises OptionError, SourceError, TargetError,
@@ -104,147 +97,120 @@ def pack(
     options = Options(
         format=get_written_format(format),
         shard_size=parse_size(shard_size, "shard_size"),
-        transform=transform,
+        selections=(),
+        steps=() if transform is None else (UserTransform(transform),),
         split=split,
         shuffle=shuffle,
         seed=seed,
         workers=usable_cpus() if workers is None else workers,
         resume=resume,
         overwrite=overwrite,
+        append=append,
         on_error=on_error,
     )
-    folder = local_path(target)
-    for name in split or [""]:
-        _check_apart(source, folder / name)
-        check_usable(folder / name)
-    with closing(_open_source(source, folder, options)) as opened:
-        if split is None:
-            whole = _Part(None, folder, np.arange(len(opened.keys)), opened.skipped)
-            return _pack_parts(opened, [whole], options)[0]
-        parts = _deal(opened, folder, split)
-        return dict(zip(split, _pack_parts(opened, parts, options), strict=True))
+    place = locate(target)
+    places = [place] if split is None else [place / name for name in split]
+    for one in places:
+        _check_apart(source, one)
+        settle(one.path)
+        check_usable(one, options)
+    scratch = scratch_folder(place)
+    with closing(open_source(source, scratch, options)) as opened:
+        manifests = _Packing(opened, places, scratch, options).run()
+    return manifests[0] if split is None else dict(zip(split, manifests, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What of a source goes into one dataset."""
+class _Packing:
+    """One call of `pack`, from the opened source on."""
 
-    name: str | None
-    """Of the split."""
-    folder: Path
-    numbers: I64
-    """Of the source's samples."""
-    skipped: Sequence[Skipped]
+    def __init__(self, source: Source, places: Sequence[Place], scratch: Path, options: Options) -> None:
+        self._source, self._places, self._scratch, self._options = source, places, scratch, options
+
+    def run(self) -> list[Manifest]:
+        """Pack what is not there yet; a manifest for each place."""
+        bases = [find_base(place) if self._options.append else None for place in self._places]
+        self._classes = joined_classes(self._source, [base for base in bases if base is not None])
+        appended = [place for place, base in zip(self._places, bases, strict=True) if base is not None]
+        with closing(Survey(self._source, self._options, self._scratch, appended)) as survey:
+            return self._carry_out(survey, bases)
+
+    def _carry_out(self, survey: Survey, bases: Sequence[Manifest | None]) -> list[Manifest]:
+        requests = [self._options.request(self._source.identity, part.name) for part in survey.parts]
+        found = [self._finished(*where) for where in zip(self._places, requests, strict=True)]
+        if survey.clash and not all(found) and self._options.on_error == "raise":
+            raise survey.clash.error
+        for number, base in enumerate(bases):
+            found[number] = found[number] or (base if not survey.spool.num_records(number) else None)
+        if any(found):
+            _log.info("nothing to do where the same has been packed before")
+        made = self._write(survey, requests, found)
+        return [manifest or next(made) for manifest in found]
+
+    def _finished(self, place: Place, request: str) -> Manifest | None:
+        manifest = find_finished(place, request, self._options)
+        if manifest is not None:
+            sweep(place.path, request)
+        return manifest
+
+    def _write(self, survey: Survey, requests: Sequence[str], found: Sequence[Manifest | None]) -> Iterator[Manifest]:
+        """What is not found, all parts of it before any takes the place of what was there.
+
+        All are marked as unfinished before the first is written: else a new training set might meet an old test set.
+        """
+        missing = [part for part in survey.parts if found[part.number] is None]
+        with ExitStack() as stack:
+            targets = [stack.enter_context(closing(self._open(part, requests[part.number]))) for part in missing]
+            for part, target in zip(missing, targets, strict=True):
+                if target.ready is None:
+                    self._write_part(survey, part, target, requests[part.number])
+            for target in targets:
+                target.mark()
+            for target in targets:
+                target.commit()
+            for target in targets:
+                target.release()
+        return iter([target.ready for target in targets if target.ready is not None])
+
+    def _open(self, part: Part, request: str) -> Target:
+        return open_local_target(self._places[part.number].path, request, self._options)
+
+    def _write_part(self, survey: Survey, part: Part, target: Target, request: str) -> None:
+        preparer = Preparer(self._options.format.name, self._source.loader, self._options.steps)
+        with closing(Seen(self._scratch)) as seen:
+            if self._options.steps:
+                self._note_keys(seen, part, target)
+            writer = DatasetWriter(target, survey.spool, part, seen if self._options.steps else None, self._options)
+            writer.write(preparer)
+        writer.make_ready(request, self._classes)
+        self._say_what_is_missing(part, writer, survey)
+
+    def _note_keys(self, seen: Seen, part: Part, target: Target) -> None:
+        """Note the keys that samples must not have, since what steps make may have other keys than the source."""
+        if target.base is not None:
+            note_keys(seen, self._places[part.number])
+        for milestone in target.milestones():
+            folder = locate(target.shard_path(milestone.shard.file).parent)
+            note_keys_of_shard(seen, folder, milestone.shard, self._options.format.name)
+
+    def _say_what_is_missing(self, part: Part, writer: DatasetWriter, survey: Survey) -> None:
+        for name, count in sorted((survey.dropped + writer.dropped).items()):
+            _log.info("%s samples were left out by %s", f"{count:,}", name)
+        if len(part.skipped):
+            where = self._places[part.number] / SKIPPED_NAME
+            _log.warning("%s broken samples were skipped: see %s", f"{len(part.skipped):,}", where)
 
 
-def _open_source(source: SourceLike, target: Path, options: Options) -> Source:
-    preparer = Preparer(options.format, options.transform)
-    if isinstance(source, str | os.PathLike):
-        path = local_path(source)
-        if is_dataset(locate(path)):
-            dataset = open_dataset(path)
-            _say_what_is_left_out(path, dataset)
-            return DatasetSource(dataset, preparer)
-        return FolderSource(path, preparer, options.on_error)
-    if isinstance(source, Dataset):
-        return DatasetSource(source, preparer)
-    if isinstance(source, Iterable) and not isinstance(source, Mapping | bytes | bytearray):
-        return SpooledSource(source, preparer, target, options.workers, options.on_error)
-    raise OptionError(
-        f"a source is a folder, a dataset or an iterable of dicts: got {type(source).__name__}; for arrays and tables "
-        "give an iterable of dicts"
-    )
-
-
-def _say_what_is_left_out(folder: Path, dataset: Dataset) -> None:
-    # A folder of files that holds a tar by chance is taken for an ordinary dataset: nobody should miss that.
-    if (folder / MANIFEST_NAME).exists():
-        return
-    shards = list(dataset.manifest.shards.file)
-    others = sorted(path.name for path in folder.iterdir() if path.name not in shards and path.name[0] != ".")
-    if others:
-        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
-        shown = ", ".join(map(quoted, others[:3])) + more
-        _log.warning("%s is packed as a dataset of shards (%s, ...); passed over: %s", quoted(folder), shards[0], shown)
-
-
-def _check_apart(source: SourceLike, target: Path) -> None:
+def _check_apart(source: SourceLike, target: Place) -> None:
     if isinstance(source, Dataset):
         source = source.url
     if not isinstance(source, str | os.PathLike):
         return
-    source = local_path(source)
-    with storage_refusals("find", target):  # what a relative path is relative to may be gone
-        inner, outer = Path(os.path.realpath(target)), Path(os.path.realpath(source))
+    place = locate(source)
+    if not place.is_local or not target.is_local:
+        return
+    with storage_refusals("find", target.path):  # what a relative path is relative to may be gone
+        inner, outer = Path(os.path.realpath(target.path)), Path(os.path.realpath(place.path))
     if inner == outer or outer in inner.parents:
         raise TargetError(
-            f"the target {quoted(target)} lies inside the source {quoted(source)}, and would be packed with it: "
-            "choose a place outside"
+            f"the target {target} lies inside the source {place}, and would be packed with it: choose a place outside"
         )
-
-
-def _deal(source: Source, folder: Path, split: Mapping[str, float]) -> list[_Part]:
-    """The parts of a split. Raises SourceError if one would be empty."""
-    bounds = np.cumsum([*split.values()])
-    bounds[-1] = 1.0  # whatever the sum's last bits are, every hash is below it
-    dealt = _parts_of(source.keys, bounds)
-    skipped = _parts_of([skipped.key for skipped in source.skipped], bounds)
-    parts = []
-    for number, name in enumerate(split):
-        numbers = np.flatnonzero(dealt == number)
-        if not len(numbers):
-            raise SourceError(
-                f"split {name!r} would be empty: none of {len(source.keys)} samples has its hash there; give more "
-                "samples or a larger fraction"
-            )
-        passed = [source.skipped[at] for at in np.flatnonzero(skipped == number).tolist()]
-        parts.append(_Part(name, folder / name, numbers, passed))
-    return parts
-
-
-def _parts_of(keys: Sequence[str], bounds: npt.NDArray[np.float64]) -> I64:
-    """For each key the number of the part whose range of hashes it falls in, hashes being fractions of all."""
-    # 53 bits: what a float holds, so that no hash rounds up to 1.
-    fractions = np.array([(_key_hash(key) >> 11) / _FRACTION_STEPS for key in keys], np.float64)
-    return np.searchsorted(bounds, fractions, side="right").astype(np.int64)
-
-
-def _key_hash(key: str) -> int:
-    # Keys of broken names may hold what is not UTF-8.
-    return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogateescape"))
-
-
-def _pack_parts(source: Source, parts: Sequence[_Part], options: Options) -> list[Manifest]:
-    requests = [options.request(source.identity, part.name) for part in parts]
-    found = [find_finished(part.folder, request, options) for part, request in zip(parts, requests, strict=True)]
-    if any(found):
-        _log.info("nothing to do where the same has been packed before")
-    with ExitStack() as stack:
-        # All are marked as unfinished before the first is written: else a new training set might meet an old test set.
-        targets = [
-            None if manifest else stack.enter_context(closing(Target(part.folder, request, options)))
-            for part, request, manifest in zip(parts, requests, found, strict=True)
-        ]
-        return [
-            manifest or _pack_part(source, part, target, request, options)
-            for part, target, request, manifest in zip(parts, targets, requests, found, strict=True)
-        ]
-
-
-def _pack_part(source: Source, part: _Part, target: Target | None, request: str, options: Options) -> Manifest:
-    assert target is not None
-    if target.finished is not None:
-        return target.finished
-    order = _shuffled(source.keys, part.numbers, options.seed) if options.shuffle else part.numbers
-    title = "packing" if part.name is None else f"packing {part.name}"
-    manifest = DatasetWriter(target, source, part.skipped, order, options).write(request, title)
-    if manifest.skipped:
-        _log.warning("%s broken samples were skipped: see %s", f"{manifest.skipped:,}", part.folder / SKIPPED_NAME)
-    return manifest
-
-
-def _shuffled(keys: Sequence[str], numbers: I64, seed: int) -> I64:
-    """The samples in the order of hashes of their keys."""
-    seed = (seed ^ _SHUFFLE) % 2**64
-    hashes = np.array([xxhash.xxh3_64_intdigest(keys[i].encode(), seed) for i in numbers], np.uint64)
-    return numbers[np.argsort(hashes, kind="stable")]

@@ -1,92 +1,99 @@
-"""From a raw sample to what will lie in shards: transform, check, encode, and measure images."""
+"""From a record to what will lie in shards: load the sample, take it through the steps, check it, encode it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
-from headrace.errors import SourceError, TransformError
-from headrace.formats import Encoded, Field, Format
-from headrace.packing.options import Transform, identity_of
-from headrace.packing.source import check_key
+from headrace.errors import HeadraceError, SourceError, TransformError
+from headrace.formats import Encoded, Field, get_written_format
+from headrace.packing.pipeline import Step, name_of
+from headrace.packing.source import BAD_SAMPLE, Loader, Sample, check_key
 from headrace.storage import quoted
+from headrace.transform import probe_image
 from headrace.transform.decode import field_kind
-from headrace.transform.probe import probe_image
 
-Origin = Callable[[str], str]
-"""What to call a field of the sample at hand in an error: its file, say."""
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of one record: samples for the shards, or an error."""
+
+    key: str
+    samples: tuple[Encoded, ...] = ()
+    dropped_by: str = ""
+    """The step that left nothing of it."""
+    error: HeadraceError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Preparer:
-    """Makes samples ready for one format. Safe to call from several threads if the transform is."""
+    """Makes records of one source ready for one format. Safe to call from several threads; picklable."""
 
-    format: Format
-    transform: Transform | None
+    format: str
+    loader: Loader
+    steps: tuple[Step, ...]
 
     @property
-    def identity(self) -> str:
-        """A text that changes when the transform does."""
-        return "" if self.transform is None else identity_of(self.transform)
+    def holds_lock(self) -> bool:
+        """Whether threads would wait for each other."""
+        return any(getattr(step, "holds_lock", False) for step in self.steps)
 
-    def __call__(self, sample: dict[str, Any], origin: Origin) -> list[Encoded]:
-        """A sample as it will lie in shards. Raises SourceError or TransformError, naming the sample."""
-        if self.transform is None:
-            return [self._encode(sample, origin)]
-        key = sample["__key__"]
-        return [self._encode(made, partial(_field_of, made)) for made in self._transformed(key, sample)]
-
-    def _transformed(self, key: str, sample: dict[str, Any]) -> list[dict[str, Any]]:
-        assert self.transform is not None
+    def __call__(self, key: str, payload: bytes) -> Made:
+        """What becomes of a record. A broken sample is no exception here: its error is part of the result."""
         try:
-            result = self.transform(sample)
-        except (Exception, SystemExit) as err:  # whatever the user's function raises is about this sample
-            reason = " ".join(str(err).encode("utf-8", "backslashreplace").decode().split())
-            raise TransformError(
-                f"the transform failed on sample {quoted(key)}: {type(err).__name__}: {reason}"
-            ) from err
-        if result is None:
-            return []
-        if isinstance(result, dict):
-            return [{"__key__": key, **result}]
-        if isinstance(result, list) and all(isinstance(item, dict) for item in result):
-            return [_numbered(key, number, item) for number, item in enumerate(result)]
-        raise TransformError(
-            f"the transform must return a dict, None or a list of dicts: for sample {quoted(key)} it returned "
-            f"{type(result).__name__}"
-        )
+            return self._made(key, payload)
+        except BAD_SAMPLE as err:
+            if err.__cause__ is not None and not isinstance(err.__cause__, HeadraceError | OSError):
+                err.add_note("".join(traceback.format_exception(err.__cause__)))  # causes do not leave their process
+            return Made(key, error=err)
 
-    def _encode(self, sample: dict[str, Any], origin: Origin) -> Encoded:
-        check_key(sample["__key__"], "a sample")
+    def _made(self, key: str, payload: bytes) -> Made:
+        raw = self.loader.load(key, payload)
+        samples = [raw]
+        for step in self.steps:
+            samples = [made for sample in samples for made in _applied(step, sample)]
+            if not samples:
+                return Made(key, dropped_by=name_of(step))
+        return Made(key, tuple(self._encode(sample, raw, payload) for sample in samples))
+
+    def _encode(self, sample: Sample, raw: Sample, payload: bytes) -> Encoded:
+        key = check_key(sample["__key__"], "a sample")
         if not all(isinstance(name, str) for name in sample):
-            raise SourceError(f"sample {quoted(sample['__key__'])}: fields are named by text, got {[*sample]}")
-        assert self.format.encode is not None  # `get_written_format` gave it
-        encoded = self.format.encode({name: value for name, value in sample.items() if not _is_private(name)})
-        view = memoryview(encoded.blob)
-        fields = dict(encoded.fields)
-        for name, offset, length in encoded.members:
-            if field_kind(name) == "image":
-                fields[name] = _measured(fields[name], view[offset : offset + length], origin(name))
-        return replace(encoded, fields=fields)
+            raise SourceError(f"sample {quoted(key)}: fields are named by text, got {[*sample]}")
+        kept = {name: value for name, value in sample.items() if not _is_private(name)}
+        encode = get_written_format(self.format).encode
+        assert encode is not None  # it is a written format
+        sizes = {name: self._image_size(name, sample, raw, payload) for name in kept if field_kind(name) == "image"}
+        encoded = encode(kept)
+        fields = {name: _measured(field, sizes.get(name)) for name, field in encoded.fields.items()}
+        return replace(encoded, fields=fields) if sizes else encoded
+
+    def _image_size(self, name: str, sample: Sample, raw: Sample, payload: bytes) -> tuple[int, int] | None:
+        """Height and width of a field that is named as an image; None if it holds something else than bytes."""
+        value = sample[name]
+        if not isinstance(value, bytes | bytearray | memoryview):
+            return None
+        try:
+            return probe_image(bytes(value))
+        except TransformError as err:
+            if value is raw.get(name):
+                origin = self.loader.origin(raw["__key__"], payload, name)
+            else:
+                origin = f"sample {quoted(sample['__key__'])}, field {name!r}, as prepared,"
+            raise SourceError(f"{origin} {err}") from err
 
 
-def _field_of(sample: dict[str, Any], name: str) -> str:
-    return f"sample {sample['__key__']!r} from the transform, field {name!r},"
+def _applied(step: Step, sample: Sample) -> Iterator[Sample]:
+    made = step(sample)
+    if isinstance(made, list):
+        yield from made
+    elif made is not None:
+        yield made
 
 
-def _measured(field: Field, data: memoryview, origin: str) -> Field:
-    try:
-        return replace(field, image_size=probe_image(data))
-    except TransformError as err:
-        raise SourceError(f"{origin} {err}") from err
-
-
-def _numbered(key: str, number: int, item: dict[str, Any]) -> dict[str, Any]:
-    # Items that kept the sample's key, or have none, would be one sample in a tar.
-    own = item.get("__key__", key)
-    return {**item, "__key__": f"{key}/{number}" if own == key else own}
+def _measured(field: Field, size: tuple[int, int] | None) -> Field:
+    return field if size is None else replace(field, image_size=size)
 
 
 def _is_private(name: str) -> bool:

@@ -1,33 +1,129 @@
-"""A dataset as a source: to another format, through a transform, into other shards, or split."""
+"""A dataset as a source: to another format, through a transform, into other shards, or split.
+
+A sample of a small local dataset is one range read away whenever it is wanted. One that lies far away, that is unpacked
+with others, or whose index would not stay in memory, is read in storage order, once.
+"""
 
 from __future__ import annotations
 
-from headrace.dataset import Dataset
-from headrace.errors import SourceError
-from headrace.formats import Encoded
-from headrace.packing.prepare import Preparer
-from headrace.packing.source import Source
-from headrace.storage import quoted
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from headrace.dataset import Dataset, open_run
+from headrace.errors import DamagedError, SourceError
+from headrace.formats import ShardIndex
+from headrace.packing.samples import SamplesSource
+from headrace.packing.source import Bad, Loader, Sample, Source
+from headrace.packing.spool import Record
+from headrace.storage import File, quoted
+
+MOST_AT_RANDOM = 500_000
+"""Samples whose index stays in memory, as it must where they are read in any order."""
+
+_NUMBER = struct.Struct("<q")
 
 
-class DatasetSource(Source):
-    """The samples of an opened dataset, in storage order. A transform gets bytes for the fields of a tar."""
+def dataset_source(dataset: Dataset) -> Source:
+    """The dataset as a source. Raises SourceError if it is empty."""
+    if len(dataset) == 0:
+        raise SourceError(f"the dataset at {quoted(dataset.url)} holds no samples: there is nothing to pack")
+    if dataset.is_remote or bool(dataset.pieces.is_whole.any()) or len(dataset) > MOST_AT_RANDOM:
+        return _ReadOnce(dataset)
+    return _Referred(dataset)
 
-    def __init__(self, dataset: Dataset, preparer: Preparer) -> None:
-        """Reads the keys from the dataset's indexes."""
-        if len(dataset) == 0:
-            raise SourceError(f"the dataset at {quoted(dataset.url)} holds no samples: there is nothing to pack")
-        self._dataset, self._preparer = dataset, preparer
-        self._mean_bytes = int(dataset.pieces.bytes.sum()) // len(dataset)
-        indexes = (dataset.piece(k) for k in range(len(dataset.pieces)))
-        self.keys = [index.key(i) for index in indexes for i in range(index.num_samples)]
-        self.classes = dataset.manifest.classes
-        self.identity = f"dataset {dataset.fingerprint} {self.classes} {preparer.identity}"
 
-    def encoded(self, i: int) -> list[Encoded]:
-        raw = self._dataset[i]
-        sample = {name: bytes(value) if isinstance(value, memoryview) else value for name, value in raw.items()}
-        return self._preparer(sample, lambda name: f"sample {quoted(raw['__key__'])}, field {name!r},")
+def identity_of_dataset(dataset: Dataset) -> str:
+    """A text that changes when the dataset's samples do."""
+    return f"dataset {dataset.fingerprint} {dataset.manifest.classes}"
 
-    def size(self, i: int) -> int:
-        return self._mean_bytes
+
+class _Referred(Source):
+    """Samples that are read when they are wanted."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.title = f"the dataset at {quoted(dataset.url)}"
+        self.classes, self.num_records = dataset.manifest.classes, len(dataset)
+        self.loader = DatasetLoader(dataset)
+        self._dataset = dataset
+
+    @property
+    def identity(self) -> str:
+        return identity_of_dataset(self._dataset)
+
+    def records(self) -> Iterator[Record | Bad]:
+        number = 0
+        for k in range(len(self._dataset.pieces)):
+            index = self._dataset.piece(k)
+            for i, num_bytes in enumerate(index.sample_bytes.tolist()):
+                yield Record(index.key(i), _NUMBER.pack(number), num_bytes)
+                number += 1
+
+
+@dataclass(frozen=True)
+class DatasetLoader(Loader):
+    """Reads one sample. A transform gets bytes for the fields of a tar."""
+
+    dataset: Dataset
+
+    def load(self, key: str, payload: bytes) -> Sample:
+        return _with_bytes(self.dataset[_NUMBER.unpack(payload)[0]])
+
+    def origin(self, key: str, payload: bytes, field: str) -> str:
+        return f"sample {quoted(key)}, field {field!r},"
+
+
+class _ReadOnce(SamplesSource):
+    """Samples that are read in storage order and kept."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(
+            read_in_order(dataset),
+            f"the dataset at {quoted(dataset.url)}",
+            ordered=True,
+            classes=dataset.manifest.classes,
+            num_samples=len(dataset),
+        )
+        self._dataset = dataset
+
+    @property
+    def identity(self) -> str:
+        return identity_of_dataset(self._dataset)
+
+
+def read_in_order(dataset: Dataset) -> Iterator[Sample | Bad]:
+    """Every sample of a dataset in storage order, by large reads; damaged ones come as `Bad`."""
+    for shard in range(len(dataset.manifest.shards)):
+        try:
+            file = dataset.open_shard(shard)
+        except DamagedError as err:
+            for piece in dataset.pieces.of_shard(shard):
+                yield from _all_bad(dataset.piece(piece), err)
+            continue
+        with file:
+            for piece in dataset.pieces.of_shard(shard):
+                index = dataset.piece(piece)
+                for first, last in index.runs():
+                    yield from _read_run(file, index, first, last)
+
+
+def _read_run(file: File, index: ShardIndex, first: int, last: int) -> Iterator[Sample | Bad]:
+    try:
+        opened = open_run(file, index, first, last)
+    except DamagedError as err:
+        yield from (Bad(index.key(i), err) for i in range(first, last))
+        return
+    for i in range(first, last):
+        if i in opened.damage:
+            where = f"sample {quoted(index.key(i))} of {file.name}"
+            yield Bad(index.key(i), DamagedError(f"{where} is damaged: {opened.damage[i]}"))
+        else:
+            yield _with_bytes(opened.sample(i))
+
+
+def _all_bad(index: ShardIndex, err: DamagedError) -> Iterator[Bad]:
+    yield from (Bad(index.key(i), err) for i in range(index.num_samples))
+
+
+def _with_bytes(sample: Sample) -> Sample:
+    return {name: bytes(value) if isinstance(value, memoryview) else value for name, value in sample.items()}

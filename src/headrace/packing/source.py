@@ -1,54 +1,74 @@
-"""What is packed, whatever it is: numbered samples whose keys are known beforehand, and a digest of it all."""
+"""What is packed, whatever it is: records, gone through once in the source's own order, and what makes samples of them.
+
+A record is small where its sample can be read again at any time (a reference to files, or to a sample of a dataset),
+else it holds the sample itself. Which of both, only the source and its loader know.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.errors import DatasetError, SourceError, TransformError
-from headrace.formats import Encoded
+from headrace.errors import DatasetError, HeadraceError, SourceError, TransformError
+from headrace.packing.spool import Record
 from headrace.storage import quoted
+
+Sample = dict[str, Any]
+"""`__key__` and fields by name."""
 
 BAD_SAMPLE = (SourceError, DatasetError, TransformError)
 """What a broken sample raises, as opposed to a disk that is full."""
-WAY_OUT = "; fix or remove it, or pass over such samples with on_error='skip' (--on-error skip)"
+_WAY_OUT = "; fix or remove it, or pass over such samples with on_error='skip' (--on-error skip)"
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """A sample that is passed over, and why."""
+class Bad:
+    """A sample that is broken, and why."""
 
     key: str
-    reason: str
+    error: HeadraceError
 
-    def to_json(self) -> dict[str, str]:
-        """A line of the list of skipped samples."""
-        return {"key": self.key, "reason": self.reason}
+    def raised(self) -> HeadraceError:
+        """The error with the way out of it."""
+        error = type(self.error)(f"{self.error}{_WAY_OUT}")
+        for note in getattr(self.error, "__notes__", ()):
+            error.add_note(note)
+        return error
+
+
+class Loader(ABC):
+    """Makes samples of a source's records. Safe to use from several threads, and picklable."""
+
+    @abstractmethod
+    def load(self, key: str, payload: bytes) -> Sample:
+        """The sample of a record. Raises SourceError, DatasetError or TransformError if it is broken."""
+
+    @abstractmethod
+    def origin(self, key: str, payload: bytes, field: str) -> str:
+        """What to call a field of the sample in an error: its file, say."""
 
 
 class Source(ABC):
-    """Samples by number. A source has been looked through when it is made; samples are read when asked for."""
+    """Something to pack."""
 
-    keys: Sequence[str]
-    """They decide split and order."""
-    identity: str
-    """Digest of content and transform, as far as it is known without reading all samples."""
+    title: str
+    """What it is called in messages."""
+    loader: Loader
     classes: tuple[str, ...] | None = None
-    skipped: Sequence[Skipped] = ()
-    """What looking through the source found broken, with on_error="skip"."""
+    """Names of the classes that the integers in the field `cls` stand for."""
+    num_records: int | None = None
+    """How many records there will be, if that is known."""
 
     @abstractmethod
-    def encoded(self, i: int) -> list[Encoded]:
-        """Sample i as it will lie in shards: none, one or several. May be called from several threads.
+    def records(self) -> Iterator[Record | Bad]:
+        """Every sample, in the source's own order. May be asked for once."""
 
-        Raises SourceError, DatasetError or TransformError if it is broken.
-        """
-
+    @property
     @abstractmethod
-    def size(self, i: int) -> int:
-        """About how many bytes of memory sample i takes."""
+    def identity(self) -> str:
+        """Digest of the content, as far as it is known without reading all samples; known behind `records`."""
 
     def close(self) -> None:  # noqa: B027
         """Let go of what the source holds open; nothing, unless it says otherwise."""
@@ -67,6 +87,8 @@ def check_key(key: Any, where: str) -> str:
 
 def is_clean(name: str) -> bool:
     """Whether a name is valid UTF-8 without line breaks and other control characters."""
+    if name.isprintable():  # nearly all are, and this is quick
+        return True
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,254 +1,204 @@
-"""The folder that is packed into: who may write there, and what is left when a pack ends early.
+"""The place that is packed into: what may be there already, and what a pack asks of it.
 
-While a pack is under way the folder holds `headrace.partial`. It keeps the folder from opening as a dataset; a lock on
-it, which the operating system drops with the process however that ends, keeps a second pack out; and it is the
-journal by which the same request goes on where it was cut off. A manifest beside it means that the dataset is whole:
-the manifest is written last and, when a dataset is replaced, removed first.
+While a pack into a new place is under way there is `headrace.partial`. It keeps the place from opening as a dataset, is
+the lock that keeps a second pack out, and the journal by which the same request goes on where it was cut off. Where a
+dataset is appended to or replaced, all that is new waits in the folder `headrace.new` until it is whole; up to then the
+old dataset stays as it is, and opens.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-from collections.abc import Container
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import orjson
-import xxhash
-
 from headrace.dataset import PARTIAL_NAME
-from headrace.errors import StorageError, TargetError
-from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME, Manifest, Shard
-from headrace.packing.journal import Done, Journal
+from headrace.errors import DamagedError, ManifestError, TargetError
+from headrace.formats import FORMATS, INDEX_SUFFIX, MANIFEST_NAME, Manifest
+from headrace.packing.journal import Milestone
 from headrace.packing.options import Options
-from headrace.storage import LocalFile, make_folder, quoted, remove_file, storage_refusals, sync_folder, write_file
+from headrace.packing.skipped import SkippedList
+from headrace.storage import Place, list_folder, quoted, read_bytes
 
+STAGING_NAME = "headrace.new"
 SKIPPED_NAME = "headrace.skipped.jsonl"
+START_OVER = "pass overwrite=True (--overwrite) to replace it, or choose another target"
 
-_SHARD = re.compile(r"shard-\d{6,}\.(tar|bin)(\.idx)?(\.tmp)?")
-_BESIDE = (SKIPPED_NAME, SKIPPED_NAME + ".tmp", MANIFEST_NAME + ".tmp")
-_START_OVER = "pass overwrite=True (--overwrite) to replace it, or choose another target"
+_SUFFIXES = "|".join(re.escape(format_.suffix) for format_ in FORMATS.values() if format_.writer is not None)
+_SHARD = re.compile(rf"shard-(\d{{6,}})({_SUFFIXES})({re.escape(INDEX_SUFFIX)})?")
+_TEMPORARY = re.compile(r"(\.[0-9a-f]{8})?\.tmp")
+_BESIDE = (SKIPPED_NAME, MANIFEST_NAME)
+_SEVERAL = "+"  # between the requests of a dataset that was appended to
 
 
-def check_usable(folder: Path) -> None:
+class Target(ABC):
+    """A place that this process alone packs into, until `close`."""
+
+    base: Manifest | None = None
+    """The dataset that is appended to."""
+    first_shard: int = 0
+    """The number of the first shard that is new."""
+    ready: Manifest | None = None
+    """What the dataset will be, once all its shards are there."""
+
+    @abstractmethod
+    def milestones(self) -> Iterator[Milestone]:
+        """What was done when an earlier pack of the same request was cut off."""
+
+    @abstractmethod
+    def shard_path(self, name: str) -> Path:
+        """Where on the local disk a shard of this name is written."""
+
+    @abstractmethod
+    def keep(self, milestone: Milestone) -> None:
+        """Bring a finished shard and its index to their place, and note it. Called by one thread, in order."""
+
+    @abstractmethod
+    def make_ready(self, manifest: Manifest, skipped: SkippedList) -> None:
+        """All shards are kept: note what the dataset will be."""
+
+    @abstractmethod
+    def mark(self) -> None:
+        """Keep what is to be replaced from opening: it is about to go."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Put what is new in the place of what was there."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let the dataset open."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the lock. A target without a single finished shard is left as if nothing had been tried."""
+
+
+def check_usable(place: Place, options: Options) -> None:
     """Raise TargetError if nothing can be packed there, whatever it is: so that nobody waits for a source in vain."""
-    with storage_refusals("write into", folder):
-        is_file = folder.exists() and not folder.is_dir()
-    if is_file:
-        raise TargetError(f"the target {quoted(folder)} is a file: give a folder that is empty or not there yet")
-    names = _names(folder)
-    if PARTIAL_NAME in names:
-        _check_free(folder / PARTIAL_NAME)
-    elif names and MANIFEST_NAME not in names:
+    if place.is_local and place.path.exists() and not place.path.is_dir():
+        raise TargetError(f"the target {place} is a file: give a folder that is empty or not there yet")
+    names = names_in(place)
+    if names and not names & {MANIFEST_NAME, PARTIAL_NAME, STAGING_NAME}:
         shown = ", ".join(quoted(name) for name in sorted(names)[:3])
-        raise TargetError(f"the target {quoted(folder)} holds other things ({shown}): give an empty folder")
+        raise TargetError(f"the target {place} holds other things ({shown}): give an empty folder")
+    if MANIFEST_NAME in names and PARTIAL_NAME not in names and options.append:
+        _check_appendable(place, read_manifest(place), options)
 
 
-def find_finished(folder: Path, request: str, options: Options) -> Manifest | None:
+def find_finished(place: Place, request: str, options: Options) -> Manifest | None:
     """The manifest of a usable target that already holds just what is asked for; None if it is to be packed.
 
-    Raises TargetError if the folder holds what must not be written over.
+    Raises TargetError if it holds what must not be written over.
     """
-    names = _names(folder)
+    names = names_in(place)
     if PARTIAL_NAME in names or MANIFEST_NAME not in names:
         return None
-    manifest = Manifest.read(folder)
-    if not options.overwrite:
-        if not _answers(manifest, request, options):
-            raise TargetError(f"{quoted(folder)} already holds a dataset of another source or options: {_START_OVER}")
+    try:
+        manifest = read_manifest(place)
+    except (ManifestError, DamagedError):
+        if options.overwrite:
+            _check_all_ours(place, names)
+            return None
+        raise
+    if options.overwrite:
+        _check_replaceable(place, manifest, names)
+        return None
+    if answers(manifest, request, options):
         return manifest
-    _check_replaceable(folder, manifest, names)
+    if not options.append:
+        raise TargetError(f"{place} already holds a dataset of another source or options: {START_OVER}")
     return None
 
 
-class Target:
-    """A folder that this process alone packs into, until `close`."""
-
-    def __init__(self, folder: Path, request: str, options: Options) -> None:
-        """Lock the folder, and find how far an earlier pack of the same request came.
-
-        Raises TargetError if another pack is under way there, or was cut off there with another request.
-        """
-        self.folder = folder
-        self.finished: Manifest | None = None
-        """Set if the dataset turns out to be there already."""
-        self._made = _missing_folders(folder)
-        make_folder(folder)
-        self._fd = _lock(folder / PARTIAL_NAME)
-        try:
-            self._journal = Journal(self._fd, folder / PARTIAL_NAME)
-            self._begin(request, options)
-        except BaseException:
-            try:
-                if self._made and not (folder / MANIFEST_NAME).exists():
-                    self._leave_nothing()
-            finally:
-                self._unlock()
-            raise
-
-    @property
-    def done(self) -> Done:
-        """What finished shards hold."""
-        return self._journal.done
-
-    def record(self, done: Done) -> None:
-        """Note a finished shard, the last one of `done`."""
-        self._journal.add(done)
-
-    def finish(self, manifest: Manifest, done: Done) -> None:
-        """Write the manifest and take the marker away: from now on this is a dataset."""
-        if done.skipped:
-            lines = b"".join(orjson.dumps(skipped.to_json()) + b"\n" for skipped in done.skipped)
-            write_file(self.folder / SKIPPED_NAME, lines)
-        manifest.write(self.folder)
-        self.finished = manifest
-        self._remove_marker()
-
-    def close(self) -> None:
-        """Unlock. A target that is left without a single finished shard is left as if nothing had been tried."""
-        try:
-            if self._fd >= 0 and self.finished is None and not self.done.shards:
-                self._leave_nothing()
-        finally:
-            self._unlock()
-
-    def _leave_nothing(self) -> None:
-        with suppress(OSError, StorageError):  # a disk that refuses this too has said why already
-            self._clear(keep=())
-            self._remove_marker()
-            for folder in self._made:
-                folder.rmdir()
-
-    def _begin(self, request: str, options: Options) -> None:
-        if (self.folder / MANIFEST_NAME).exists():
-            manifest = Manifest.read(self.folder)
-            if _answers(manifest, request, options) and (not options.overwrite or self._journal.request == request):
-                self.finished = manifest
-                self._remove_marker()
-                return
-            if not options.overwrite:
-                self._remove_marker()
-                raise TargetError(
-                    f"{quoted(self.folder)} already holds a dataset of another source or options: {_START_OVER}"
-                )
-        elif self._may_continue(request, options):
-            self._journal.go_back(self._has)
-            self._clear(keep={name for shard in self.done.shards for name in _files(shard)})
-            return
-        self._journal.start(request)
-        sync_folder(self.folder)
-        remove_file(self.folder / MANIFEST_NAME)
-        self._clear(keep=())
-
-    def _may_continue(self, request: str, options: Options) -> bool:
-        same = self._journal.request == request and not (self.done.skipped and options.on_error == "raise")
-        if same and options.resume:
-            return True
-        if self.done.shards and options.resume and not options.overwrite:
-            raise TargetError(
-                f"{quoted(self.folder)} was left half-done by a pack of another source or options: {_START_OVER}"
-            )
-        return False
-
-    def _has(self, shard: Shard) -> bool:
-        path, index_path = (self.folder / name for name in _files(shard))
-        if not path.is_file() or path.stat().st_size != shard.bytes or not index_path.is_file():
-            return False
-        with LocalFile(index_path) as file:
-            return xxhash.xxh3_128_hexdigest(file.read(0, file.size)) == shard.index_xxh3_128
-
-    def _clear(self, keep: Container[str]) -> None:
-        """Remove what an earlier pack wrote and what nobody will need."""
-        for name in _names(self.folder):
-            if name not in keep and (name in _BESIDE or _SHARD.fullmatch(name)):
-                remove_file(self.folder / name)
-
-    def _remove_marker(self) -> None:
-        remove_file(self.folder / PARTIAL_NAME)
-        with storage_refusals("write", self.folder):
-            sync_folder(self.folder)
-
-    def _unlock(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+def read_manifest(place: Place) -> Manifest:
+    """The manifest there. Raises ManifestError if it is malformed."""
+    manifest = place / MANIFEST_NAME
+    return Manifest.parse(read_bytes(manifest), str(manifest))
 
 
-def _names(folder: Path) -> set[str]:
-    with storage_refusals("read", folder):
-        return {path.name for path in folder.iterdir()} if folder.exists() else set()
+def find_base(place: Place) -> Manifest | None:
+    """The manifest of the dataset that is appended to; None if nothing is finished there."""
+    names = names_in(place)
+    return None if PARTIAL_NAME in names or MANIFEST_NAME not in names else read_manifest(place)
 
 
-def _answers(manifest: Manifest, request: str, options: Options) -> bool:
+def answers(manifest: Manifest, request: str, options: Options) -> bool:
+    """Whether a dataset is what is asked for."""
+    if options.append:
+        return request in (manifest.request or "").split(_SEVERAL)
     # A dataset that was packed without its broken samples is not what on_error="raise" asks for.
     return manifest.request == request and not (manifest.skipped and options.on_error == "raise")
 
 
-def _check_replaceable(folder: Path, manifest: Manifest, names: set[str]) -> None:
+def joined_requests(base: Manifest, request: str) -> str:
+    """The request of a dataset that was appended to."""
+    return f"{base.request}{_SEVERAL}{request}"
+
+
+def names_in(place: Place) -> set[str]:
+    """Names of files and folders there; none if there is no such folder."""
+    return {entry.name for entry in list_folder(place)}
+
+
+def own_names(manifest: Manifest) -> list[str]:
+    """Every file that a packed dataset has, its manifest aside."""
+    shards = [name for file in manifest.shards.file for name in (file, file + INDEX_SUFFIX)]
+    return [*shards, *(name for name in _BESIDE if name != MANIFEST_NAME)]
+
+
+def may_be_removed(name: str) -> bool:
+    """Whether a file in an unfinished target is what an earlier pack wrote and nobody will need."""
+    whole = _TEMPORARY.sub("", name) if name.endswith(".tmp") else name
+    return bool(_SHARD.fullmatch(whole)) or whole in _BESIDE
+
+
+def next_shard(manifest: Manifest) -> int:
+    """The first number that no shard of the dataset has."""
+    numbers = [int(found[1]) for file in manifest.shards.file if (found := _SHARD.fullmatch(file))]
+    return max(numbers, default=-1) + 1
+
+
+def _check_appendable(place: Place, manifest: Manifest, options: Options) -> None:
     if manifest.request is None:
         raise TargetError(
-            f"{quoted(folder)} holds shards that headrace did not write (it only indexed them), and replaces none of "
+            f"{place} holds shards that headrace did not write (it only indexed them), and appends nothing to them: "
+            "pack them into a new dataset first"
+        )
+    if manifest.format != options.format.name:
+        raise TargetError(
+            f"{place} holds a dataset of the format {manifest.format}, and format={options.format.name!r} was asked "
+            "for: shards of one dataset have one format"
+        )
+
+
+def _check_replaceable(place: Place, manifest: Manifest, names: set[str]) -> None:
+    if manifest.request is None:
+        raise TargetError(
+            f"{place} holds shards that headrace did not write (it only indexed them), and replaces none of "
             "them: choose another target"
         )
-    own = {name for file in manifest.shards.file for name in (file, file + INDEX_SUFFIX)}
-    foreign = sorted(name for name in names - own if _SHARD.fullmatch(name))
-    if foreign:
+    own = set(own_names(manifest))
+    _refuse_foreign(place, [name for name in names - own if _SHARD.fullmatch(name)], "is not in its manifest and")
+
+
+def _check_all_ours(place: Place, names: set[str]) -> None:
+    """What lies beside an unreadable manifest must be what `pack` writes, or it may be somebody's only copy."""
+    indexed = [name for name in names if name.endswith(INDEX_SUFFIX) and _SHARD.fullmatch(name)]
+    if not indexed:
         raise TargetError(
-            f"{quoted(folder)} holds {quoted(foreign[0])}, which is not in its manifest and would be written over: "
-            "move it away, or choose another target"
+            f"{place} holds a manifest that cannot be read, and no index of a shard that headrace packed: remove it "
+            "yourself, or choose another target"
         )
+    strange = [name for name in names if not may_be_removed(name) and name != STAGING_NAME]
+    single = [name for name in names if _SHARD.fullmatch(name + INDEX_SUFFIX) and name + INDEX_SUFFIX not in names]
+    _refuse_foreign(place, strange + single, "is not what a pack leaves beside a manifest that cannot be read, and")
 
 
-def _files(shard: Shard) -> tuple[str, str]:
-    return shard.file, shard.file + INDEX_SUFFIX
-
-
-def _missing_folders(folder: Path) -> list[Path]:
-    """The folders that have to be made for this one to be there, innermost first."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    return missing
-
-
-def _lock(path: Path) -> int:
-    """An open, locked file. The pack that held the lock may just have removed it: then another one is made."""
-    with storage_refusals("write", path):
-        while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            try:
-                _take_lock(fd, path)
-                if _is_at(fd, path):
-                    return fd
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
-
-
-def _check_free(path: Path) -> None:
-    with storage_refusals("write", path), suppress(FileNotFoundError):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            _take_lock(fd, path)
-        finally:
-            os.close(fd)
-
-
-def _take_lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as err:
+def _refuse_foreign(place: Place, names: Sequence[str], why: str) -> None:
+    if names:
         raise TargetError(
-            f"another pack is writing into {quoted(path.parent)}: wait for it to end, or choose another target"
-        ) from err
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False))
-    except FileNotFoundError:
-        return False
+            f"{place} holds {quoted(min(names))}, which {why} would be written over: move it away, or choose another "
+            "target"
+        )

@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-MEMORY_BYTES = 256 << 20
+MEMORY_BYTES = 96 << 20
 """Bound on the samples in flight, as far as their sizes are known; a single one may be larger."""
 
-_ITEMS_PER_WORKER = 16
-# Enough to even out fast and slow items, few enough that a thousand small ones do not wait behind a slow one.
+CHUNK_ITEMS, CHUNK_BYTES = 32, 1 << 20
+"""What one worker gets at a time: enough that handing it over costs little beside the work itself."""
+
+_CHUNKS_PER_WORKER = 4
+# Enough to even out fast and slow chunks, few enough that a thousand small ones do not wait behind a slow one.
+
+
+def in_chunks(items: Iterable[_T], size: Callable[[_T], int]) -> Iterator[tuple[list[_T], int]]:
+    """The items in lists for one worker each, with their bytes in memory."""
+    chunk: list[_T] = []
+    num_bytes = 0
+    for item in items:
+        chunk.append(item)
+        num_bytes += size(item)
+        if len(chunk) >= CHUNK_ITEMS or num_bytes >= CHUNK_BYTES:
+            yield chunk, num_bytes
+            chunk, num_bytes = [], 0
+    if chunk:
+        yield chunk, num_bytes
 
 
 def ordered_map(
-    function: Callable[[_T], _R], items: Iterable[_T], workers: int, size: Callable[[_T], int]
-) -> Iterator[_R]:
-    """`function` of each item, in order. What it raises is raised here, at the item's turn.
+    function: Callable[[_T], _R],
+    items: Iterable[tuple[_T, int]],
+    workers: int,
+    close: Callable[[], None] = lambda: None,
+) -> Generator[_R, None, None]:
+    """`function` of each item, in order; each item comes with its bytes in memory.
 
-    `items` is taken from by the calling thread, ahead of what is yielded. `size` is an item's bytes in memory.
+    What the function raises is raised here, at the item's turn. `items` is taken from by the calling thread, ahead of
+    what is yielded. `close` ends whatever the function waits for, however the iteration ends; with 0 workers the
+    function is called by the calling thread.
     """
+    if not workers:
+        yield from (function(item) for item, _ in items)
+        return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="headrace-pack")
     waiting: deque[tuple[Future[_R], int]] = deque()
     num_bytes = 0
     try:
-        for item in items:
-            item_bytes = size(item)
-            while waiting and (num_bytes + item_bytes > MEMORY_BYTES or len(waiting) >= workers * _ITEMS_PER_WORKER):
+        for item, item_bytes in items:
+            while waiting and (num_bytes + item_bytes > MEMORY_BYTES or len(waiting) >= workers * _CHUNKS_PER_WORKER):
                 future, done_bytes = waiting.popleft()
                 num_bytes -= done_bytes
                 yield future.result()
@@ -39,4 +63,6 @@ def ordered_map(
         while waiting:
             yield waiting.popleft()[0].result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        close()
+        pool.shutdown()

@@ -1,15 +1,15 @@
 """The right to write to a place, held by one process at a time, where no lock of an operating system reaches.
 
-A lease is a small file. It is made if it is absent, so one of several wins; its owner writes a higher beat into it every
-quarter of `stale_sec`. Whoever finds it watches it: if the beat rises, the owner lives and the place is taken; if it
-stays the same for all of `stale_sec`, by the watcher's own clock, the owner is gone and the lease may be taken over. No
-two machines' clocks are compared. An owner that was on this very machine and has ended is gone at once.
+A lease is a small file. It is made if it is absent, so one of several wins; its owner writes a higher beat into it
+every quarter of `stale_sec`. Whoever finds it watches it: if the beat rises, the owner lives and the place is taken; if
+it stays the same for all of `stale_sec`, by the watcher's own clock, the owner is gone and the lease may be taken over.
+No two machines' clocks are compared. An owner that was on this very machine and has ended is gone at once.
 
 Taking over and beating write only if the file is still the version that was read, so that of two that take over one
-wins, and an owner that slept too long cannot overwrite its successor. The local disk, S3, Google's and Azure's stores and
-memory have such writes. Where a store ignores conditions (found out by trying) or has none (fsspec), the file is written
-and read again after a pause: of two at the same moment the later then wins, but writes slower than the pause can cross,
-and `is_exact` is False.
+wins, and an owner that slept too long cannot overwrite its successor. The local disk, S3, Google's and Azure's stores
+and memory have such writes. Where a store ignores conditions (found out by trying) or has none (fsspec, WebDAV), the
+file is written and read again after a pause: of two at the same moment the later then wins, but writes slower than the
+pause can cross, and `is_exact` is False.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Self
 
 import orjson
 
-from headrace.errors import HeadraceError, OptionError, TargetError
+from headrace.errors import HeadraceError, OptionError, StorageError, TargetError
 from headrace.storage.leasefile import LeaseFile
 from headrace.storage.place import Place, quoted
 from headrace.storage.retrying import ReadOptions
@@ -60,7 +60,10 @@ class Holder:
     def of(cls, data: bytes) -> Self | None:
         """What the file says; None if it is no lease."""
         with suppress(orjson.JSONDecodeError, TypeError):
-            return cls(**orjson.loads(data))
+            found = cls(**orjson.loads(data))
+            numbers, words = (found.pid, found.beat), (found.owner, found.host, found.machine, found.started)
+            if all(type(number) is int for number in numbers) and all(isinstance(word, str) for word in words):
+                return found
         return None
 
     def to_bytes(self) -> bytes:
@@ -82,9 +85,9 @@ class Holder:
 
 
 class Lease:
-    """`with Lease(place) as lease:` holds the place of that name; call `lease.check()` before what must not be done twice.
+    """`with Lease(place) as lease:` holds it; call `lease.check()` before each step that must not be done twice.
 
-    A thread beats while it is held. Safe to use from several threads; not to be pickled, and not to be used after a fork.
+    A thread beats while it is held. Safe to use from several threads; not to be pickled or used after a fork.
     """
 
     def __init__(self, place: Place, *, stale_sec: float = 60.0, options: ReadOptions | None = None) -> None:
@@ -129,7 +132,7 @@ class Lease:
             )
 
     def refresh(self) -> None:
-        """Write a beat now. Raises TargetError if another process has taken the lease, StorageError as the store does."""
+        """Write a beat now. Raises TargetError if another process has the lease, StorageError if the store refuses."""
         with self._lock:
             found = self._file.read()
             holder = Holder.of(found.data) if found else None
@@ -141,12 +144,15 @@ class Lease:
             self._beaten_at = at
 
     def release(self) -> None:
-        """Let go: the file is removed, if it still is ours. Releasing twice is fine."""
+        """Let go: the file is removed, if it still is ours. Releasing twice is fine.
+
+        Raises StorageError if the store refuses; the lease then ends by itself, after `stale_sec`.
+        """
         self._end.set()
         if self._thread is None:
             return
-        self._thread.join()
-        self._thread = None
+        thread, self._thread = self._thread, None
+        thread.join()
         # A store cannot remove on a condition. Right after a beat nobody may take over, so ours is what is removed.
         with suppress(TargetError):
             self.check()
@@ -160,7 +166,11 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        try:
+            self.release()
+        except StorageError:
+            if err is None:  # else what went wrong first is what should be seen
+                raise
 
     def _beat(self) -> None:
         while not self._end.wait(self._stale_sec / _BEATS):

@@ -139,7 +139,7 @@ def locate(url: str | os.PathLike[str] | Place) -> Place:
         raise OptionError(f"a {scheme}: URL is not read: it could run a program or wrap another; give a file's own URL")
     if is_url:
         return _web_place(text, scheme) if scheme in WEB_SCHEMES else _store_place(text, scheme)
-    if scheme in OBJECT_SCHEMES:  # what Path("s3://bucket") makes of a URL
+    if scheme in OBJECT_SCHEMES and (found[2] or isinstance(url, str)):  # Path("s3://bucket") makes s3:/bucket of a URL
         raise OptionError(f"a {scheme} URL begins {scheme}://, given as a string, not as a Path: got {scheme}:...")
     return Place(text, "file")  # `a:b` is a fine name of a file
 

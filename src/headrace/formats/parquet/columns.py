@@ -246,17 +246,30 @@ def get_arrays(array: pa.Array, kind: pa.DataType, shape: tuple[int, ...]) -> Ge
     A value is a list where some of its numbers are None. Raises DamagedError for lists of other lengths.
     """
     starts, ends, numbers = _extents(array)
-    sizes = shape if pa.types.is_fixed_size_list(kind) else (math.prod(shape),)
+    sizes, has_holes = shape if pa.types.is_fixed_size_list(kind) else (math.prod(shape),), False
     _check_lengths(array, sizes[0])
     for size in sizes[1:]:
-        if numbers.null_count:
-            return get_values(array)
         _check_lengths(numbers, size)
+        has_holes |= bool(numbers.null_count)
         numbers = numbers.flatten()
-    if numbers.null_count:
-        return get_values(array)
+    if has_holes or numbers.null_count:
+        return _or_none(array, _arrays_with_holes(_lists(array, inside=True), numbers.type, shape))
     dense, step = _numpy(numbers), math.prod(sizes[1:])
     return _or_none(array, lambda i: dense[starts[i] * step : ends[i] * step].reshape(shape))
+
+
+def _arrays_with_holes(listed: Get, kind: pa.DataType, shape: tuple[int, ...]) -> Get:
+    dtype = np.dtype(kind.to_pandas_dtype())
+
+    def get(i: int) -> Any:
+        value = listed(i)
+        return value if _has_hole(value) else np.array(value, dtype).reshape(shape)
+
+    return get
+
+
+def _has_hole(value: Any) -> bool:
+    return any(map(_has_hole, value)) if isinstance(value, list) else value is None
 
 
 def _check_lengths(array: pa.Array, size: int) -> None:

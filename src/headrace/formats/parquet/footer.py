@@ -63,6 +63,8 @@ class RowGroup(NamedTuple):
                 f"row group {self.number} has {self.num_rows:,} rows of {len(self.chunks)} columns, the schema "
                 f"{len(schema.leaves)} columns"
             )
+        if not self.num_rows:
+            return  # it is never read, and writers say what they like of where it lies
         for leaf, chunk in zip(schema.leaves, self.chunks, strict=True):
             if chunk.codec not in _CODECS:
                 raise DatasetError(f"column {leaf.path!r} is packed by codec {chunk.codec}; write it again with zstd")

@@ -46,7 +46,7 @@ def scan_parquet(file: File, hints: Mapping[str, Any], options: ScanOptions) -> 
     try:
         footer = read_footer(file)
         with file.stream() as stream:
-            scan = _Scan(stream, footer, file.size)
+            scan = _Scan(stream, footer, file.size, options)
             scan.run()
     except (DamagedError, DatasetError) as err:
         raise type(err)(f"{file.name} cannot be read: {err}") from err
@@ -71,10 +71,12 @@ def read_footer(file: File) -> Footer:
 class _Scan:
     """One pass over a file: checksums, keys, and what each row group takes."""
 
-    def __init__(self, stream: io.BufferedReader, footer: Footer, size: int) -> None:
+    def __init__(self, stream: io.BufferedReader, footer: Footer, size: int, options: ScanOptions) -> None:
         self.digest = xxhash.xxh3_128()
         self._stream, self._footer, self._size, self._at = stream, footer, size, 0
         self._schema = footer.schema
+        self._limit = min(options.max_unpacked_bytes, MAX_UNPACKED_BYTES)
+        self._max_sample_bytes = options.max_sample_bytes
         self._fields = fields_of(footer)
         self._memory = np.zeros(len(footer.groups), np.int64)
         self._checksums = np.zeros((len(footer.groups), len(footer.schema.leaves)), np.uint64)
@@ -108,15 +110,20 @@ class _Scan:
     def _take(self, stored: Stored) -> None:
         k, columns = stored.group.number, tuple(self._schema.columns.values())
         plan = plan_unpacking(self._schema, columns, stored, check_crc=True)
-        if plan.num_bytes > MAX_UNPACKED_BYTES:
-            raise too_large(k, plan.num_bytes)
+        if plan.num_bytes > self._limit:
+            raise too_large(k, plan.num_bytes, self._limit)
         for number in range(len(stored.group.chunks)):
             self._checksums[k, number] = xxhash.xxh3_64_intdigest(stored.chunk(number))
         self._memory[k] = plan.num_bytes
         if plan.step_rows < stored.group.num_rows:
-            arrays = unpack(self._schema, columns, stored, plan, MAX_UNPACKED_BYTES)[0]
+            arrays = unpack(self._schema, columns, stored, plan, self._limit)[0]
             # The steps, and what they are joined to.
             self._memory[k] += 2 * sum(array.nbytes for array in arrays.values())
+        if self._memory[k] > self._max_sample_bytes * stored.group.num_rows:
+            raise DatasetError(
+                f"the {stored.group.num_rows:,} samples of row group {k} take {self._memory[k]:,} bytes, more than "
+                f"max_sample_bytes={self._max_sample_bytes:,} each; open it with a larger limit"
+            )
         if self._key is not None:
             self._keys[k] = self._read_keys(self._key, stored)
         if not self._looked:
@@ -124,7 +131,7 @@ class _Scan:
 
     def _read_keys(self, column: Column, stored: Stored) -> list[str]:
         plan = plan_unpacking(self._schema, [column], stored)
-        arrays, broken = unpack(self._schema, [column], stored, plan, MAX_UNPACKED_BYTES)
+        arrays, broken = unpack(self._schema, [column], stored, plan, self._limit)
         if broken:
             raise DamagedError(f"row group {stored.group.number} has keys that are not UTF-8 text")
         array = arrays[column.name]
@@ -138,7 +145,7 @@ class _Scan:
         self._looked = True
         columns = [column for name, column in data_columns(self._schema).items() if self._fields[name].type == "bytes"]
         plan = plan_unpacking(self._schema, columns, stored)
-        arrays = unpack(self._schema, columns, stored, plan, MAX_UNPACKED_BYTES)[0] if columns else {}
+        arrays = unpack(self._schema, columns, stored, plan, self._limit)[0] if columns else {}
         for column in columns:
             get = values_of(column, arrays[column.name])
             values = (get(i) for i in range(min(_NUM_LOOKED_AT, stored.group.num_rows)))

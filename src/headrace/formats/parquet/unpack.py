@@ -84,11 +84,11 @@ def unpack(
     return arrays, broken
 
 
-def too_large(k: int, num_bytes: int) -> DatasetError:
+def too_large(k: int, num_bytes: int, limit: int) -> DatasetError:
     """What is wrong with a row group that takes too much memory."""
     return DatasetError(
-        f"row group {k} may unpack to {num_bytes:,} bytes, more than {MAX_UNPACKED_BYTES:,}: write the file again with "
-        "smaller row groups (pyarrow: row_group_size=1000)"
+        f"row group {k} may unpack to {num_bytes:,} bytes, more than {limit:,}: write the file again with smaller row "
+        "groups (pyarrow: row_group_size=1000)"
     )
 
 
@@ -110,7 +110,7 @@ def _read(schema: FileSchema, columns: Sequence[Column], stored: Stored, plan: P
         batches.append(batch)
         num_bytes += batch.nbytes
         if num_bytes > limit:
-            raise too_large(group.number, num_bytes)
+            raise too_large(group.number, num_bytes, limit)
     return pa.Table.from_batches(batches)
 
 
