@@ -192,13 +192,15 @@ def test_damaged_samples_are_skipped_and_counted_and_the_rest_comes(made, tmp_pa
         skipped = loader.meters()["skipped"]
     assert all(row == every[row["__key__"]] for row in rows)
     assert (len(rows), skipped) == (len(every) - lost, lost)
-    with (
-        hr.Loader(stream, batch_size=10, drop_last=False, rank=0, world_size=1) as loader,
-        pytest.raises(DatasetError),
-    ):
-        for _ in loader:
-            pass
-    assert lost > 0 or kind == "tar", "what is hit may be padding of a tar"
+    # What is hit in a tar may be padding: its samples are checked one by one, also in a compressed one.
+    assert lost > 0 or kind.startswith("tar")
+    if lost:
+        with (
+            hr.Loader(stream, batch_size=10, drop_last=False, rank=0, world_size=1) as loader,
+            pytest.raises(DatasetError),
+        ):
+            for _ in loader:
+                pass
 
 
 def test_it_packs_into_every_format_that_is_written(made, tmp_path, kind):

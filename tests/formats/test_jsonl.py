@@ -64,8 +64,8 @@ def test_what_json_says_comes_back(tmp_path_factory, objects, between):
 
 
 def test_keys_are_those_of_the_lines_where_they_have_some(tmp_path):
-    index, _ = scan(JSONL, write(tmp_path / "a.b.jsonl", b'{"__key__": "one", "x": 1}\n{"x": 2}\n'))
-    assert [index.key(i) for i in range(2)] == ["one", "a:1"]
+    index, _ = scan(JSONL, write(tmp_path / "a.b.jsonl", b'{"x": 0}\n{"__key__": "", "x": 1}\n{"x": 2}\n'))
+    assert [index.key(i) for i in range(3)] == ["a:0", "", "a:2"]
     assert index.fields == {"x": Field("int", "int64")}
 
 

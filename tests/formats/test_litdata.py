@@ -305,7 +305,15 @@ def test_a_chunk_outside_the_folder_is_refused():
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"[]", b"{}", b'{"version": 2, "shards": []}', b'{"chunks": {}}', index_json(item_loader="ParquetLoader")],
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"chunks": [], "config": null}',
+        b'{"version": 2, "shards": []}',
+        b'{"chunks": {}}',
+        index_json(item_loader="ParquetLoader"),
+    ],
 )
 def test_an_index_of_something_else_is_passed_over(data):
     assert chunks_in(data, "index.json") is None

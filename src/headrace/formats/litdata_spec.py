@@ -52,7 +52,8 @@ def chunks_in(data: bytes, name: str) -> list[Chunk] | None:
         value = orjson.loads(data)
     except orjson.JSONDecodeError:
         return None
-    if not isinstance(value, dict) or not isinstance(value.get("chunks"), list) or "config" not in value:
+    parts = (value.get("chunks"), value.get("config")) if isinstance(value, dict) else (None, None)
+    if not isinstance(parts[0], list) or not isinstance(parts[1], dict):
         return None
     index = Checked(value, name)
     config = index["config"]

@@ -78,7 +78,7 @@ def _rows(text: Bytes, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.in
     width = -(-int(lengths.max()) // 8) * 8
     rows = np.zeros((len(starts), width), np.uint8)
     if lengths.min() == (length := int(lengths.max())):
-        apart = np.append(text, _COMMA).reshape(len(starts), length + 3)
+        apart = np.append(text, np.uint8(_COMMA)).reshape(len(starts), length + 3)
         rows[:, :length] = apart[:, 1 : length + 1]
         return rows
     places = np.arange(width)
@@ -106,10 +106,10 @@ def _digests(text: Bytes) -> Digests | None:
     width = _DIGITS + 3
     if (len(text) + 1) % width:
         return None
-    rows = np.append(text, _COMMA).reshape(-1, width)
+    rows = np.append(text, np.uint8(_COMMA)).reshape(-1, width)
     frame = rows[:, [0, width - 2, width - 1]]
     digits = np.ascontiguousarray(rows[:, 1 : _DIGITS + 1])
-    if np.any(frame != (_QUOTE, _QUOTE, _COMMA)) or np.any((digits >= ord("A")) & (digits <= ord("F"))):
+    if np.any(frame != (_QUOTE, _QUOTE, _COMMA)) or np.any(digits - np.uint8(ord("A")) < 6):
         return None
     try:
         return Digests(binascii.unhexlify(digits.data))

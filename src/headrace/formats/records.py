@@ -222,7 +222,7 @@ class RowsBuilder:
         self.damage: dict[int, str] = {}
         self._name, self._stem = name, stem_of(file)
         self._offsets, self._lengths, self._checksums = array("q"), array("q"), array("Q")
-        self._keys: dict[int, str] = {}
+        self._key_ends, self._key_text = array("q", [0]), bytearray()
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -230,7 +230,8 @@ class RowsBuilder:
     def add(self, offset: int, length: int, checksum: int = 0, key: str | None = None) -> None:
         """Add a record."""
         if key is not None:
-            self._keys[len(self._offsets)] = key
+            self._add_keys(len(self))
+            self._add_key(key)
         self._offsets.append(offset)
         self._lengths.append(length)
         self._checksums.append(checksum)
@@ -250,10 +251,20 @@ class RowsBuilder:
         if self.damage and len(self.damage) == len(self):
             raise DamagedError(f"{self._name}: all records are broken, the first one like this: {self.damage[0]}")
         keys = None
-        if self._keys:
-            keys = Strings.of(self._keys.get(i, f"{self._stem}:{i}") for i in range(len(self)))
+        if len(self._key_ends) > 1:
+            self._add_keys(len(self))
+            keys = Strings(np.array(self._key_ends, np.int64), np.frombuffer(bytes(self._key_text), np.uint8))
         columns = (np.array(self._offsets, np.int64), np.array(self._lengths, np.int64))
         return Rows(self._stem, keys, *columns, np.array(self._checksums, np.uint64), self.damage)
+
+    def _add_keys(self, end: int) -> None:
+        """Give the records before `end` that have no key of their own the one by their number."""
+        for i in range(len(self._key_ends) - 1, end):
+            self._add_key(f"{self._stem}:{i}")
+
+    def _add_key(self, key: str) -> None:
+        self._key_text += key.encode()
+        self._key_ends.append(len(self._key_text))
 
 
 def stem_of(file: str) -> str:

@@ -16,7 +16,7 @@ from headrace.formats.records_stream import ShardStream, content_head
 BOM = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 4 << 20
 _HEAD_BYTES = 256 << 10  # a zstd file shows nothing before its first block of 128 KiB is whole
-_PACKED = r"(?:\.(?:gz|bz2|xz|zst|zstd))?"
+_PACKED = re.compile(r"\.(?:gz|bz2|xz|zst|zstd)$")
 # What people keep beside such files, without making the folder something else.
 _BESIDE = re.compile(r"(?i)(?:readme|licen[cs]e|notice|citation|.*sums?)(?:\..*)?|.*\.(?:md|txt|rst|json|ya?ml|py)")
 
@@ -67,18 +67,19 @@ def text_files(
     `.gz`, `.bz2`, `.xz` or `.zst` too.
     is_one: for a file's name and its first lines, or the start of the first one if that is very long.
     """
-    sure = [name for name in listing.names if _has_extension(name, named)]
-    unsure = [name for name in listing.names if name not in sure and _has_extension(name, maybe)]
+    sure = {name for name in listing.names if _has_extension(name, named)}
+    unsure = {name for name in listing.names if _has_extension(name, maybe)} - sure
     if not all(name in sure or name in unsure or _BESIDE.fullmatch(name) for name in listing.names):
         return []
     found = {name for name in unsure if is_one(name, _head(listing, name))}
-    if not found and not any(is_one(name, _head(listing, name)) for name in sure):
+    if not found and not any(is_one(name, _head(listing, name)) for name in sorted(sure)):
         return []
-    return sorted({*sure, *found})
+    return sorted(sure | found)
 
 
 def _has_extension(name: str, extensions: Sequence[str]) -> bool:
-    return bool(extensions) and re.fullmatch(rf"(?i).*\.(?:{'|'.join(extensions)}){_PACKED}", name) is not None
+    plain = _PACKED.sub("", name.lower())
+    return any(plain.endswith(f".{extension}") for extension in extensions)
 
 
 def _head(listing: Listing, name: str) -> bytes:

@@ -160,7 +160,8 @@ class Shards:
         )
 
 
-def _elements(column: Checked) -> Sequence[Any] | Strings | Digests:
+def _elements(column: Checked) -> Any:
+    """The list, or the column that was read in its place."""
     if not isinstance(column.value, list | Strings | Digests):
         raise column.error("must be an array")
     return column.value

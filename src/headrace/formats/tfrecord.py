@@ -26,7 +26,7 @@ from headrace.formats.fields import Field
 from headrace.formats.format import Format, Found, Listing, ScanOptions
 from headrace.formats.records import MOST_DAMAGED, RecordsIndex, Rows, RowsBuilder
 from headrace.formats.records_frames import Frames
-from headrace.formats.records_stream import ShardStream, content_head
+from headrace.formats.records_stream import ShardStream
 from headrace.formats.shard import Encoded, ShardWriter
 from headrace.formats.shards import Shard
 from headrace.formats.tfrecord_framing import (
@@ -47,6 +47,7 @@ _KEY = "__key__"
 _IDX = "idx"
 _NUMBERS = re.compile(r"\d+")
 _HEAD_BYTES = 512
+_ZLIB = b"\x78"  # and its two bytes are a multiple of 31; Arrow unpacks it as it does gzip
 
 
 class TFRecordIndex(RecordsIndex):
@@ -127,6 +128,8 @@ def encode_tfrecord(sample: Mapping[str, Any]) -> Encoded:
     Raises SourceError for what an Example cannot hold, OptionError if google-crc32c is not installed.
     """
     key = sample[_KEY]
+    if len(sample) < 2:
+        raise SourceError(f"sample {quoted(key)} has no fields; return None from the transform to drop it")
     features: dict[str, Feature] = {_KEY: to_feature(key, _KEY, key)[0]}
     fields: dict[str, Field] = {}
     for name in sorted(field for field in sample if field != _KEY):
@@ -293,16 +296,16 @@ def _shown(field: Field) -> str:
 
 
 def _is_tfrecord(head: bytes) -> bool:
-    contents = (head, content_head(head, HEADER_BYTES), unpacked_head(head, "gz", HEADER_BYTES))
-    return any(header_length(content) is not None for content in contents)
+    codec = _codec(head)
+    return header_length(head if codec is None else unpacked_head(head, codec, HEADER_BYTES)) is not None
 
 
 def _codec(head: bytes) -> str | None:
     """The packing of a file. It is none if a plain record begins it, whatever its length looks like."""
     if header_length(head) is not None:
         return None
-    # What zlib packs has no signature to go by, so what comes out must begin a record.
-    return codec_of(head) or ("gz" if header_length(unpacked_head(head, "gz", HEADER_BYTES)) is not None else None)
+    is_zlib = head[:1] == _ZLIB and len(head) > 1 and int.from_bytes(head[:2], "big") % 31 == 0
+    return codec_of(head) or ("gz" if is_zlib else None)
 
 
 TFRECORD = Format(

@@ -59,7 +59,7 @@ def object_failure(err: Exception, scheme: str, *, has_worked: bool) -> Failure:
         return _no_credentials(scheme, has_worked=has_worked)
     if status in (401, 403) or type(err).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
         return Denied(denied(scheme, words))
-    if isinstance(err, FileNotFoundError) or status == 404:
+    if status == 404 or (isinstance(err, FileNotFoundError) and not status):
         return Missing(words if "Bucket" in words or "Container" in words else "")
     if status == 416 or "Wanted range starting" in text or "Requested " in text:
         return Short("it ends before the range that was to be read")

@@ -24,7 +24,7 @@ VARIABLE = "HEADRACE_STORAGE_TIMEOUT_SEC"
 DEFAULT_TIMEOUT_SEC = 60.0
 _FIRST_PAUSE_SEC = 0.1
 _LONGEST_PAUSE_SEC = 5.0
-_SMALLEST_SHARE = 1 / 16
+_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 
 
 def _from_environment() -> float:
@@ -84,10 +84,7 @@ def persist(action: str, place: Place, options: ReadOptions | None, once: Callab
 
 
 def _limit(timeout: float, left: float) -> float:
-    limit = timeout / 2
-    while limit > left:
-        limit /= 2
-    return limit if limit >= timeout * _SMALLEST_SHARE else 0.0
+    return next((timeout * share for share in _SHARES if timeout * share <= left), 0.0)
 
 
 def _pause(attempts: int) -> float:
