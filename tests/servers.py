@@ -50,6 +50,7 @@ class Server:
 
     port: int
     environment: dict[str, str] = field(default_factory=dict)
+    known_hosts: str = ""
 
     @property
     def url(self):
@@ -214,7 +215,15 @@ def ftp_server(tmp_path_factory):
 def sftp_server(tmp_path_factory):
     if importlib.util.find_spec("paramiko") is None:
         pytest.skip("paramiko is not installed: pip install -e '.[dev]'")
-    with _rclone("sftp", tmp_path_factory.mktemp("sftp"), "--no-auth") as server:
+    import paramiko
+
+    folder = tmp_path_factory.mktemp("sftp")
+    key = paramiko.RSAKey.generate(2048)
+    key.write_private_key_file(str(folder / "key"))
+    (folder / "files").mkdir()
+    options = ["--user", "me", "--pass", "some-password", "--key", str(folder / "key")]
+    with _rclone("sftp", folder / "files", *options) as server:
+        server.known_hosts = f"[127.0.0.1]:{server.port} ssh-rsa {key.get_base64()}\n"
         yield server
 
 
@@ -265,6 +274,19 @@ def webdav(webdav_server):
 @pytest.fixture
 def ftp(ftp_server):
     return locate(f"ftp://127.0.0.1:{ftp_server.port}/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def sftp(sftp_server, tmp_path, monkeypatch):
+    """A place on a server that ssh knows, with the password where FSSPEC_SFTP_PASSWORD would put it."""
+    from fsspec.config import conf
+
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "known_hosts").write_text(sftp_server.known_hosts)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setitem(conf, "sftp", {"password": "some-password", "look_for_keys": False, "allow_agent": False})
+    return locate(f"sftp://me@127.0.0.1:{sftp_server.port}/{uuid.uuid4().hex}")
 
 
 def _aws(port, key, secret):

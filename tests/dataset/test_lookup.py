@@ -144,8 +144,8 @@ def test_keys_whose_hashes_collide_are_told_apart(copy):
     hashes = ds.piece(0).key_hashes()
     hashes[0] = key_hash(KEYS[7])
     rest = [ds.piece(k).key_hashes() for k in range(1, len(ds.pieces))]
-    save_keys(ds._files, ds.manifest, [hashes, *rest])
-    assert list(open_keys(ds._files, ds.manifest).find(KEYS[7])) == [0, 7]
+    save_keys(ds._files.home, ds.manifest, [hashes, *rest])
+    assert list(open_keys(ds._files.home, ds.manifest).find(KEYS[7])) == [0, 7]
     assert hr.open(copy).lookup(KEYS[7])["__key__"] == KEYS[7]
 
 

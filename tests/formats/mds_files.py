@@ -9,8 +9,8 @@ import orjson
 
 from headrace.errors import HeadraceError
 from headrace.formats.format import Listing, ScanOptions
-from headrace.formats.mds import MDS, MdsWriter, encode_mds, write_index
-from headrace.storage import LocalFile
+from headrace.formats.mds import MDS, MdsWriter, encode_mds, make_index
+from headrace.storage import LocalFile, locate
 
 SAMPLES = [
     {"__key__": f"key {i}", "n": i, "t": "text " * i, "a": np.arange(i + 1, dtype=np.int16), "o": {"i": [i]}}
@@ -99,7 +99,8 @@ def write(folder, samples, shard_size=1 << 20):
         fields = fields | encoded.fields
     if writer is not None:
         rows.append(writer.finish())
-    assert write_index(folder, rows) == ["index.json"]
+    for name, content in make_index(locate(folder), rows).items():
+        (folder / name).write_bytes(content)
     return rows
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import zlib
 
-import google_crc32c
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,6 +30,8 @@ from headrace.formats.fields import Field
 from headrace.formats.tfrecord import TFRECORD, TFRecordWriter, encode_tfrecord
 from headrace.formats.tfrecord_framing import _crc32c, framed, header_length
 from headrace.storage import locate
+
+google_crc32c = pytest.importorskip("google_crc32c")
 
 PACKINGS = {"plain": bytes, "gzip": gzip.compress, "zlib": zlib.compress}
 

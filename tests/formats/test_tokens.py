@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import headrace as hr
 from headrace.dataset.listing import FolderListing
-from headrace.errors import DamagedError, ManifestError, OptionError, SourceError
+from headrace.errors import DamagedError, DatasetError, ManifestError, OptionError, SourceError
 from headrace.formats.format import ScanOptions
 from headrace.formats.tokens import TokensWriter, encode_tokens
 from headrace.formats.tokens_index import COARSE_BYTES, FINE_BYTES, TokensIndex, checked_bytes, num_windows
@@ -196,6 +196,19 @@ def test_a_file_with_the_header_of_llm_c_says_its_type(tmp_path, magic, version,
         np.testing.assert_array_equal(read(windows, content, 98)["tokens"], tokens[4900:])
     with pytest.raises(OptionError, match=f"says that its tokens are {dtype}"):
         scan(path, {"uint16": "uint32", "uint32": "uint16"}[dtype])
+
+
+def test_bare_files_as_nano_gpt_makes_them_need_their_type_once(tmp_path):
+    for name in ("train.bin", "val.bin"):
+        np.arange(1000, dtype="<u2").tofile(tmp_path / name)
+    with pytest.raises(DatasetError, match=r"if they are bare tokens, say of which type \(headrace index --dtype"):
+        hr.open(tmp_path)
+    hr.index(tmp_path / "train.bin", dtype="uint16", target=tmp_path / "train")
+    ds = hr.open(tmp_path / "train")
+    assert [sample["tokens"].tolist() for sample in ds] == [list(range(1000))]
+    assert len(ds.windows(100)) == 10
+    hr.index(tmp_path, dtype="uint16")
+    assert len(hr.open(tmp_path).windows(100)) == 20
 
 
 def test_a_header_that_does_not_fit_its_file_is_damage(tmp_path):

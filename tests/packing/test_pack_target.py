@@ -70,7 +70,7 @@ def test_overwriting_leaves_nothing_of_the_old_and_everything_of_others(images, 
     (tmp_path / "out" / "NOTES").write_text("mine")
     manifest = hr.pack(images, tmp_path / "out", overwrite=True)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["NOTES", "headrace.json", "shard-000000.tar", "shard-000000.tar.idx"]
+    assert names == ["NOTES", "headrace.json", "headrace.keys", "shard-000000.tar", "shard-000000.tar.idx"]
     assert len(manifest.shards) == 1
 
 

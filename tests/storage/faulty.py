@@ -20,6 +20,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.note(self.command, self.path, self.headers.get("Range"))
+        self.server.signatures.append(self.headers.get("Authorization"))
         fault = self.server.next_fault(self)
         if fault is None or fault(self) is False:
             self.answer()
@@ -60,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         if promised:
             self.send_header("Content-Range", f"bytes {promised[0]}-{promised[1] - 1}/{len(self.content)}")
         self.end_headers()
@@ -85,6 +88,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.always: Fault | None = None
         self.requests: list[tuple[str, str, str | None]] = []
+        self.signatures: list[str | None] = []
         self.ended = threading.Event()
         self._lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Processes that are killed while they use a cache, at random and at every instant: what is left is sound and counted."""
+"""Processes killed while they use a cache, at random and at every instant: what is left is sound, and counted."""
 
 import itertools
 import os

@@ -212,7 +212,8 @@ def test_after_a_restart_of_the_machine_the_files_are_counted_again(options, mon
     (own(options) / "state").write_bytes(stale)
     (tmp_path / "boot_id").write_text("01234567-89ab-cdef-0123-456789abcdef\n")
     monkeypatch.setattr("headrace.storage.cache.ledger._BOOT_ID", tmp_path / "boot_id")
-    with open_cache(CacheOptions(options.folder, QUOTA + 1))._ledger.opened() as account:
+    cache = open_cache(CacheOptions(options.folder, QUOTA + 1))
+    with cache._ledger.opened() as account:
         assert account.used_bytes == used_bytes(options)
 
 

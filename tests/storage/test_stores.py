@@ -21,7 +21,7 @@ from headrace.storage import (
 )
 
 CONTENT = bytes(range(256)) * 40
-STORES = ["local", "memory", "s3", "s3_strict", "azure", "gcs", "webdav", "ftp"]
+STORES = ["local", "memory", "s3", "s3_strict", "azure", "gcs", "webdav", "ftp", "sftp"]
 
 
 @pytest.fixture

@@ -19,9 +19,13 @@ _TRANSFORM_HELP = "Function of a sample's dict, as FILE.py:function or module:fu
 
 
 def pack(
-    source: Annotated[str, typer.Argument(help="A folder of files, or a dataset.", show_default=False)],
-    target: Annotated[str, typer.Argument(help="The folder to make; new or empty.", show_default=False)],
-    format: Annotated[str, typer.Option("--format", help="tar or tokens.")] = "tar",
+    source: Annotated[
+        str, typer.Argument(help="A folder of files, a table, a dataset, or its URL.", show_default=False)
+    ],
+    target: Annotated[str, typer.Argument(help="The folder or URL to make; new or empty.", show_default=False)],
+    format: Annotated[
+        str, typer.Option("--format", help="tar (WebDataset's), parquet, tfrecord, mds or tokens.")
+    ] = "tar",
     shard_size: Annotated[str, typer.Option(help="Largest shard, in bytes or like 64MiB or 100MB.")] = "64MiB",
     split: Annotated[
         str | None, typer.Option(help="Names and fractions that add up to 1, like train=0.9,test=0.1.")
@@ -37,13 +41,55 @@ def pack(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset at the target.")] = False,
     on_error: Annotated[str, typer.Option(help="What to do about a broken sample: raise or skip.")] = "raise",
     transform: Annotated[str | None, typer.Option(help=_TRANSFORM_HELP)] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add shards to the dataset at the target; keys must be new.")
+    ] = False,
+    where: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="Keep samples of which this is true: 'label in (3, 5)'.")
+    ] = None,
+    require: Annotated[
+        str | None, typer.Option(metavar="FIELDS", help="Leave out samples in which one of these is missing: a,b.")
+    ] = None,
+    fill: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Give a missing field this value (JSON or text); may be repeated."),
+    ] = None,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Of samples with equal fields keep the first.")] = False,
+    dedup_by: Annotated[
+        str | None, typer.Option(metavar="FIELDS", help="Of samples that are equal in these fields keep the first.")
+    ] = None,
+    sample: Annotated[
+        float | None, typer.Option(metavar="FRACTION", help="Keep this share of the samples, drawn by --seed.")
+    ] = None,
+    stratify: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="With --sample: the same share of each value of a field.")
+    ] = None,
+    resize_short: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Make images smaller whose shorter side is longer.")
+    ] = None,
+    max_side: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Make images smaller whose longer side is longer.")
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(help="1 to 100, of JPEG and WebP images that are made smaller.", show_default="90"),
+    ] = None,
+    drop_broken: Annotated[
+        bool, typer.Option("--drop-broken", help="Decode every image to its end; leave out what is broken.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Text to tokens: a tokenizer.json, a hub's name, or bytes.")
+    ] = None,
+    text_field: Annotated[str | None, typer.Option(help="The field to tokenize.", show_default="the only text")] = None,
     json: Json = False,
 ) -> None:
-    """Pack a folder of files, or a dataset, into shards.
+    """Pack a folder of files, a table or a dataset into shards.
 
-    Files of one stem are one sample; folders one deep are classes. What was cut off goes on when run again.
+    Files of one stem are one sample; folders one deep are classes. What was cut off goes on when run again. Samples are
+    chosen first (--where, --require, --dedup, --sample), then changed (--fill, images, --tokenizer, --transform).
     """
     from headrace.packing import pack as pack_source
+    from headrace.packing.steps.missing import parse_fill
 
     if on_error not in ("raise", "skip"):
         raise OptionError(f"--on-error must be raise or skip: got {on_error!r}")
@@ -57,6 +103,19 @@ def pack(
         "resume": resume,
         "overwrite": overwrite,
         "on_error": on_error,
+        "append": append,
+        "where": where,
+        "require": _names(require),
+        "fill": dict(map(parse_fill, fill)) if fill else None,
+        "dedup": _names(dedup_by) if dedup_by else dedup,
+        "sample": sample,
+        "stratify": stratify,
+        "resize_short": resize_short,
+        "max_side": max_side,
+        "quality": quality,
+        "drop_broken": drop_broken,
+        "tokenizer": tokenizer,
+        "text_field": text_field,
     }
     began = time.perf_counter()
     with stopped_by_sigterm():
@@ -65,6 +124,10 @@ def pack(
         else:
             manifests = pack_source(source, target, split=parse_split(split), **options)
     _report(printable(target), split is not None, manifests, time.perf_counter() - began, json)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return () if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def parse_split(text: str) -> dict[str, float]:

@@ -176,7 +176,7 @@ class Dataset:
 
     def keys_damage(self) -> Iterable[str]:
         """What is wrong with the index of keys, if there is one."""
-        return () if self._indexes.scanned is not None else keys_damage(self._files, self.manifest)
+        return () if self._indexes.scanned is not None else keys_damage(self._files.home, self.manifest)
 
     def shard_name(self, shard: int) -> str:
         """The name of a shard within the dataset."""
@@ -244,5 +244,5 @@ class Dataset:
         if self._windows is not None:
             stems = (self._indexes.stem(k) for k in range(len(self.manifest.shards)))
             return WindowNames(stems, self.pieces.sample_starts, self._windows.stride)
-        keys = open_keys(self._files, self.manifest) if self._indexes.scanned is None else None
+        keys = open_keys(self._files.home, self.manifest) if self._indexes.scanned is None else None
         return keys or AllIndexes(self.piece(k).key_hashes() for k in range(len(self.pieces)))

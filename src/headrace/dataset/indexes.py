@@ -70,7 +70,8 @@ class Indexes:
         shards = self._manifest.shards
         place = self._files.index_place(shards.file[k])
         data = self._files.read_index(shards.file[k], shards.index_xxh3_128[k])
-        index = get_format(self._manifest.format).read_index(memoryview(data), place.text, int(shards.bytes[k]))
+        format_ = get_format(self._manifest.format)
+        index = format_.read_index(memoryview(data), place.text, int(shards.bytes[k])).read_as(self._manifest.fields)
         self._check(index, k, str(place))
         return index
 

@@ -46,7 +46,7 @@ def index(
     rows = [_with_index(files, shard_index, row) for shard_index, row in found]
     shards_url = None if target is None else ordinary.folder.text
     manifest = replace(manifest, shards=Shards.of(rows), shards_url=shards_url)
-    save_keys(files, manifest, (shard_index.key_hashes() for shard_index, _ in found))
+    save_keys(home, manifest, (shard_index.key_hashes() for shard_index, _ in found))
     write_bytes(files.manifest_place, manifest.to_bytes())
     return manifest
 

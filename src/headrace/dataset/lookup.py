@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.dataset.shard_files import ShardFiles
 from headrace.errors import HeadraceError
 from headrace.formats import Manifest, key_hash
 from headrace.formats.columns import I64, U64
@@ -83,44 +82,44 @@ class WindowNames(Lookup):
         return [] if rest or number >= self._starts[k + 1] else [number]
 
 
-def open_keys(files: ShardFiles, manifest: Manifest) -> KeysFile | None:
+def open_keys(home: Place, manifest: Manifest) -> KeysFile | None:
     """The index of keys beside the manifest; None if there is none, or, with a warning, if it belongs to other data.
 
     Raises ManifestError or DamagedError for one that is broken.
     """
-    if not exists(files.home / KEYS_NAME):
+    if not exists(home / KEYS_NAME):
         return None
-    keys = KeysFile(files.home / KEYS_NAME)
+    keys = KeysFile(home / KEYS_NAME)
     if keys.belongs_to(manifest):
         return keys
-    warnings.warn(f"{_stale(files)}; until then every index is read to find a key", stacklevel=4)
+    warnings.warn(f"{_stale(home)}; until then every index is read to find a key", stacklevel=4)
     return None
 
 
-def save_keys(files: ShardFiles, manifest: Manifest, hashes: Iterable[U64]) -> None:
-    """Write the index of keys to where the manifest goes, whole or not at all.
+def save_keys(home: Place, manifest: Manifest, hashes: Iterable[U64]) -> None:
+    """Write the index of keys into the folder that the manifest goes to, whole or not at all.
 
     `hashes` are those of all samples' keys in storage order, in chunks: `key_hashes()` of each index. Memory and
     errors as for `write_keys`.
     """
-    place = files.home / KEYS_NAME
+    place = home / KEYS_NAME
     with _local_file(place) as path:
         write_keys(path, keys_source(manifest), hashes)
         upload(path, place)
 
 
-def keys_damage(files: ShardFiles, manifest: Manifest) -> Iterator[str]:
+def keys_damage(home: Place, manifest: Manifest) -> Iterator[str]:
     """What is wrong with the index of keys, if there is one."""
     try:
-        if exists(files.home / KEYS_NAME):
-            keys = KeysFile(files.home / KEYS_NAME)
-            yield from keys.damage() if keys.belongs_to(manifest) else [_stale(files)]
+        if exists(home / KEYS_NAME):
+            keys = KeysFile(home / KEYS_NAME)
+            yield from keys.damage() if keys.belongs_to(manifest) else [_stale(home)]
     except HeadraceError as err:
         yield str(err)
 
 
-def _stale(files: ShardFiles) -> str:
-    return f"{files.home / KEYS_NAME} belongs to other data than the manifest beside it: delete it"
+def _stale(home: Place) -> str:
+    return f"{home / KEYS_NAME} belongs to other data than the manifest beside it: delete it"
 
 
 @contextmanager

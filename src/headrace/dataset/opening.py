@@ -126,10 +126,12 @@ def manifest_of(ordinary: Ordinary, found: Sequence[tuple[StoredIndex, Shard]]) 
     fields: dict[str, Field] = {}
     for index, row in found:
         for name, field in index.fields.items():
-            known = fields.get(name)
-            if known is not None and (known.type, known.dtype) != (field.type, field.dtype):
+            known, join = fields.get(name), ordinary.format.join
+            if known is not None and (known.type, known.dtype) != (field.type, field.dtype) and join is None:
                 field = _reconciled(name, known, field, row.file)
-            fields[name] = field if known is None else known.merged(field)
+            fields[name] = field if known is None else join(known, field) if join else known.merged(field)
+    for index, _ in found:
+        index.read_as(fields)
     classes = ordinary.found.classes
     rows = [row for _, row in found]
     return Manifest(ordinary.format.name, fields, Shards.of(rows), None if classes is None else tuple(classes))
@@ -224,4 +226,9 @@ def _what_is_there(listing: FolderListing) -> str:
         return f"found datasets in its folders {', '.join(map(quoted, inner[:3]))}{more}: open one of them"
     if not listing.names and not listing.folders:
         return "it is empty"
+    if all(name.endswith(get_format("tokens").suffix) for name in listing.names):
+        return (
+            f"found {listing.shown()}: if they are bare tokens, say of which type "
+            "(headrace index --dtype uint16, then open)"
+        )
     return f"found {listing.shown()}: pack it first (headrace pack)"

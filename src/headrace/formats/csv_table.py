@@ -224,4 +224,4 @@ def _first_records(head: bytes, delimiter: str) -> list[list[str]]:
     return records
 
 
-CSV = Format("csv", ".csv", find_csv, scan_csv, CsvIndex.from_file)
+CSV = Format("csv", ".csv", find_csv, scan_csv, CsvIndex.from_file, join=join_fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from headrace.formats.fields import Field
 from headrace.formats.index import StoredIndex
 from headrace.formats.shard import Encoded, ShardWriter
 from headrace.formats.shards import Shard
-from headrace.storage import File
+from headrace.storage import File, Place
 
 
 class Listing(ABC):
@@ -77,6 +77,11 @@ class Format:
     encode: Callable[[Mapping[str, Any]], Encoded] | None = None
     """A sample as it will lie in a shard; may be called from several threads. None: the format is only read."""
     writer: Callable[[Path, Mapping[str, Field]], ShardWriter] | None = None
-    finish: Callable[[Path, Sequence[Shard]], Sequence[str]] | None = field(default=None)
-    """Writes what the format keeps beside its shards for its own readers (MDS: `index.json`), into the folder of the
-    finished shards, before the manifest; returns the names written."""
+    finish: Callable[[Place, Sequence[Shard]], Mapping[str, bytes]] | None = None
+    """The files that the format keeps beside its shards for its own readers (MDS: `index.json`), by name: made when all
+    shards lie in that place, and written before the manifest."""
+    beside: Sequence[str] = ()
+    """The names of these files."""
+    join: Callable[[Field, Field], Field] | None = None
+    """What holds for a field that is the one in some shards and the other in others, where they may differ: every
+    shard's index is told by `read_as`. None: shards of one dataset have one type."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import xxhash
@@ -141,6 +141,13 @@ class StoredIndex(ShardIndex):
     @abstractmethod
     def fields(self) -> Mapping[str, Field]:
         """What the shard's samples have, by field name, `__key__` aside."""
+
+    def read_as(self, fields: Mapping[str, Field]) -> Self:
+        """Give values as the types of the whole dataset's fields say, where shards may differ. Returns the index.
+
+        For whoever has just read it, before it is shared by threads.
+        """
+        return self
 
     @property
     def unpacked_bytes(self) -> int:

@@ -156,4 +156,4 @@ def _field(kinds: set[type]) -> Field:
     return Field(known.type, known.dtype, nullable=_NONE in kinds)
 
 
-JSONL = Format("jsonl", ".jsonl", find_jsonl, scan_jsonl, JsonlIndex.from_file)
+JSONL = Format("jsonl", ".jsonl", find_jsonl, scan_jsonl, JsonlIndex.from_file, join=join_fields)

@@ -231,4 +231,4 @@ def _part(file: File, offset: int, length: int) -> bytes:
     return bytes(file.read(offset, length)) if 0 <= offset <= file.size - length else b""
 
 
-LITDATA = Format("litdata", ".bin", find_litdata, scan_litdata, LitDataIndex.from_file)
+LITDATA = Format("litdata", ".bin", find_litdata, scan_litdata, LitDataIndex.from_file, join=join_fields)

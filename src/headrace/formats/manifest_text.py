@@ -8,7 +8,6 @@ lists that they stand for. What is written in any other way, or is wrong, is lef
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +21,10 @@ Bytes = npt.NDArray[np.uint8]
 
 _QUOTE, _COMMA, _BACKSLASH, _SLASH, _FIRST, _LAST = (ord(char) for char in '",\\/ ~')
 _MAX_NAME_BYTES = 256
-_DIGITS = 2 * Digests.BYTES
+_ROW_BYTES = 2 * Digests.BYTES + 3
+_STEP = 1 << 13
+_FILES, _BEHIND_FILES = b'"shards":{"file":["', b'"],"samples":['
+_DIGESTS = ("xxh3_128", "index_xxh3_128")
 
 
 def parse_manifest(data: bytes | memoryview) -> Any:
@@ -33,22 +35,28 @@ def parse_manifest(data: bytes | memoryview) -> Any:
 
 def _parse_apart(data: bytes) -> Any:
     """The value with its columns, or None where they are not as headrace writes them."""
-    spans: list[tuple[int, int]] = []
-    columns: dict[str, Strings | Digests] = {}
-    at = max(0, data.find(b'"shards":{'))
-    for name, read in _COLUMNS.items():
-        start = data.find(b'"%s":["' % name.encode(), at) + len(name) + 4
-        end = data.find(b'"]', start) + 1
-        column = read(np.frombuffer(data, np.uint8, end - start, start)) if at < start < end else None
+    at = data.find(_FILES)
+    names = _names(data, at + len(_FILES) - 1) if at >= 0 else None
+    if names is None:
+        return None
+    columns: dict[str, Strings | Digests] = {"file": names[0]}
+    spans = [(at + len(_FILES) - 1, names[1])]
+    for name in _DIGESTS:
+        opening = b'"%s":["' % name.encode()
+        start = data.find(opening, spans[-1][1]) + len(opening) - 1
+        column = _digests(data, start, len(names[0])) if start >= len(opening) else None
         if column is None:
             return None
-        columns[name], at = column, end
-        spans.append((start, end))
+        columns[name] = column
+        spans.append((start, start + len(column) * _ROW_BYTES - 1))
     # What is cut out is marked, so that a column of the same name elsewhere is not taken for it.
     cuts = [0, *(place for span in spans for place in span), len(data)]
     parts = [data[first:last] for first, last in pairwise(cuts)][::2]
-    marked = [part for number, part in enumerate(parts) for part in (part, b"%d" % number)][:-1]
-    value = orjson.loads(b"".join(marked))
+    marked = [piece for number, part in enumerate(parts) for piece in (part, b"%d" % number)][:-1]
+    try:
+        value = orjson.loads(b"".join(marked))
+    except orjson.JSONDecodeError:  # which is to say where in the whole text
+        return None
     shards = value.get("shards") if isinstance(value, dict) else None
     if not isinstance(shards, dict) or [shards.get(name) for name in columns] != [[k] for k in range(len(columns))]:
         return None
@@ -56,13 +64,17 @@ def _parse_apart(data: bytes) -> Any:
     return value
 
 
-def _names(text: Bytes) -> Strings | None:
-    """Names of files: plain ones, each once."""
+def _names(data: bytes, start: int) -> tuple[Strings, int] | None:
+    """Names of files from `start` on, plain ones, each once, and where they end."""
+    end = data.find(_BEHIND_FILES, start) + 1
+    if end <= start:
+        return None
+    text = np.frombuffer(data, np.uint8, end - start, start)
     if text.min() < _FIRST or text.max() > _LAST or np.any((text == _BACKSLASH) | (text == _SLASH)):
         return None
     quotes = np.flatnonzero(text == _QUOTE)
     starts, ends = quotes[::2] + 1, quotes[1::2]
-    if len(starts) != len(ends) or quotes[0] != 0 or quotes[-1] != len(text) - 1:
+    if len(starts) != len(ends) or quotes[-1] != len(text) - 1:
         return None
     if np.any(starts[1:] - ends[:-1] != 3) or np.any(text[ends[:-1] + 1] != _COMMA):
         return None
@@ -70,56 +82,50 @@ def _names(text: Bytes) -> Strings | None:
     if lengths.min() < 3 or lengths.max() > _MAX_NAME_BYTES:  # no "", "." or ".."
         return None
     rows = _rows(text, starts, lengths)
-    return Strings(np.concatenate(([0], np.cumsum(lengths))), rows[rows != 0]) if _ascend(rows) else None
+    words = rows.view(">u8").astype(np.uint64)
+    # In alphabetical order, or numbered on from 999999 to 1000000: then no name is there twice.
+    if not _ascend(words) and not _ascend(np.column_stack((lengths.astype(np.uint64), words))):
+        return None
+    return Strings(np.concatenate(([0], np.cumsum(lengths))), rows[rows != 0]), end
 
 
 def _rows(text: Bytes, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Bytes:
     """The names one below the other, filled up with zeros to a multiple of 8."""
     width = -(-int(lengths.max()) // 8) * 8
     rows = np.zeros((len(starts), width), np.uint8)
-    if lengths.min() == (length := int(lengths.max())):
-        apart = np.append(text, np.uint8(_COMMA)).reshape(len(starts), length + 3)
-        rows[:, :length] = apart[:, 1 : length + 1]
-        return rows
     places = np.arange(width)
-    step = max(1, (1 << 24) // width)
-    for first in range(0, len(starts), step):  # in parts, for the sake of memory
-        some = slice(first, first + step)
+    for first in range(0, len(starts), _STEP):
+        some = slice(first, first + _STEP)
         within = places < lengths[some, None]
         rows[some][within] = text[(starts[some, None] + places)[within]]
     return rows
 
 
-def _ascend(rows: Bytes) -> bool:
-    """Whether every row comes after the one before, so that none is there twice."""
-    words = rows.view(">u8").astype(np.uint64)
-    before, equal = words[:-1], np.ones(len(words) - 1, bool)
-    for column in range(words.shape[1]):
-        if np.any(equal & (before[:, column] > words[1:, column])):
+def _ascend(rows: npt.NDArray[np.uint64]) -> bool:
+    """Whether every row comes after the one before."""
+    equal = np.ones(len(rows) - 1, bool)
+    for column in rows.T:
+        if np.any(equal & (column[:-1] > column[1:])):
             return False
-        equal &= before[:, column] == words[1:, column]
+        equal &= column[:-1] == column[1:]
     return not equal.any()
 
 
-def _digests(text: Bytes) -> Digests | None:
-    """Checksums of 32 lower-case hex digits each."""
-    width = _DIGITS + 3
-    if (len(text) + 1) % width:
+def _digests(data: bytes, start: int, count: int) -> Digests | None:
+    """So many checksums of 32 lower-case hex digits each from `start` on, and then the end of their list."""
+    end = start + count * _ROW_BYTES  # where the comma behind the last one would be
+    if data[end - 1 : end] != b"]":
         return None
-    rows = np.append(text, np.uint8(_COMMA)).reshape(-1, width)
-    frame = rows[:, [0, width - 2, width - 1]]
-    digits = np.ascontiguousarray(rows[:, 1 : _DIGITS + 1])
-    if np.any(frame != (_QUOTE, _QUOTE, _COMMA)) or np.any(digits - np.uint8(ord("A")) < 6):
+    rows = np.frombuffer(data, np.uint8, count * _ROW_BYTES, start).reshape(count, _ROW_BYTES)
+    if np.any(rows[:, 0] != _QUOTE) or np.any(rows[:, -2] != _QUOTE) or np.any(rows[:-1, -1] != _COMMA):
         return None
-    try:
-        return Digests(binascii.unhexlify(digits.data))
-    except binascii.Error:
-        return None
-
-
-_COLUMNS: dict[str, Callable[[Bytes], Strings | Digests | None]] = {
-    "file": _names,
-    "xxh3_128": _digests,
-    "index_xxh3_128": _digests,
-}
-"""In the order in which they are written."""
+    parts = []
+    for first in range(0, count, _STEP):  # in parts that stay in a processor's cache
+        digits = np.ascontiguousarray(rows[first : first + _STEP, 1:-2])
+        if np.any(digits - np.uint8(ord("A")) < 6):  # A to F, in arithmetic modulo 256
+            return None
+        try:
+            parts.append(binascii.unhexlify(digits.data))
+        except binascii.Error:
+            return None
+    return Digests(b"".join(parts))

@@ -223,11 +223,15 @@ def _digests(column: Checked) -> Digests:
 
 def _counts(column: Checked) -> I64:
     counts = _elements(column)
-    if set(map(type, counts)) - {int} or (counts and not 0 <= min(counts) <= max(counts) <= MAX_INTEGER):
+    try:
+        numbers = np.array(counts, np.int64) if set(map(type, counts)) <= {int} else None
+    except OverflowError:
+        numbers = None
+    if numbers is None or (len(numbers) and numbers.min() < 0):
         raise _first_error(column, Checked.integer)
     if sum(counts) > MAX_INTEGER:
         raise column.error("must add up to less than 2^63")
-    return np.array(counts, np.int64)
+    return numbers
 
 
 def _optional_counts(column: Checked, num_shards: int) -> I64:

@@ -309,5 +309,12 @@ def _codec(head: bytes) -> str | None:
 
 
 TFRECORD = Format(
-    "tfrecord", ".tfrecord", find_tfrecords, scan_tfrecord, TFRecordIndex.from_file, encode_tfrecord, TFRecordWriter
+    "tfrecord",
+    ".tfrecord",
+    find_tfrecords,
+    scan_tfrecord,
+    TFRecordIndex.from_file,
+    encode_tfrecord,
+    TFRecordWriter,
+    join=join_fields,
 )

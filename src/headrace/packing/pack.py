@@ -6,8 +6,9 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, overload
 
 from headrace.dataset import Dataset
 from headrace.errors import TargetError
@@ -16,7 +17,8 @@ from headrace.packing.appending import joined_classes, note_keys, note_keys_of_s
 from headrace.packing.local_target import open_local_target, settle, sweep
 from headrace.packing.nearest import scratch_folder
 from headrace.packing.options import OnError, Options, usable_cpus
-from headrace.packing.pipeline import Transform, UserTransform
+from headrace.packing.pipeline import Transform
+from headrace.packing.preparation import Preparation
 from headrace.packing.prepare import Preparer
 from headrace.packing.seen import Seen
 from headrace.packing.source import Source
@@ -42,6 +44,18 @@ class _Others(TypedDict, total=False):
     overwrite: bool
     append: bool
     on_error: OnError
+    where: str | None
+    require: Sequence[str]
+    fill: Mapping[str, Any] | None
+    dedup: bool | Sequence[str]
+    sample: float | None
+    stratify: str | None
+    resize_short: int | None
+    max_side: int | None
+    quality: int | None
+    drop_broken: bool
+    tokenizer: str | None
+    text_field: str | None
 
 
 @overload
@@ -71,6 +85,18 @@ def pack(
     overwrite: bool = False,
     append: bool = False,
     on_error: OnError = "raise",
+    where: str | None = None,
+    require: Sequence[str] = (),
+    fill: Mapping[str, Any] | None = None,
+    dedup: bool | Sequence[str] = False,
+    sample: float | None = None,
+    stratify: str | None = None,
+    resize_short: int | None = None,
+    max_side: int | None = None,
+    quality: int | None = None,
+    drop_broken: bool = False,
+    tokenizer: str | None = None,
+    text_field: str | None = None,
 ) -> Manifest | dict[str, Manifest]:
     """Pack a source into shards at `target`; returns the manifest, or with `split` a manifest for each name.
 
@@ -90,15 +116,46 @@ def pack(
     append: add to a dataset that is there: shards of new numbers, and the manifest's next revision. Keys must be new.
     on_error: what to do about a broken sample: "raise", or "skip" and list it in `headrace.skipped.jsonl`.
 
+    Which samples are packed, decided in this order, while the source is looked through:
+    where: an expression over fields that must be true, such as "label in (3, 5) and len(text) > 100".
+    require: fields that must not be missing (None, NaN, empty).
+    dedup: True: of samples with equal fields, byte for byte, the first; or the fields that must be equal.
+    sample, stratify: a fraction of what is left, drawn by `seed`; with `stratify` the same of each value of a field.
+
+    What is done to each of them, in this order, before `transform`:
+    fill: fields and the values that missing ones get; conditions see them too.
+    drop_broken: decode every image to its end, and skip samples with one that is broken.
+    resize_short, max_side, quality: images with a longer shorter (longer) side than so many pixels are made smaller and
+        encoded again in their own format; JPEG and WebP with this quality, 1 to 100, by default 90.
+    tokenizer, text_field: the one text field becomes `tokens`, by a tokenizer.json, a name on the Hugging Face hub
+        (extra `text`), or "bytes".
+
     Packing again with the same source and options does nothing. Raises OptionError, SourceError, TargetError,
     TransformError, StorageError or DatasetError; what has been written is kept to go on from, and does not open as a
     dataset before it is whole.
     """
+    preparation = Preparation(
+        where=where,
+        require=require,
+        fill=fill,
+        dedup=dedup,
+        sample=sample,
+        stratify=stratify,
+        resize_short=resize_short,
+        max_side=max_side,
+        quality=quality,
+        drop_broken=drop_broken,
+        tokenizer=tokenizer,
+        text_field=text_field,
+        transform=transform,
+    )
+    place = locate(target)
+    scratch = scratch_folder(place)
     options = Options(
         format=get_written_format(format),
         shard_size=parse_size(shard_size, "shard_size"),
-        selections=(),
-        steps=() if transform is None else (UserTransform(transform),),
+        selections=preparation.selections(seed, scratch),
+        steps=preparation.steps(),
         split=split,
         shuffle=shuffle,
         seed=seed,
@@ -106,16 +163,15 @@ def pack(
         resume=resume,
         overwrite=overwrite,
         append=append,
-        on_error=on_error,
+        on_error="skip" if drop_broken else on_error,
     )
-    place = locate(target)
     places = [place] if split is None else [place / name for name in split]
     for one in places:
         _check_apart(source, one)
         settle(one.path)
         check_usable(one, options)
-    scratch = scratch_folder(place)
     with closing(open_source(source, scratch, options)) as opened:
+        options = replace(options, steps=preparation.steps(opened.images))
         manifests = _Packing(opened, places, scratch, options).run()
     return manifests[0] if split is None else dict(zip(split, manifests, strict=True))
 
@@ -175,7 +231,7 @@ class _Packing:
         return open_local_target(self._places[part.number].path, request, self._options)
 
     def _write_part(self, survey: Survey, part: Part, target: Target, request: str) -> None:
-        preparer = Preparer(self._options.format.name, self._source.loader, self._options.steps)
+        preparer = Preparer(self._options.format.name, self._source.loader, self._options.steps, self._source.images)
         with closing(Seen(self._scratch)) as seen:
             if self._options.steps:
                 self._note_keys(seen, part, target)

@@ -35,6 +35,8 @@ interpreter's lock for long says so by an attribute `holds_lock = True`; then wo
 class Selection(ABC):
     """Which samples are packed. Used by one thread, but for `examine`."""
 
+    title: str
+    """What samples that it leaves out are counted under."""
     needs_sample: bool = True
     """Whether `examine` looks at the sample; to choose by the key alone costs no reading."""
 
@@ -60,6 +62,7 @@ class UserTransform:
 
     function: Transform
     holds_lock = True
+    title = "the transform"
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -92,7 +95,7 @@ class UserTransform:
 
 def name_of(stage: Step | Selection) -> str:
     """What samples that it drops are counted under."""
-    return "the transform" if isinstance(stage, UserTransform) else type(stage).__name__
+    return str(getattr(stage, "title", type(stage).__name__))
 
 
 def _numbered(key: str, number: int, item: Sample) -> Sample:

@@ -33,6 +33,8 @@ class Preparer:
     format: str
     loader: Loader
     steps: tuple[Step, ...]
+    images: frozenset[str] = frozenset()
+    """Fields that hold encoded images whatever their name says."""
 
     @property
     def holds_lock(self) -> bool:
@@ -64,10 +66,18 @@ class Preparer:
         kept = {name: value for name, value in sample.items() if not _is_private(name)}
         encode = get_written_format(self.format).encode
         assert encode is not None  # it is a written format
-        sizes = {name: self._image_size(name, sample, raw, payload) for name in kept if field_kind(name) == "image"}
+        images = [name for name in kept if name in self.images or field_kind(name) == "image"]
+        sizes = {name: self._image_size(name, sample, raw, payload) for name in images}
         encoded = encode(kept)
-        fields = {name: _measured(field, sizes.get(name)) for name, field in encoded.fields.items()}
+        fields = {name: self._described(name, field, sizes.get(name)) for name, field in encoded.fields.items()}
         return replace(encoded, fields=fields) if sizes else encoded
+
+    def _described(self, name: str, field: Field, image_size: tuple[int, int] | None) -> Field:
+        """A field with what was found of its image; one that only the source calls an image is called so again."""
+        if image_size is None:
+            return field
+        kind = "image" if name in self.images and field.type == "bytes" else field.type
+        return replace(field, type=kind, image_size=image_size)
 
     def _image_size(self, name: str, sample: Sample, raw: Sample, payload: bytes) -> tuple[int, int] | None:
         """Height and width of a field that is named as an image; None if it holds something else than bytes."""
@@ -90,10 +100,6 @@ def _applied(step: Step, sample: Sample) -> Iterator[Sample]:
         yield from made
     elif made is not None:
         yield made
-
-
-def _measured(field: Field, size: tuple[int, int] | None) -> Field:
-    return field if size is None else replace(field, image_size=size)
 
 
 def _is_private(name: str) -> bool:

@@ -38,12 +38,18 @@ def identity_of_dataset(dataset: Dataset) -> str:
     return f"dataset {dataset.fingerprint} {dataset.manifest.classes}"
 
 
+def images_of(dataset: Dataset) -> frozenset[str]:
+    """Fields that the dataset's schema calls images."""
+    return frozenset(name for name, field in dataset.schema.items() if field.type == "image")
+
+
 class _Referred(Source):
     """Samples that are read when they are wanted."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.title = f"the dataset at {quoted(dataset.url)}"
         self.classes, self.num_records = dataset.manifest.classes, len(dataset)
+        self.images = images_of(dataset)
         self.loader = DatasetLoader(dataset)
         self._dataset = dataset
 
@@ -84,6 +90,7 @@ class _ReadOnce(SamplesSource):
             classes=dataset.manifest.classes,
             num_samples=len(dataset),
         )
+        self.images = images_of(dataset)
         self._dataset = dataset
 
     @property

@@ -58,6 +58,8 @@ class Source(ABC):
     loader: Loader
     classes: tuple[str, ...] | None = None
     """Names of the classes that the integers in the field `cls` stand for."""
+    images: frozenset[str] = frozenset()
+    """Fields that hold encoded images whatever their name says."""
     num_records: int | None = None
     """How many records there will be, if that is known."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from headrace.dataset import PARTIAL_NAME
 from headrace.errors import DamagedError, ManifestError, TargetError
 from headrace.formats import FORMATS, INDEX_SUFFIX, MANIFEST_NAME, Manifest
+from headrace.formats.keys import KEYS_NAME
 from headrace.packing.journal import Milestone
 from headrace.packing.options import Options
 from headrace.packing.skipped import SkippedList
@@ -28,7 +29,8 @@ START_OVER = "pass overwrite=True (--overwrite) to replace it, or choose another
 _SUFFIXES = "|".join(re.escape(format_.suffix) for format_ in FORMATS.values() if format_.writer is not None)
 _SHARD = re.compile(rf"shard-(\d{{6,}})({_SUFFIXES})({re.escape(INDEX_SUFFIX)})?")
 _TEMPORARY = re.compile(r"(\.[0-9a-f]{8})?\.tmp")
-_BESIDE = (SKIPPED_NAME, MANIFEST_NAME)
+_BESIDE = {SKIPPED_NAME, KEYS_NAME, *(name for format_ in FORMATS.values() for name in format_.beside)}
+"""Files of a dataset that are neither shards nor its manifest."""
 _SEVERAL = "+"  # between the requests of a dataset that was appended to
 
 
@@ -145,13 +147,13 @@ def names_in(place: Place) -> set[str]:
 def own_names(manifest: Manifest) -> list[str]:
     """Every file that a packed dataset has, its manifest aside."""
     shards = [name for file in manifest.shards.file for name in (file, file + INDEX_SUFFIX)]
-    return [*shards, *(name for name in _BESIDE if name != MANIFEST_NAME)]
+    return [*shards, *sorted(_BESIDE)]
 
 
 def may_be_removed(name: str) -> bool:
     """Whether a file in an unfinished target is what an earlier pack wrote and nobody will need."""
     whole = _TEMPORARY.sub("", name) if name.endswith(".tmp") else name
-    return bool(_SHARD.fullmatch(whole)) or whole in _BESIDE
+    return bool(_SHARD.fullmatch(whole)) or whole in _BESIDE or whole == MANIFEST_NAME
 
 
 def next_shard(manifest: Manifest) -> int:

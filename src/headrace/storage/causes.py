@@ -24,6 +24,7 @@ VARIABLES = {
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
+_NO_STORE = re.compile("Bucket|Container")
 _KIND = re.compile(r"kind: (Timeout|Connect|Interrupted|Redirect|TooManyRedirects)\b")
 _SYSTEM = re.compile(r'(?:message|error): "([^"?&=]{1,120})"')
 _METADATA = ("/latest/api/token", "/latest/meta-data", "metadata.google.internal", "/metadata/identity", "169.254.")
@@ -41,6 +42,7 @@ _FINAL_WORDS = {
     "Range request not supported": "the server has no range requests: it answers with the whole file; copy the data to "
     "a disk, or to a store or server that has them",
     "Content-Length Header missing": "the server does not say how long the file is (no Content-Length)",
+    "Header missing": "the answer lacks a header that such a store sends: is it one, and of this kind?",
     "builder error": "an http: endpoint is meant, but https: was asked for; write the endpoint with its scheme",
     "Received redirect": "the store redirects elsewhere: set AWS_REGION to the bucket's region",
     "Account must be specified": "which account? Set AZURE_STORAGE_ACCOUNT_NAME, or write "
@@ -59,8 +61,8 @@ def object_failure(err: Exception, scheme: str, *, has_worked: bool) -> Failure:
         return _no_credentials(scheme, has_worked=has_worked)
     if status in (401, 403) or type(err).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
         return Denied(denied(scheme, words))
-    if status == 404 or (isinstance(err, FileNotFoundError) and not status):
-        return Missing(words if "Bucket" in words or "Container" in words else "")
+    if isinstance(err, FileNotFoundError) or status == 404:  # WebDAV says 405 of a folder
+        return Missing(words if status not in (0, 404) or _NO_STORE.search(words) else "")
     if status == 416 or "Wanted range starting" in text or "Requested " in text:
         return Short("it ends before the range that was to be read")
     for part, meaning in _FINAL_WORDS.items():

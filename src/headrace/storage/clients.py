@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from obstore.store import AzureStore, GCSStore, HTTPStore, MemoryStore, S3Store
 
 from headrace.errors import StorageError
+from headrace.storage.causes import scrubbed
 from headrace.storage.place import Place, quoted
 
 Client = Any
@@ -127,13 +128,16 @@ def _from_boto3(*, use_metadata: bool) -> Any:
     import botocore.session
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    session = botocore.session.get_session()
-    if not use_metadata:
-        session.get_component("credential_provider").remove("iam-role")
     try:
+        session = botocore.session.get_session()
+        if not use_metadata:
+            session.get_component("credential_provider").remove("iam-role")
         return Boto3CredentialProvider(boto3.Session(botocore_session=session))
     except ValueError:  # there are none
         return None
+    except botocore.exceptions.BotoCoreError as err:
+        words = scrubbed(str(err))
+    raise StorageError(f"boto3 gives no credentials: {words}")
 
 
 def _gs(place: Place) -> Callable[..., Client]:

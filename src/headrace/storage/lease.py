@@ -7,9 +7,9 @@ No two machines' clocks are compared. An owner that was on this very machine and
 
 Taking over and beating write only if the file is still the version that was read, so that of two that take over one
 wins, and an owner that slept too long cannot overwrite its successor. The local disk, S3, Google's and Azure's stores
-and memory have such writes. Where a store ignores conditions (found out by trying) or has none (fsspec, WebDAV), the
-file is written and read again after a pause: of two at the same moment the later then wins, but writes slower than the
-pause can cross, and `is_exact` is False.
+and memory have such writes. Where a store ignores conditions (found out by trying) or has none (fsspec), the file is
+written and read again after a pause: of two at the same moment the later then wins, but writes slower than the pause
+can cross, and `is_exact` is False.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class Lease:
     def _watch(self, content: bytes, holder: Holder | None) -> None:
         until = _now() + self._stale_sec
         while _now() < until:
-            time.sleep(min(2.0, self._stale_sec / _LOOKS))
+            time.sleep(min(1.0, self._stale_sec / _LOOKS))
             found = self._file.read()
             if found is not None and found.data != content:
                 raise self._taken(Holder.of(found.data) or holder)

@@ -33,10 +33,7 @@ class LeaseFile:
         """Whether the store keeps the conditions, which is found out on another file at the first call."""
         if self._is_exact is None:
             probe = self.place.parent / f"{self.place.name}.{secrets.token_hex(4)}.probe"
-            try:
-                self._is_exact = self._persist("write", lambda store, limit: store.heeds_conditions(probe, limit))
-            finally:
-                remove(probe, options=self._options)
+            self._is_exact = self._persist("write", lambda store, limit: store.heeds_conditions(probe, limit))
         return self._is_exact
 
     def read(self) -> Version | None:

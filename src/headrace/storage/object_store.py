@@ -97,7 +97,9 @@ class ObjectStore(Store):
         if self._scheme in WEB_SCHEMES:
             return False
         self._put_if(probe, b"1", "create", limit)
-        return not self._put_if(probe, b"2", "create", limit)
+        is_heeded = not self._put_if(probe, b"2", "create", limit)
+        self.remove(probe, limit)
+        return is_heeded
 
     def upload(self, path: Path, place: Place, limit: float) -> None:
         """As `Store.upload`."""

@@ -44,7 +44,7 @@ def read_bytes(place: Where, *, options: ReadOptions | None = None) -> bytes:
     place = locate(place)
     if place.is_local:
         with LocalFile(place) as file:
-            return bytes(file.read(0, file.size))
+            return file.read_all()
     return _persist("read", place, options, lambda store, limit: store.get(place, limit).data)
 
 

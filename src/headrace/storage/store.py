@@ -108,7 +108,7 @@ class Store(ABC):
 
     @abstractmethod
     def heeds_conditions(self, probe: Place, limit: float) -> bool:
-        """Whether `create` and `replace` are exact here, tried on a file that is not there yet and may stay behind."""
+        """Whether `create` and `replace` are exact here, tried on a file that is not there before or after."""
 
     @abstractmethod
     def upload(self, path: Path, place: Place, limit: float) -> None:

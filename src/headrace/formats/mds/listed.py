@@ -6,7 +6,6 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -16,7 +15,7 @@ from headrace.formats.checking import Checked
 from headrace.formats.format import Found, Listing, ScanOptions
 from headrace.formats.mds.compression import MAX_SHARD_BYTES
 from headrace.formats.shards import Shard
-from headrace.storage import storage_refusals, write_file
+from headrace.storage import Place, open_file
 
 INDEX_NAME = "index.json"
 SUFFIX = ".mds"
@@ -76,9 +75,9 @@ def key_stem(file: str) -> str:
     return folder + slash + stem.replace(".", "-")
 
 
-def write_index(folder: Path, shards: Sequence[Shard]) -> Sequence[str]:
-    """Write the `index.json` of a folder of finished shards, which all have the columns of the first."""
-    config = _config(folder / shards[0].file) if shards else {}
+def make_index(place: Place, shards: Sequence[Shard]) -> Mapping[str, bytes]:
+    """The `index.json` of finished shards, which all have the columns of the first."""
+    config = _config(place / shards[0].file) if shards else {}
     rows = [
         config
         | {
@@ -89,8 +88,7 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> Sequence[str]:
         for row in shards
     ]
     content = json.dumps({"shards": rows, "version": VERSION}, sort_keys=True)
-    write_file(folder / INDEX_NAME, content.encode())
-    return [INDEX_NAME]
+    return {INDEX_NAME: content.encode()}
 
 
 def config_of(columns: Sequence[tuple[str, str, int | None]]) -> bytes:
@@ -109,11 +107,11 @@ def config_of(columns: Sequence[tuple[str, str, int | None]]) -> bytes:
     return json.dumps(config, sort_keys=True).encode()
 
 
-def _config(shard: Path) -> dict[str, Any]:
-    with storage_refusals("read", shard), open(shard, "rb") as file:
-        num_samples, begin = struct.unpack("<II", file.read(8))
-        file.seek(4 * (num_samples + 2))
-        config: dict[str, Any] = orjson.loads(file.read(begin - file.tell()))
+def _config(shard: Place) -> dict[str, Any]:
+    with open_file(shard) as file:
+        num_samples, begin = struct.unpack("<II", file.read(0, 8))
+        at = 4 * (num_samples + 2)
+        config: dict[str, Any] = orjson.loads(file.read(at, begin - at))
     return config
 
 

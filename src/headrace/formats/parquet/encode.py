@@ -150,6 +150,8 @@ def _is_exact(value: Any) -> bool:
 
 def _array_field(value: npt.NDArray[Any]) -> tuple[Field, bytes]:
     _check_dtype(value)
+    if value.ndim > 1 and not value.size:
+        raise ValueError(f"is an array of shape {value.shape}, without a number in it; give None")
     value = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
     shape = struct.pack(f"<B{value.ndim}Q", value.ndim, *value.shape)
     return Field("array", value.dtype.name, value.shape), shape + value.tobytes()

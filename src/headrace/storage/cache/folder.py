@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -35,9 +36,9 @@ _TAG = "CACHEDIR.TAG"
 _TAG_TEXT = b"""Signature: 8a477f597d28d172789f06886806bc55
 # Blocks of remote files, kept by headrace (cache=...). Everything here can be fetched again, and may be removed whole.
 """
-_STATE = "state"
+_NOT_A_BLOCK = (errno.ENOENT, errno.ELOOP)
 _WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe would wait for a writer
 
 
 class FolderCache(Cache):
@@ -52,7 +53,7 @@ class FolderCache(Cache):
             self._fd = _open_own_folder(path)
             for name in (BLOCKS, PARTS):
                 _make_folder(name, self._fd)
-            self._ledger = Ledger(self._fd, self.locks, max_bytes)
+            self._ledger = Ledger(self._fd, max_bytes)
             self._ledger.sweep()
 
     def __del__(self) -> None:
@@ -61,17 +62,20 @@ class FolderCache(Cache):
             os.close(fd)
 
     def _open_locks(self) -> int:
-        return os.open(_STATE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
+        return self._ledger.open_state()
 
     def _read(self, key: BlockKey, start: int, view: memoryview) -> bool:
         try:
             fd = os.open(block_path(key.name), _READ, dir_fd=self._fd)
-        except FileNotFoundError:
-            return False
-        try:
-            if not read_block(BlockFile(fd), key, start, view):
+        except OSError as err:
+            if err.errno in _NOT_A_BLOCK:
                 return False
-            if abs(time.time() - os.fstat(fd).st_mtime) > TOUCH_SEC:
+            raise
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or not read_block(BlockFile(fd), key, start, view):
+                return False
+            if abs(time.time() - status.st_mtime) > TOUCH_SEC:
                 os.utime(fd)
             return True
         finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from headrace.storage.cache.locks import Locks
 
 BLOCKS, PARTS = "blocks", "parts"
 """The folders of published blocks (in 256 more folders) and of those being written."""
+STATE = "state"
 LEDGER_LOCK = 0
 SLACK_SHARE = 32
 """Eviction goes on until a 32nd of the quota is free, so that looking through all files is rare."""
@@ -43,14 +44,18 @@ class Stored(NamedTuple):
 class Ledger:
     """The count of one cache folder. Thread-safe; shared with other processes through the folder."""
 
-    def __init__(self, folder_fd: int, locks: Callable[[], Locks], max_bytes: int) -> None:
-        self._folder, self._locks, self._max = folder_fd, locks, max_bytes
+    def __init__(self, folder_fd: int, max_bytes: int) -> None:
+        self._folder, self._max = folder_fd, max_bytes
         self._boot = bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
+
+    def open_state(self) -> int:
+        """Open the file of the count, which all locks of the cache are of, for reading and writing."""
+        return os.open(STATE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
 
     @contextmanager
     def opened(self) -> Iterator[Account]:
         """The count, for one process at a time, while it changes files. Raises OSError, TimeoutError too."""
-        with self._locks() as lock:
+        with Locks(self.open_state) as lock:
             lock.take(LEDGER_LOCK)
             used = self._read(lock.fd)
             if used is None:
@@ -67,7 +72,7 @@ class Ledger:
         try:
             for name in _names(parts):
                 found = parse_name(name)
-                with self._locks() as claim:
+                with Locks(self.open_state) as claim:
                     if found and claim.try_take(claim_of(*found)):
                         with suppress(FileNotFoundError):
                             os.unlink(name, dir_fd=parts)
