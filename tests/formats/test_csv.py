@@ -18,6 +18,7 @@ from records_reading import (
     scan_or_error,
 )
 
+import headrace as hr
 from headrace.errors import DamagedError, DatasetError, ManifestError
 from headrace.formats.csv_cells import DELIMITERS, CellError, kind_of, record_ends, split_record, wider
 from headrace.formats.csv_table import CSV, join_fields
@@ -194,6 +195,20 @@ def test_a_column_is_read_as_the_dataset_has_it(tmp_path, whole, values):
 )
 def test_files_of_one_dataset_may_have_columns_of_different_types(one, other, both):
     assert join_fields(one, other) == join_fields(other, one) == both
+
+
+def test_all_files_of_a_dataset_are_read_alike(tmp_path):
+    """Opened as it lies, and with an index."""
+    write(tmp_path / "a.csv", b"x,y,z\n1,1,\n")
+    write(tmp_path / "b.csv", b"x,y,z\n1.5,a,7\n")
+    rows = [
+        {"__key__": "a:0", "x": 1.0, "y": "1", "z": None},
+        {"__key__": "b:0", "x": 1.5, "y": "a", "z": 7},
+    ]
+    assert list(hr.open(tmp_path)) == rows
+    hr.index(tmp_path)
+    assert list(hr.open(tmp_path)) == rows
+    assert hr.open(tmp_path).schema["z"] == Field("int", "int64", nullable=True)
 
 
 def test_text_stays_text_whatever_the_dataset_says(tmp_path):

@@ -23,6 +23,7 @@ from records_reading import (
     scan_or_error,
 )
 
+import headrace as hr
 from headrace.dataset.listing import FolderListing
 from headrace.errors import DamagedError, DatasetError, ManifestError, OptionError, SourceError
 from headrace.formats import ScanOptions
@@ -438,6 +439,17 @@ def test_samples_may_differ_where_one_type_holds_both(tmp_path, one, other, fiel
     index, content = pack(tmp_path / "s.tfrecord", [{"__key__": "a", "x": one}, {"__key__": "b", "x": other}])
     assert index.fields == {"x": field}
     assert [sample["x"] for sample in check_reading(TFRECORD, index, content)] == back
+
+
+def test_all_shards_of_a_dataset_are_read_alike(tmp_path):
+    """One number in the first shards, lists in the last ones: arrays in all."""
+    samples = [{"__key__": str(i), "x": i if i < 50 else [i, i], "s": "é"} for i in range(60)]
+    hr.pack(samples, tmp_path / "d", format="tfrecord", shard_size=1000, shuffle=False)
+    ds = hr.open(tmp_path / "d")
+    assert len(ds.manifest.shards) > 2
+    assert ds.schema["x"] == Field("array", "int64")
+    assert [one["x"].tolist() for one in ds] == [[i] if i < 50 else [i, i] for i in range(60)]
+    assert ds[0]["s"] == "é"
 
 
 @pytest.mark.parametrize(

@@ -186,3 +186,26 @@ def test_sparse_members_are_refused(tmp_path, dialect):
     path = make_tar(tmp_path / "a.tar", [(info, b"1" * 600)], dialect)
     with pytest.raises(DatasetError, match="sparse members are not read; make the archive without --sparse"):
         hr.open(path)
+
+
+def test_a_tar_cut_between_members_ends_well_for_others_and_not_for_us(tmp_path):
+    """To webdataset it is a shorter shard; to us it is no whole tar, and with an index what is missing has a name."""
+    hr.pack([{"__key__": f"k{i}", "txt": "t" * 600, "cls": i} for i in range(6)], tmp_path / "a", shuffle=False)
+    path = tmp_path / "a" / "shard-000000.tar"
+    whole, alone = path.read_bytes(), tmp_path / "alone.tar"
+    with tarfile.open(path) as tar:
+        boundaries = [member.offset for member in tar][1:]
+    for end in boundaries:
+        path.write_bytes(whole[:end])
+        alone.write_bytes(whole[:end])
+        assert 0 < len(theirs(alone)) <= 6
+        with pytest.raises(DatasetError, match="without the two zero blocks that end a tar"):
+            hr.open(alone)
+        ds = hr.open(tmp_path / "a")
+        damage = [error for error in ds.verify() if "sample" in error]
+        lost = [i for i in range(6) if any(f"sample k{i} is damaged" in error for error in damage)]
+        assert lost == list(range(6 - len(lost), 6))
+        assert len(lost) == len(damage) >= 1
+        with pytest.raises(DatasetError, match="is cut short"):
+            ds[5]
+        assert all(bytes(ds[i]["cls"]) == b"%d" % i for i in range(6) if i not in lost)

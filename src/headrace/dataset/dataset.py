@@ -53,6 +53,8 @@ class Dataset:
         """`scanned` are the indexes of a dataset without index files; they are pickled along."""
         self.manifest = manifest
         self._files = files
+        self._cache = files.open_cache()
+        """Held, for a cache in RAM lives as long as someone holds it."""
         self._max_sample_bytes = max_sample_bytes
         self._windows = windows
         self._indexes = Indexes(files, manifest, scanned)
@@ -167,6 +169,8 @@ class Dataset:
 
     def open_shard(self, shard: int) -> File:
         """A shard, open for reading. Raises DamagedError if it is missing."""
+        if self._cache is None:  # as in a process that this dataset was sent to
+            self._cache = self._files.open_cache()
         shards = self.manifest.shards
         return self._files.open(shards.file[shard], int(shards.bytes[shard]), shards.xxh3_128[shard])
 
@@ -191,7 +195,7 @@ class Dataset:
         return find_damage(self, progress)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lookup": None}
+        return {**self.__dict__, "_lookup": None, "_cache": None}
 
     def _count_windows(self, num_bytes: I64) -> I64:
         assert self._windows is not None

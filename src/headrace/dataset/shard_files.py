@@ -10,7 +10,7 @@ import xxhash
 from headrace.errors import DamagedError, StorageError
 from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME
 from headrace.storage import File, Place, list_folder, locate, open_file, read_bytes, storage_refusals
-from headrace.storage.cache import CacheOptions, cached, cached_bytes
+from headrace.storage.cache import Cache, CacheOptions, cached, cached_bytes, open_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,11 @@ class ShardFiles:
         if self.cache is None or place.is_local:
             return open_file(place, size=num_bytes)
         return cached(lambda: open_file(place, size=num_bytes), self.cache, identity, num_bytes, place=place)
+
+    def open_cache(self) -> Cache | None:
+        """The cache, if there is one and something to keep in it. Raises StorageError if it cannot be used."""
+        is_all_local = self.shards.is_local and self.home.is_local
+        return None if self.cache is None or is_all_local else open_cache(self.cache)
 
     def read_index(self, name: str, digest: str) -> bytes:
         """The content of a shard's index file. Raises DamagedError if its xxh3_128 is not `digest`."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import xxhash
 
-from headrace.formats.index import StoredIndex
 from headrace.formats.fields import Field
+from headrace.formats.index import StoredIndex
 from headrace.formats.manifest import INDEX_SUFFIX
 from headrace.formats.shards import Shard
 from headrace.storage import remove_file, replace_file, storage_refusals, write_all, write_file

@@ -43,8 +43,8 @@ def scan_tar(file: File, hints: Mapping[str, Any], options: ScanOptions) -> tupl
     if options.dtype is not None:
         raise OptionError(f"dtype is for token files (.bin), and {file.name} is a tar: leave it out")
     with file.stream() as stream:
-        codec = codec_of(stream.peek(BLOCK_BYTES))
         stored = _Stored(stream)
+        codec = codec_of(stored.head(BLOCK_BYTES))
         if codec is None:
             tar = _Scan(stored, file.name).run()
             index: StoredIndex = tar
@@ -69,9 +69,17 @@ class _Stored:
         self.digest = xxhash.xxh3_128()
         self.at = 0
         self._stream = stream
+        self._head = b""
+
+    def head(self, length: int) -> bytes:
+        """The first bytes, to be looked at: they are yet to be read."""
+        self._head = self._stream.read(length)
+        return self._head
 
     def read(self, length: int) -> bytes:
-        data = self._stream.read(length)
+        data, self._head = self._head[:length], self._head[length:]
+        if len(data) < length:
+            data += self._stream.read(length - len(data))
         self.digest.update(data)
         self.at += len(data)
         return data

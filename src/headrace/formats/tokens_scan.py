@@ -80,10 +80,12 @@ def scan_tokens(file: File, hints: Mapping[str, Any], options: ScanOptions) -> t
     """
     digest, sums = xxhash.xxh3_128(), BlockSums()
     with file.stream() as stream:
-        header = _header(stream.peek(_HEADER_BYTES))
-        while chunk := stream.read(_CHUNK_BYTES):
+        chunk = stream.read(_CHUNK_BYTES)
+        header = _header(chunk)
+        while chunk:
             digest.update(chunk)
             sums.add(chunk)
+            chunk = stream.read(_CHUNK_BYTES)
     blocks, header_bytes = sums.blocks(), _HEADER_BYTES if header else 0
     dtype = _dtype(file, hints["file"], header, options)
     num_tokens = _num_tokens(file, blocks.shard_bytes - header_bytes, dtype, header)

@@ -153,9 +153,9 @@ class DatasetWriter:
         if self._seen is not None:
             self._seen.add(digest)
         for name, field in sample.fields.items():
-            known = self._fields.get(name)
+            known, join = self._fields.get(name), self._options.format.join
             if known != field or field.type == "null":
-                self._fields[name] = field if known is None else known.merged(field)
+                self._fields[name] = field if known is None else join(known, field) if join else known.merged(field)
 
     def _next_writer(self) -> ShardWriter:
         format_ = self._options.format

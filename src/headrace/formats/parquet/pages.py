@@ -75,7 +75,7 @@ def look_through(chunk: memoryview, leaf: Leaf, num_values: int, *, check_crc: b
     """
     num_bytes = dictionary_bytes = largest_bytes = widest_bytes = found = 0
     has_dictionary = False
-    for page in _pages(chunk, leaf.path):
+    for page in pages(chunk, leaf.path):
         if check_crc and page.crc is not None:
             _check_crc(chunk, page, leaf.path)
         if page.kind == _DICTIONARY:
@@ -97,7 +97,8 @@ def look_through(chunk: memoryview, leaf: Leaf, num_values: int, *, check_crc: b
     return Unpacked(values + dictionary_bytes, widest_bytes, has_dictionary)
 
 
-def _pages(chunk: memoryview, path: str) -> Iterator[Page]:
+def pages(chunk: memoryview, path: str) -> Iterator[Page]:
+    """The pages that make up a chunk of the column `path`. Raises DamagedError where there is none."""
     at = 0
     while at < len(chunk):
         reader = Reader(chunk[at : at + _MAX_HEADER_BYTES], _MAX_HEADER_VALUES)
