@@ -218,6 +218,24 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path):
     assert [*index.damage(0, 2, memoryview(path.read_bytes())[index.extent(0, 2)[0] :])] == [0]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("number", [b"\xff" * 8, b"\xff\xff\xff\x7f\0\x20\0\0"])
+def test_no_number_in_a_chunk_can_ask_for_memory(tmp_path, layout, number):
+    """Each eight bytes as -1, and as 2^45 with 2^31 - 1 in the low half: lengths, counts and places are looked at before they are used."""
+    content, packing = LAYOUTS[layout]
+    for at in range(0, len(content) - 8, 4 if len(content) < 500 else 8):
+        changed = content[:at] + number + content[at + 8 :]
+        scan_or_error(LITDATA, tmp_path / "c.bin", changed, hint(packing))
+
+
+@pytest.mark.parametrize("name", [b"opt\0", b"item\0", b"__key__\0"])
+def test_names_that_are_no_text_are_an_error(tmp_path, name):
+    content = LAYOUTS["table"][0].replace(name, b"\xff" * (len(name) - 1) + b"\0")
+    (tmp_path / "c.bin").write_bytes(content)
+    with pytest.raises(DamagedError, match="its Arrow table cannot be read: 'utf-8' codec can't decode"):
+        scan(LITDATA, tmp_path / "c.bin", hint())
+
+
 def test_tokens_are_items_without_lengths(tmp_path):
     content = chunk([np.arange(n, dtype="<u2").tobytes() for n in (3, 0, 5)])
     (tmp_path / "c.bin").write_bytes(content)

@@ -237,7 +237,7 @@ def test_once_a_row_group_is_written_samples_must_fit_its_columns(tmp_path):
 
 @pytest.mark.usefixtures("small_groups")
 def test_later_shards_have_the_columns_of_earlier_ones(tmp_path):
-    """Which is how a pack that is continued writes what it would have written; what was always None may become known."""
+    """So a pack that is continued writes what it would have written; what was always None may become known."""
     first = [
         {"__key__": f"a{i}", "x": i if i else 0.5, "o": [{"b": 1, "n": None}], "g": np.ones((2, 2))} for i in range(9)
     ]
@@ -264,7 +264,7 @@ def test_later_shards_have_the_columns_of_earlier_ones(tmp_path):
     [Field("json", "{"), Field("json", '"thing"'), Field("array", "U3"), Field("other"), Field("json", '["a",1]')],
 )
 def test_fields_that_are_no_columns_are_refused(tmp_path, field):
-    with pytest.raises(ManifestError, match="is no column of a Parquet file"):
+    with pytest.raises(ManifestError, match="is no column that headrace writes .*: pack all of the dataset anew"):
         ParquetWriter(tmp_path / "shard.parquet", {"x": field})
 
 

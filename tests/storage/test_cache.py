@@ -1,5 +1,7 @@
 """The cache in one process: what is read, what the store is asked for, who goes first, and what is left alone."""
 
+import errno
+import fcntl
 import gc
 import os
 import pickle
@@ -352,6 +354,24 @@ def test_links_in_place_of_blocks_are_not_followed(folder, tmp_path):
     block.symlink_to(tmp_path / "copy")
     assert reading(store, folder).read(0, BLOCK) == store.data
     assert len(store.requests) == 2
+
+
+def test_a_link_in_place_of_a_part_is_not_written_through(folder, tmp_path):
+    (tmp_path / "thesis.tex").write_bytes(b"a year's work")
+    store = Store(content(BLOCK))
+    file = reading(store, folder)
+    (own(folder) / "parts" / file._key(0).name).symlink_to(tmp_path / "thesis.tex")
+    assert file.read(0, BLOCK) == store.data
+    assert (tmp_path / "thesis.tex").read_bytes() == b"a year's work"
+
+
+def test_a_file_system_without_locks_is_refused_at_once(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with pytest.raises(StorageError, match=r"cannot use the cache .*: No locks available"):
+        open_cache(folder)
 
 
 def test_one_cache_for_equal_options(folder):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from faulty import FaultyServer, status
@@ -144,11 +145,21 @@ def test_a_wrong_azure_key_is_told_without_it(azure, monkeypatch):
     assert "d3Jvbmctc2VjcmV0" not in str(caught.value)
 
 
-def test_a_missing_package_is_named(no_credentials, monkeypatch):
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [
+        ("gs://bucket/a", "gcsfs"),
+        ("hf://datasets/me/it/a", "huggingface_hub"),
+        ("smb://host/share/a", "smbprotocol"),
+    ],
+)
+def test_a_missing_package_is_named(no_credentials, monkeypatch, url, package):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(StorageError, match=r"gs: URLs need a package that is not installed: .*gcsfs"):
-        read_bytes("gs://bucket/a")
+    imported = import_module("fsspec.registry")._registry
+    monkeypatch.delitem(imported, url.partition(":")[0], raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(StorageError, match=rf"URLs need a package that is not installed: .*{package}"):
+        read_bytes(url)
 
 
 def test_a_server_that_ssh_does_not_know_is_refused(sftp, monkeypatch, tmp_path):

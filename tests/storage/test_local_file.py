@@ -1,12 +1,28 @@
 """Reading by ranges, writing whole files, and what the disk refuses."""
 
+import errno
 import os
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
 from headrace.errors import DamagedError, OptionError, StorageError
-from headrace.storage import LocalFile, local_path, make_folder, parse_size, quoted, storage_refusals, write_file
+from headrace.storage import (
+    LocalFile,
+    local_path,
+    make_folder,
+    parse_size,
+    put_if_absent,
+    quoted,
+    read_bytes,
+    storage_refusals,
+    upload,
+    walk,
+    write_bytes,
+    write_file,
+)
 
 
 @pytest.fixture
@@ -130,3 +146,51 @@ def test_names_that_would_break_a_line_are_escaped():
     assert quoted("a b/ä.jpg") == "a b/ä.jpg"
     assert quoted("a\nb") == r"'a\nb'"
     assert quoted("a\udcff") == r"'a\udcff'"
+
+
+def test_a_walk_does_not_follow_a_link_in_a_circle(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_bytes(b"1")
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    (tmp_path / "nothing").symlink_to(tmp_path / "gone")
+    names = [entry.name for entry in walk(tmp_path)]
+    assert sorted(names) == ["a/b/file", "link/file"]
+
+
+def test_a_file_is_moved_in_from_another_disk(tmp_path):
+    """Where renaming cannot do it."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        source = Path(elsewhere) / "source"
+        source.write_bytes(b"content")
+        upload(source, tmp_path / "below" / "a")
+        assert not source.exists()
+    assert [path.read_bytes() for path in (tmp_path / "below").iterdir()] == [b"content"]
+
+
+def test_a_disk_without_links_takes_a_name_once_too(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert put_if_absent(tmp_path / "a", b"first")
+    assert not put_if_absent(tmp_path / "a", b"second")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
+
+
+def test_writers_of_one_name_do_not_mix(tmp_path):
+    contents = [bytes([number]) * 1_000_000 for number in range(6)]
+
+    def write(content):
+        for _ in range(5):
+            write_bytes(tmp_path / "a", content)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if (tmp_path / "a").exists():
+            assert read_bytes(tmp_path / "a") in contents
+    for thread in threads:
+        thread.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -26,6 +26,8 @@ class FolderListing(Listing):
         self._files_below: dict[str, set[str]] = {}
         self.folders: list[str] = []
         """Names of folders directly below."""
+        self.is_part = names is not None
+        """Whether only some files of the folder are meant."""
         self.names = list(names) if names is not None else self._list()
 
     def head(self, name: str, num_bytes: int = _HEAD_BYTES) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from headrace.dataset.dataset import Dataset
+from headrace.dataset.folder import open_folder
 from headrace.dataset.listing import FolderListing
 from headrace.dataset.partial import PARTIAL_NAME
 from headrace.dataset.shard_files import ShardFiles, lasting, shown
@@ -49,13 +50,14 @@ def open(
     cache_size: int | str | None = None,
     max_sample_bytes: int | str = "256MiB",
 ) -> Dataset:
-    """The dataset at a place: a packed one, or an ordinary one of any format that headrace reads.
+    """The dataset at a place: a packed one, an ordinary one of any format that headrace reads, or a folder of files.
 
     `url` names a folder or prefix, a single file, or files by braces: `s3://bucket/train-{000000..000099}.tar`.
 
     An ordinary dataset has no manifest; what it is follows from the content of its files. Its shards are read through
-    once to find its samples (`headrace.index` keeps what is found). A sample of more than `max_sample_bytes` is an
-    error when it is read.
+    once to find its samples (`headrace.index` keeps what is found). A folder of files (files of one stem are a sample,
+    folders one deep are classes) opens as it is up to 100,000 files and 1 GiB; larger ones are to be packed. A sample
+    of more than `max_sample_bytes` is an error when it is read.
 
     `cache` is a local folder, or "ram": blocks of shards that lie in a store are kept there, for all processes of this
     machine, `cache_size` bytes of them at most (such as "200GiB"; None: half of the disk, or a quarter of the memory).
@@ -66,13 +68,24 @@ def open(
     """
     limit = parse_size(max_sample_bytes, "max_sample_bytes")
     kept = cache_options(cache, cache_size)
-    ordinary = find_ordinary(url, ScanOptions(max_sample_bytes=limit), kept)
+    ordinary = _look(url, ScanOptions(max_sample_bytes=limit), kept)
     if isinstance(ordinary, Dataset):
         return ordinary
+    if isinstance(ordinary, FolderListing):
+        return _opened_folder(shown(url), ordinary, limit)
     found = list(ordinary.scan())
     manifest = manifest_of(ordinary, found)
     files = ShardFiles(shown(url), ordinary.folder, ordinary.folder, kept)
     return Dataset(files, manifest, limit, scanned=tuple(index for index, _ in found))
+
+
+def _opened_folder(url: str, listing: FolderListing, limit: int) -> Dataset:
+    """A folder of files as it is, unless datasets lie in its folders: then one of those is meant."""
+    is_whole_folder = listing.folder.is_local and not listing.is_part and not _inner_datasets(listing)
+    dataset = open_folder(url, listing.folder, limit) if is_whole_folder else None
+    if dataset is None:
+        raise _none_found(url, listing)
+    return dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +106,18 @@ class Ordinary:
             yield index, replace(row, file=name)
 
 
-def find_ordinary(
-    url: str | os.PathLike[str], options: ScanOptions, cache: CacheOptions | None = None
-) -> Dataset | Ordinary:
-    """What is at a place: a dataset with a manifest, or an ordinary one. Raises as `open`."""
+def find_ordinary(url: str | os.PathLike[str], options: ScanOptions) -> Dataset | Ordinary:
+    """What is at a place: a dataset with a manifest, or an ordinary one of shards. Raises as `open`."""
+    found = _look(url, options, None)
+    if isinstance(found, FolderListing):
+        raise _none_found(shown(url), found)
+    return found
+
+
+def _look(
+    url: str | os.PathLike[str], options: ScanOptions, cache: CacheOptions | None
+) -> Dataset | Ordinary | FolderListing:
+    """A dataset, packed or ordinary, or what else is there."""
     folder, names = _folder_and_names(url)
     if names is None:
         manifest = _read_manifest(folder)
@@ -107,7 +128,11 @@ def find_ordinary(
         if (found := format_.find(listing, options)) is not None:
             _check_alone(format_, listing, options)
             return Ordinary(folder, format_, found, options)
-    raise DatasetError(f"{quoted(shown(url))} is not a dataset: {_EXPECTED}; {_what_is_there(listing)}")
+    return listing
+
+
+def _none_found(url: str, listing: FolderListing) -> DatasetError:
+    return DatasetError(f"{quoted(url)} is not a dataset: {_EXPECTED}; {_what_is_there(listing)}")
 
 
 def is_dataset(place: Place) -> bool:
@@ -219,9 +244,12 @@ def _check_fields(manifest: Manifest, folder: Place) -> None:
         )
 
 
+def _inner_datasets(listing: FolderListing) -> list[str]:
+    return [name for name in listing.folders if is_dataset(listing.folder / name)]
+
+
 def _what_is_there(listing: FolderListing) -> str:
-    inner = [name for name in listing.folders if is_dataset(listing.folder / name)]
-    if inner:
+    if inner := _inner_datasets(listing):
         more = f" and {len(inner) - 3} more" if len(inner) > 3 else ""
         return f"found datasets in its folders {', '.join(map(quoted, inner[:3]))}{more}: open one of them"
     if not listing.names and not listing.folders:

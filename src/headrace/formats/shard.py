@@ -54,6 +54,12 @@ class ShardWriter(ABC):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             self._fd = os.open(self._temporary, flags, 0o644)
 
+    @property
+    def fields(self) -> Mapping[str, Field] | None:
+        """What the samples of this shard and of earlier ones have, where the writer decides it: a column has one type,
+        whatever single samples show of it. None: it is what the samples' own fields have in common."""
+        return None
+
     def add(self, sample: Encoded) -> None:
         """Write one sample."""
         self._add(sample)

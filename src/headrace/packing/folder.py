@@ -18,11 +18,11 @@ from typing import NamedTuple
 import orjson
 import xxhash
 
+from headrace.dataset.walk import Unusable, Walk
 from headrace.errors import SourceError, StorageError
 from headrace.packing.sorting import sorted_strings
 from headrace.packing.source import Bad, Loader, Sample, Source
 from headrace.packing.spool import Record
-from headrace.packing.walk import Walk
 from headrace.storage import open_regular, quoted, storage_refusals
 
 _log = logging.getLogger("headrace.packing")
@@ -94,7 +94,7 @@ class FolderSource(Source):
 
     def _noted(self) -> Iterator[bytes]:
         for found in self._walk.files():
-            if isinstance(found, Bad):
+            if isinstance(found, Unusable):
                 yield _File(found.key, _BROKEN, str(found.error), 0, 0).to_bytes()
             else:
                 yield _File(*found.named, found.path, found.size, found.mtime_ns).to_bytes()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.dataset.walk import is_clean
 from headrace.errors import DatasetError, HeadraceError, SourceError, TransformError
 from headrace.packing.spool import Record
 from headrace.storage import quoted
@@ -85,14 +86,3 @@ def check_key(key: Any, where: str) -> str:
             f"{where}: the key {quoted(key)} holds a line break, a control character or what is not UTF-8; rename it"
         )
     return key
-
-
-def is_clean(name: str) -> bool:
-    """Whether a name is valid UTF-8 without line breaks and other control characters."""
-    if name.isprintable():  # nearly all are, and this is quick
-        return True
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return not any(ord(char) < 32 or ord(char) == 127 for char in name)

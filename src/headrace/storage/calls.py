@@ -6,6 +6,7 @@ daemon thread while the caller waits: Ctrl-C and the time limit then work, and a
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -59,6 +60,9 @@ def interruptible(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
 def limited(limit_sec: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What the call returns. Raises TimeoutError if that takes longer; the call itself is then left running."""
     return begin(function, *args, **kwargs).result(limit_sec)
+
+
+os.register_at_fork(after_in_child=_IDLE.clear)  # the threads are not in the child
 
 
 def _run(future: Future[Any], function: Callable[[], Any]) -> None:

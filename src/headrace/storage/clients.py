@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,17 @@ _AZ_CREDENTIALS = (
 )
 
 
-def maker(place: Place) -> Callable[[float, bool], Client]:
-    """A function of (seconds a request may take, whether obstore itself retries) that makes a client for the place."""
+class Use(Enum):
+    """What a client is for."""
+
+    READ = "read"
+    WRITE = "write"
+    UPLOAD = "upload"
+    """In parts, several at once; obstore itself tries each again."""
+
+
+def maker(place: Place) -> Callable[[float, Use], Client]:
+    """A function of the seconds that a request may take, and of what for, that makes a client for the place."""
     make: dict[str, Callable[[Place], Callable[..., Client]]] = {
         "s3": _s3,
         "gs": _gs,
@@ -61,18 +71,20 @@ def maker(place: Place) -> Callable[[float, bool], Client]:
         "memory": _memory,
     }
     build = make[place.scheme](place)
-    return lambda limit, patient: build(**_behaviour(limit, patient=patient))
+    return lambda limit, use: build(**_behaviour(limit, use))
 
 
-def _behaviour(limit: float, *, patient: bool) -> dict[str, Any]:
+def _behaviour(limit: float, use: Use) -> dict[str, Any]:
     seconds = timedelta(seconds=limit)
+    # While a request's body is being sent nothing is read, and that is no stall.
+    stall = min(limit, max(_SHORTEST_STALL_SEC, limit * _STALL_SHARE)) if use is Use.READ else limit
     backoff = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5)}
     client = {
         "timeout": seconds,
-        "read_timeout": timedelta(seconds=min(limit, max(_SHORTEST_STALL_SEC, limit * _STALL_SHARE))),
+        "read_timeout": timedelta(seconds=stall),
         "connect_timeout": timedelta(seconds=min(limit, _CONNECT_SEC)),
     }
-    retry = {"max_retries": 10 if patient else 0, "retry_timeout": seconds, "backoff": backoff}
+    retry = {"max_retries": 10 if use is Use.UPLOAD else 0, "retry_timeout": seconds, "backoff": backoff}
     return {"client_options": client, "retry_config": retry}
 
 

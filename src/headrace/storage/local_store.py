@@ -93,14 +93,18 @@ def entries(path: Path) -> list[Entry]:
             return []
 
 
-def walk(path: Path) -> Iterator[Entry]:
-    """Every file below the folder, by its path below it, folder by folder."""
+def walk(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Entry]:
+    """Every file below the folder, by its path below it, folder by folder; a link to a folder above is not followed."""
     for entry in entries(path):
         if not entry.is_folder:
             yield entry
             continue
-        for below in walk(path / entry.name):
-            yield below._replace(name=f"{entry.name}/{below.name}")
+        with storage_refusals("list", path):
+            found = (path / entry.name).stat()
+        identity = (found.st_dev, found.st_ino)
+        if identity not in above:
+            for below in walk(path / entry.name, above | {identity}):
+                yield below._replace(name=f"{entry.name}/{below.name}")
 
 
 def exists(path: Path) -> bool:

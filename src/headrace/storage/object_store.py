@@ -18,7 +18,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from headrace.storage.calls import interruptible
 from headrace.storage.causes import object_failure
-from headrace.storage.clients import Client, maker
+from headrace.storage.clients import Client, Use, maker
 from headrace.storage.place import WEB_SCHEMES, Place
 from headrace.storage.store import Data, Denied, Entry, Missing, Range, Refused, Store, Trouble, Version
 
@@ -44,7 +44,7 @@ class ObjectStore(Store):
         """The store that the place is in. Raises StorageError where the environment does not say how to reach it."""
         self._scheme = place.scheme
         self._make = maker(place)
-        self._clients: dict[tuple[float, bool], Client] = {}
+        self._clients: dict[tuple[float, Use], Client] = {}
         self._lock = threading.Lock()
         self._has_worked = False
 
@@ -80,7 +80,8 @@ class ObjectStore(Store):
         if len(data) > 2 * _PART_BYTES:
             self._put_parts(place, bytes(data), len(data), limit)
         else:
-            self._call(obstore.put, self._client(limit), self._key(place), bytes(data), use_multipart=False)
+            client = self._client(limit, Use.WRITE)
+            self._call(obstore.put, client, self._key(place), bytes(data), use_multipart=False)
 
     def create(self, place: Place, data: Data, limit: float) -> bool:
         """As `Store.create`. A few S3-compatible stores ignore the condition; asking first makes that rarer."""
@@ -118,7 +119,11 @@ class ObjectStore(Store):
         return folders + files
 
     def walk(self, place: Place, after: str, limit: float) -> Iterator[list[Entry]]:
-        """As `Store.walk`."""
+        """As `Store.walk`. WebDAV has no order, so all of it is fetched and sorted first."""
+        pages = self._pages(place, after, limit)
+        return iter([sorted(entry for page in pages for entry in page)]) if self._scheme in WEB_SCHEMES else pages
+
+    def _pages(self, place: Place, after: str, limit: float) -> Iterator[list[Entry]]:
         key = self._key(place)
         cut = len(key) + 1 if key else 0
         offset = f"{key}/{after}".lstrip("/") if after else None
@@ -153,7 +158,7 @@ class ObjectStore(Store):
             return
 
     def _put_if(self, place: Place, data: Data, mode: Any, limit: float) -> bool:
-        client, key, content = self._client(limit), self._key(place), bytes(data)
+        client, key, content = self._client(limit, Use.WRITE), self._key(place), bytes(data)
 
         def put() -> bool:
             try:
@@ -169,7 +174,7 @@ class ObjectStore(Store):
         return self._call(put)
 
     def _put_parts(self, place: Place, source: bytes | Path, num_bytes: int, limit: float) -> None:
-        client = self._client(limit, patient=True)
+        client = self._client(limit, Use.UPLOAD)
         if self._scheme in WEB_SCHEMES:  # WebDAV knows no parts
             self._call(obstore.put, client, self._key(place), source, use_multipart=False)
             return
@@ -191,11 +196,11 @@ class ObjectStore(Store):
     def _key(self, place: Place) -> str:
         return unquote(place.key) if self._scheme in WEB_SCHEMES else place.key
 
-    def _client(self, limit: float, *, patient: bool = False) -> Client:
+    def _client(self, limit: float, use: Use = Use.READ) -> Client:
         with self._lock:
-            client = self._clients.get((limit, patient))
+            client = self._clients.get((limit, use))
             if client is None:
-                client = self._clients[limit, patient] = self._understood(self._make, limit, patient)
+                client = self._clients[limit, use] = self._understood(self._make, limit, use)
         return client
 
     def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

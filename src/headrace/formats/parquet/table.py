@@ -182,7 +182,10 @@ def _stored_kind(name: str, field: Field) -> Kind:
         return [field.dtype] if field.shape is None or len(field.shape) == 1 else grid_kind(field.dtype, field.shape)
     if field.type in _SCALARS:
         return _SCALARS[field.type]
-    raise ManifestError(f"field {name!r} is no column of a Parquet file: type {field.type!r}, dtype {field.dtype!r}")
+    raise ManifestError(
+        f"field {name!r} of the shards so far is no column that headrace writes (type {field.type!r}, dtype "
+        f"{field.dtype!r}): pack all of the dataset anew"
+    )
 
 
 def _merged(before: Field | None, field: Field) -> Field:

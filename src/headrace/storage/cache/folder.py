@@ -23,7 +23,7 @@ from pathlib import Path
 from headrace.errors import StorageError
 from headrace.storage.cache.block import BlockFile, BlockKey, read_block, stored_bytes, write_block
 from headrace.storage.cache.cache import Cache
-from headrace.storage.cache.ledger import BLOCKS, PARTS, Ledger, block_path
+from headrace.storage.cache.ledger import BLOCKS, LEDGER_LOCK, PARTS, Ledger, block_path
 from headrace.storage.place import quoted
 from headrace.storage.refusal import storage_refusals
 
@@ -55,6 +55,8 @@ class FolderCache(Cache):
                 _make_folder(name, self._fd)
             self._ledger = Ledger(self._fd, max_bytes)
             self._ledger.sweep()
+            with self.locks() as locks:  # a file system without locks is refused now, not in the middle of an epoch
+                locks.try_take(LEDGER_LOCK)
 
     def __del__(self) -> None:
         fd = self.__dict__.pop("_fd", -1)

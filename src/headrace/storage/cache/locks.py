@@ -14,6 +14,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -63,7 +64,8 @@ class Locks:
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.fd in _open_fds:
-            self._set(fcntl.F_UNLCK, 0, _ALL)  # not by closing alone: a forked child may have a copy
+            with suppress(OSError):  # closing does it too, unless a forked child has a copy
+                self._set(fcntl.F_UNLCK, 0, _ALL)
             _open_fds.discard(self.fd)
             os.close(self.fd)
             self.fd = -1

@@ -139,6 +139,8 @@ class RamCache(Cache):
             return hint
         for slot in np.flatnonzero(self._live(self._key_low) == low):
             if self._key_high[slot] == high:
+                if len(self._hints) >= len(self._sizes):  # most are of blocks that were evicted
+                    self._hints.clear()
                 self._hints[key] = int(slot)
                 return int(slot)
         self._hints.pop(key, None)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from headrace.errors import SourceError
 from headrace.formats.tar_names import split_name
-from headrace.packing.source import Bad, is_clean
 from headrace.storage import quoted, storage_refusals
 
 
@@ -26,6 +25,13 @@ class Found(NamedTuple):
     mtime_ns: int
 
 
+class Unusable(NamedTuple):
+    """What looks like a sample's file and is none, and why."""
+
+    key: str
+    error: SourceError
+
+
 class Walk:
     """One walk. What it says of the folder as a whole holds when `files` is through."""
 
@@ -38,7 +44,7 @@ class Walk:
         self._has_cls = False
         self._passed: Counter[str] = Counter()
 
-    def files(self) -> Iterator[Found | Bad]:
+    def files(self) -> Iterator[Found | Unusable]:
         """Every file that belongs to a sample, in no order. Raises SourceError if the folder is missing."""
         self._check_root()
         waiting = [""]
@@ -52,7 +58,7 @@ class Walk:
                     elif entry.name.startswith("."):
                         self._passed["hidden folders"] += 1
                     elif not is_clean(entry.name):
-                        yield Bad(ascii(path), self._bad_name(path))
+                        yield Unusable(ascii(path), self._bad_name(path))
                     else:
                         waiting.append(path + "/")
                         if not below:
@@ -92,22 +98,22 @@ class Walk:
                 "(.csv, .jsonl, .parquet), or in Python an iterable of dicts"
             )
 
-    def _file(self, entry: os.DirEntry[str], path: str) -> Iterator[Found | Bad]:
+    def _file(self, entry: os.DirEntry[str], path: str) -> Iterator[Found | Unusable]:
         if entry.name.startswith("."):
             self._passed["hidden files"] += 1
         elif not is_clean(entry.name):
-            yield Bad(ascii(path), self._bad_name(path))
+            yield Unusable(ascii(path), self._bad_name(path))
         else:
             yield from self._clean_file(entry, path)
 
-    def _clean_file(self, entry: os.DirEntry[str], path: str) -> Iterator[Found | Bad]:
+    def _clean_file(self, entry: os.DirEntry[str], path: str) -> Iterator[Found | Unusable]:
         try:
             status = entry.stat()
         except FileNotFoundError:
-            yield Bad(path, SourceError(f"{quoted(self._root / path)} is a link to a file that is not there"))
+            yield Unusable(path, SourceError(f"{quoted(self._root / path)} is a link to a file that is not there"))
             return
         except OSError as err:  # such as links in a circle
-            yield Bad(path, SourceError(f"cannot read {quoted(self._root / path)}: {err.strerror}"))
+            yield Unusable(path, SourceError(f"cannot read {quoted(self._root / path)}: {err.strerror}"))
             return
         if stat.S_ISDIR(status.st_mode):
             self._passed["links to folders"] += 1
@@ -131,3 +137,14 @@ class Walk:
             f"the name {path!a} in {quoted(self._root)} holds a line break, a control character or what is not "
             "UTF-8: rename it"
         )
+
+
+def is_clean(name: str) -> bool:
+    """Whether a name is valid UTF-8 without line breaks and other control characters."""
+    if name.isprintable():  # nearly all are, and this is quick
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return not any(ord(char) < 32 or ord(char) == 127 for char in name)
