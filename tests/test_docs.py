@@ -2,6 +2,9 @@
 
 A page's blocks run in a process of their own, in an empty folder. A block right after a comment such as
 `<!-- no-test: needs a GPU -->` is left out, and the reason shows in the test's output. Other languages are not run.
+
+A page that begins with a comment such as `<!-- servers: s3 web -->` finds those servers: its bucket is a bucket of a
+real one, and https://data.example.org shows the folder that it runs in.
 """
 
 import os
@@ -31,10 +34,23 @@ def python_blocks(text):
             yield line, code, block["reason"]
 
 
+def served(text, request, folder):
+    """The page with places on running servers for those that it names, and the folder to run it in."""
+    found = re.match(r"<!--\s*servers:\s*([\w ]+?)\s*-->", text)
+    for name in found[1].split() if found else ():
+        server = request.getfixturevalue(name)
+        if name == "web":
+            text, folder = text.replace("https://data.example.org", server.place.text), server.folder
+        else:
+            text = text.replace(f"{server.scheme}://bucket", server.text)
+    return text, folder
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_of_a_page_runs(page, tmp_path):
+def test_python_of_a_page_runs(page, tmp_path, request):
     """Each block keeps its line numbers, so that a traceback points into the page."""
-    blocks = list(python_blocks(page.read_text("utf-8")))
+    text, folder = served(page.read_text("utf-8"), request, tmp_path)
+    blocks = list(python_blocks(text))
     script = "namespace = {'__name__': '__main__'}\n"
     for line, code, reason in blocks:
         if reason is not None:
@@ -45,7 +61,7 @@ def test_python_of_a_page_runs(page, tmp_path):
         script += f"exec(compile({padded!r}, {str(page)!r}, 'exec'), namespace)\n"
     done = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,

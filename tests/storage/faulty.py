@@ -3,6 +3,7 @@
 A fault is a function of the handler that answers instead of the server, or returns False to let it answer as usual.
 """
 
+import http.client
 import re
 import socket
 import struct
@@ -25,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault is None or fault(self) is False:
             self.answer()
 
-    do_HEAD = do_PUT = do_GET
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
     def log_message(self, *_):
         pass
@@ -82,8 +83,8 @@ class FaultyServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, files):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, files, handler=Handler):
+        super().__init__(("127.0.0.1", 0), handler)
         self.files = dict(files)
         self.faults: list[Fault] = []
         self.always: Fault | None = None
@@ -117,6 +118,52 @@ class FaultyServer(ThreadingHTTPServer):
         self.shutdown()
         self._thread.join()
         self.server_close()
+
+
+class ProxyHandler(Handler):
+    """Passes requests on, signed as they are, to another server."""
+
+    def answer(self):
+        self.deliver(self.forward())
+
+    def forward(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=120)
+        upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            upstream.putheader(name, value)
+        upstream.endheaders(body)
+        answer = upstream.getresponse()
+        return answer, answer.read()
+
+    def deliver(self, found):
+        answer, body = found
+        self.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        if self.command != "HEAD" and answer.getheader("Content-Length") is None:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def refuse(self, status, body=b"no", **headers):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))  # or what follows would be taken for a request
+        super().refuse(status, body, **headers)
+
+
+class FaultyProxy(FaultyServer):
+    """A proxy before a server that listens on port `upstream`, with faults as they are for a FaultyServer."""
+
+    def __init__(self, upstream):
+        super().__init__({}, ProxyHandler)
+        self.upstream = upstream
+
+
+def lost(handler):
+    """Have the request done, and lose the answer."""
+    handler.forward()
+    handler.reset()
 
 
 def status(code, body=b"no", **headers) -> Fault:

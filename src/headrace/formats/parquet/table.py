@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,9 @@ _SCALARS: Mapping[str, Kind] = {
     "image": BYTES,
 }
 _NULL = Field("null", nullable=True)
+_FILE_BYTES, _COLUMN_BYTES, _CHUNK_BYTES = 1024, 256, 384
+# At most, of a footer and page headers: for the file, each leaf, and each of its chunks, besides their names. Statistics
+# are written of numbers only, so no long text comes into it.
 
 
 class Columns:
@@ -57,6 +60,8 @@ class Columns:
         self._seen = dict(fields)
         self._kinds = {name: _stored_kind(name, field) for name, field in fields.items()}
         self._is_free, self._may_fill, self._is_first = not fields, True, not fields
+        self._bytes_per_file = self._bytes_per_group = 0
+        self._change({})
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -71,23 +76,39 @@ class Columns:
 
     def add(self, key: str, fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
         """Note what a sample has. Raises SourceError if it does not go with those before it; then nothing is noted."""
-        kinds = dict(self._kinds)
+        changed: dict[str, Kind] = {}
         for name, field in fields.items():
+            kind = _value_kind(field, values[name])
+            if kind == self._kinds.get(name):
+                continue
             try:
-                kinds[name] = self._joined(name, _value_kind(field, values[name]))
+                changed[name] = self._joined(name, kind)
             except MismatchError as err:
                 raise SourceError(
                     f"sample {quoted(key)}: field {name!r} {err}: a column of a Parquet file has one type"
                 ) from err
-        self._kinds = kinds
-        for name in kinds:
-            before = self._seen.get(name, None if self._is_first else _NULL)
-            self._seen[name] = _merged(before, fields.get(name, _NULL))
+        self._change(changed)
+        for name in self._kinds:
+            before, field = self._seen.get(name, None if self._is_first else _NULL), fields.get(name, _NULL)
+            if before != field:
+                self._seen[name] = _merged(before, field)
         self._is_first = False
+
+    def footer_bytes(self, num_groups: int) -> int:
+        """What footer and page headers of a file with so many row groups take, at most."""
+        return _FILE_BYTES + self._bytes_per_file + num_groups * self._bytes_per_group
 
     def fix(self) -> None:
         """From now on only what fits is added: the columns are being written."""
         self._is_free = self._may_fill = False
+
+    def _change(self, changed: Mapping[str, Kind]) -> None:
+        if all(self._kinds.get(name) == kind for name, kind in changed.items()) and self._bytes_per_file:
+            return
+        self._kinds |= changed
+        paths = [len(path.encode()) for path, _ in [(KEY, TEXT), *leaves_of(self._kinds)]]
+        self._bytes_per_file = sum(_COLUMN_BYTES + 4 * length for length in paths)
+        self._bytes_per_group = sum(_CHUNK_BYTES + length for length in paths)
 
     def _joined(self, name: str, kind: Kind) -> Kind:
         column = self._kinds.get(name)
@@ -103,6 +124,17 @@ class Columns:
         if has_empty_dict(found):
             raise MismatchError("is or holds an object without members, of which none is known yet; give None")
         return found
+
+
+def leaves_of(kinds: Mapping[str, Kind]) -> Iterator[tuple[str, str]]:
+    """The leaves of columns, as pyarrow calls them, and their kinds."""
+    for path, kind in kinds.items():
+        if isinstance(kind, list):
+            yield from leaves_of({f"{path}.list.element": kind[0]})
+        elif isinstance(kind, dict):
+            yield from leaves_of({f"{path}.{name}": inner for name, inner in kind.items()})
+        else:
+            yield path, kind
 
 
 def schema_of(kinds: Mapping[str, Kind]) -> pa.Schema:

@@ -10,7 +10,7 @@ the index says of it was found in it.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from headrace.formats.parquet.encode import KEY, decoded, member_bytes
 from headrace.formats.parquet.index import ParquetIndex
 from headrace.formats.parquet.kinds import BYTES, TEXT, Kind, grid_in
 from headrace.formats.parquet.scan import scan_parquet
-from headrace.formats.parquet.table import Columns, column_array, schema_of
+from headrace.formats.parquet.table import Columns, column_array, leaves_of, schema_of
 from headrace.formats.parquet.unpack import MAX_UNPACKED_BYTES
 from headrace.formats.shard import Encoded, ShardWriter
 from headrace.formats.shards import Shard
@@ -37,9 +37,7 @@ MAX_SAMPLE_BYTES = MAX_UNPACKED_BYTES // 4
 """What a sample may take: so much that its row group can be read again, with room to spare."""
 
 _FLOATS = ("float16", "float32", "float64")
-_FILE_BYTES, _COLUMN_BYTES, _CHUNK_BYTES, _VALUE_BYTES = 1024, 256, 512, 16
-# What footer and headers take at most: for the file, each column, each of its chunks, each value. Statistics are
-# written of numbers only, so no long text comes into it.
+_VALUE_BYTES = 16  # what a value takes besides its bytes, at most
 
 
 class ParquetWriter(ShardWriter):
@@ -50,6 +48,7 @@ class ParquetWriter(ShardWriter):
         self._columns = Columns(fields)
         self._waiting: list[tuple[str, dict[str, Any]]] = []
         self._waiting_bytes = self._num_groups = 0
+        self._last: tuple[Encoded | None, int] = None, 0
         self._sink = _Sink(self._write)
         self._file: pq.ParquetWriter | None = None
         self._row: Shard | None = None
@@ -75,7 +74,7 @@ class ParquetWriter(ShardWriter):
         super().abandon()
 
     def _add(self, sample: Encoded) -> None:
-        num_bytes = _sample_bytes(sample)
+        num_bytes = self._measured(sample)
         if num_bytes > MAX_SAMPLE_BYTES:
             raise SourceError(
                 f"sample {quoted(sample.key)} takes {num_bytes:,} bytes, and a row of Parquet up to "
@@ -90,9 +89,14 @@ class ParquetWriter(ShardWriter):
         self._waiting_bytes += num_bytes
 
     def _added_bytes(self, sample: Encoded) -> int:
-        num_columns = 1 + max(len(sample.members), len(self._columns.fields))
-        footer = _FILE_BYTES + num_columns * (_COLUMN_BYTES + (self._num_groups + 2) * _CHUNK_BYTES)
-        return self._waiting_bytes + _sample_bytes(sample) + footer
+        return self._waiting_bytes + self._measured(sample) + self._columns.footer_bytes(self._num_groups + 2)
+
+    def _measured(self, sample: Encoded) -> int:
+        """What a sample takes in a row group before it is packed, at most."""
+        if self._last[0] is not sample:  # asked twice in a row: whether it fits, and as it is added
+            sizes = (member_bytes(sample.fields[name], sample.blob, at, length) for name, at, length in sample.members)
+            self._last = sample, len(sample.key.encode()) + _VALUE_BYTES * (1 + len(sample.members)) + sum(sizes)
+        return self._last[1]
 
     def _write_group(self) -> None:
         if not self._waiting:
@@ -138,7 +142,7 @@ class _Sink(io.RawIOBase):
 
 
 def _open(sink: _Sink, kinds: Mapping[str, Kind]) -> pq.ParquetWriter:
-    leaves = [(KEY, TEXT), *(leaf for name, kind in kinds.items() for leaf in _leaves(name, kind))]
+    leaves = [(KEY, TEXT), *leaves_of(kinds)]
     packed = [path for path, leaf in leaves if not _is_float_array(path, leaf)]
     return pq.ParquetWriter(
         sink,
@@ -151,23 +155,6 @@ def _open(sink: _Sink, kinds: Mapping[str, Kind]) -> pq.ParquetWriter:
     )
 
 
-def _leaves(path: str, kind: Kind) -> Iterator[tuple[str, str]]:
-    """The leaves of a column, as pyarrow calls them, and their kinds."""
-    if isinstance(kind, list):
-        yield from _leaves(f"{path}.list.element", kind[0])
-    elif isinstance(kind, dict):
-        for name, inner in kind.items():
-            yield from _leaves(f"{path}.{name}", inner)
-    else:
-        yield path, kind
-
-
 def _is_float_array(path: str, leaf: str) -> bool:
     grid = grid_in(leaf)
     return grid[0] in _FLOATS if grid is not None else leaf in _FLOATS and path.endswith(".list.element")
-
-
-def _sample_bytes(sample: Encoded) -> int:
-    """What a sample takes in a row group before it is packed, at most."""
-    sizes = (member_bytes(sample.fields[name], sample.blob, at, length) for name, at, length in sample.members)
-    return len(sample.key.encode()) + _VALUE_BYTES * (1 + len(sample.members)) + sum(sizes)
