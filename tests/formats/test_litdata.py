@@ -221,7 +221,7 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("number", [b"\xff" * 8, b"\xff\xff\xff\x7f\0\x20\0\0"])
 def test_no_number_in_a_chunk_can_ask_for_memory(tmp_path, layout, number):
-    """Each eight bytes as -1, and as 2^45 with 2^31 - 1 in the low half: lengths, counts and places are looked at before they are used."""
+    """Each eight bytes as -1, and as 2^45 + 2^31 - 1: lengths, counts and places are looked at before they are used."""
     content, packing = LAYOUTS[layout]
     for at in range(0, len(content) - 8, 4 if len(content) < 500 else 8):
         changed = content[:at] + number + content[at + 8 :]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import headrace as hr
 from headrace.errors import DatasetError, TargetError, TransformError
+from headrace.packing import targets
 
 # A pack that takes a while: its transform sleeps a little, and gives several samples at times.
 SCRIPT = """
@@ -211,9 +212,7 @@ def test_a_torn_journal_costs_time_but_no_sample(tmp_path_factory, pngs, content
     samples = [{"__key__": f"k{i}", "png": png} for i, png in enumerate(pngs[:12])]
     hr.pack(samples, folder / "whole", shard_size=6000)
     with pytest.MonkeyPatch.context() as patch:
-        from headrace.formats import Manifest
-
-        patch.setattr(Manifest, "write", lambda *_: (_ for _ in ()).throw(Stop))
+        patch.setattr(targets, "write_beside", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             hr.pack(samples, folder / "out", shard_size=6000)
     journal = folder / "out" / "headrace.partial"

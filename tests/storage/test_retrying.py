@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import DamagedError, StorageError
-from headrace.storage import ReadOptions, locate, retrying
+from headrace.storage import Entry, ReadOptions, locate, operations, retrying
 from headrace.storage.calls import begin, interruptible, limited
 from headrace.storage.retrying import persist
 from headrace.storage.store import Denied, Missing, Refused, Short, Trouble
@@ -78,6 +78,23 @@ def test_what_is_final_is_raised_at_once(failure, error, words):
         persist("read", PLACE, None, once)
     assert str(caught.value) == words
     assert len(calls) == 1
+
+
+def test_a_listing_that_breaks_goes_on_after_what_was_given_out(monkeypatch):
+    names, asked = [f"f{number}" for number in range(6)], []
+
+    class Breaking:
+        def walk(self, place, after, limit):
+            asked.append(after)
+            left = [Entry(name, 0, False) for name in names if name > after]
+            yield left[:2]
+            if len(asked) < 3:
+                raise Trouble("broken")
+            yield left[2:]
+
+    monkeypatch.setattr(operations, "store_for", lambda place: Breaking())
+    assert [entry.name for entry in operations.walk(PLACE, options=ReadOptions(120))] == names
+    assert asked == ["", "f1", "f3"]
 
 
 def test_a_call_that_takes_too_long_is_left_behind():

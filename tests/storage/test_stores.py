@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from webhdfs import WebHdfs
 
 from headrace.errors import DamagedError, OptionError, StorageError
 from headrace.storage import (
@@ -21,7 +22,7 @@ from headrace.storage import (
 )
 
 CONTENT = bytes(range(256)) * 40
-STORES = ["local", "memory", "s3", "s3_strict", "azure", "gcs", "webdav", "ftp", "sftp"]
+STORES = ["local", "memory", "s3", "s3_strict", "azure", "gcs", "webdav", "sftp", "webhdfs"]
 
 
 @pytest.fixture
@@ -32,6 +33,14 @@ def local(tmp_path):
 @pytest.fixture
 def memory(request):
     return locate(f"memory://{request.node.name}")
+
+
+@pytest.fixture
+def webhdfs(tmp_path):
+    pytest.importorskip("requests")
+    (tmp_path / "hdfs").mkdir()
+    with WebHdfs(tmp_path / "hdfs") as server:
+        yield locate(f"webhdfs://127.0.0.1:{server.server_port}/store")
 
 
 @pytest.fixture(params=STORES)
@@ -121,10 +130,8 @@ def test_a_removed_file_is_gone_and_removing_it_again_is_fine(store):
 @pytest.mark.filterwarnings("ignore:Sending a large body directly")  # aiohttp's advice to gcsfs
 def test_a_file_is_moved_in_whole(store, tmp_path):
     """21 MB, more than one part, where there are parts."""
-    if store.scheme == "ftp":
-        pytest.skip("fsspec sends FTP in pieces that rclone's server cannot join")
     parts = store.scheme in ("s3", "az", "gs", "memory")
-    source, content = tmp_path / "source", bytes(range(251)) * (83_000 if parts else 21_000)
+    source, content = tmp_path / "source", bytes(range(251)) * (83_000 if parts else 8_000)
     source.write_bytes(content)
     upload(source, store / "below" / "big")
     assert read_bytes(store / "below" / "big") == content

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from headrace.dataset.indexes import Indexes
-from headrace.dataset.lookup import AllIndexes, Lookup, WindowNames, keys_damage, open_keys
+from headrace.dataset.lookup import AllIndexes, Lookup, WindowNames, is_replaced, keys_damage, open_keys
 from headrace.dataset.pieces import Pieces
 from headrace.dataset.reading import LastWhole, open_run
 from headrace.dataset.shard_files import ShardFiles
@@ -91,9 +91,7 @@ class Dataset:
         It is found by one small read of `headrace.keys`, the index of keys beside the manifest; without that file the
         first look-up reads all indexes. Of equal keys in several shards the first is found.
         """
-        if self._lookup is None:
-            self._lookup = self._open_lookup()
-        for number in self._lookup.find(key):
+        for number in self._numbers_of(key):
             piece, i = self.pieces.find(number)
             if self.piece(piece).key(i) == key:
                 return self._read(piece, i, i + 1)[0]
@@ -244,9 +242,24 @@ class Dataset:
                 "dataset with a larger limit" + (", or as windows" if self.manifest.format == "tokens" else "")
             )
 
+    def _numbers_of(self, key: str) -> Iterable[int]:
+        """Numbers of the samples that may have this key."""
+        if self._lookup is None:
+            self._lookup = self._open_lookup()
+        try:
+            return self._lookup.find(key)
+        except DamagedError:
+            if not is_replaced(self._files.home, self.manifest):
+                raise
+            self._lookup = self._read_all_keys()  # samples were appended since this dataset was opened
+            return self._lookup.find(key)
+
     def _open_lookup(self) -> Lookup:
         if self._windows is not None:
             stems = (self._indexes.stem(k) for k in range(len(self.manifest.shards)))
             return WindowNames(stems, self.pieces.sample_starts, self._windows.stride)
         keys = open_keys(self._files.home, self.manifest) if self._indexes.scanned is None else None
-        return keys or AllIndexes(self.piece(k).key_hashes() for k in range(len(self.pieces)))
+        return keys or self._read_all_keys()
+
+    def _read_all_keys(self) -> Lookup:
+        return AllIndexes(self.piece(k).key_hashes() for k in range(len(self.pieces)))

@@ -96,6 +96,11 @@ def open_keys(home: Place, manifest: Manifest) -> KeysFile | None:
     return None
 
 
+def is_replaced(home: Place, manifest: Manifest) -> bool:
+    """Whether the index of keys is by now that of another revision of the dataset, or gone."""
+    return not exists(home / KEYS_NAME) or not KeysFile(home / KEYS_NAME).belongs_to(manifest)
+
+
 def save_keys(home: Place, manifest: Manifest, hashes: Iterable[U64]) -> None:
     """Write the index of keys into the folder that the manifest goes to, whole or not at all.
 

@@ -4,9 +4,12 @@ Keys' hashes lie sorted in pages of 4 KiB, each with a checksum. Behind the page
 which is what a reader holds in memory (8 bytes for some 340 keys), and a footer. Different keys may have one hash, so
 what is found are candidates whose keys have to be compared.
 
-    page    u64 xxh3_64 of the rest, with the page's number as seed | u64 hashes | u32 or u64 numbers | zeros
+    page    u64 xxh3_64 of the rest | u64 hashes | u32 or u64 numbers | zeros
     fences  u64 first hash of each page
     footer  magic and version | what it belongs to | u64 keys | u64 pages | u64 bytes a number | u64 of fences | u64
+
+The seed of a page's checksum is its number and what the index belongs to. So where the file was replaced by that of a
+later revision of the dataset, whoever opened the earlier one takes no page of the later for its own.
 
 It is written in bounded memory, whatever the number of keys: runs of keys are sorted, kept in an unnamed file, and
 merged range by range.
@@ -126,10 +129,10 @@ class KeyTable:
         """The pages first .. last-1, checked; what a network may have garbled is read a second time."""
         offset, length = first * _PAGE_BYTES, (last - first) * _PAGE_BYTES
         data = file.read(offset, length)
-        if file.is_remote and _wrong_page(data, first) is not None:
+        if file.is_remote and _wrong_page(data, first, self.source) is not None:
             file.forget(offset, length)
             data = file.read(offset, length)
-        wrong = _wrong_page(data, first)
+        wrong = _wrong_page(data, first, self.source)
         if wrong is not None:
             raise _damaged(file, f"page {wrong}")
         return data
@@ -150,10 +153,10 @@ def write_keys(path: Path, source: bytes, hashes: Iterable[U64]) -> int:
     with storage_refusals("write", path), path.open("wb") as file, _Runs(path.parent) as runs:
         for chunk in hashes:
             runs.add(chunk)
-        pages = _Pages(file, 4 if runs.num_keys <= 2**32 else 8)
+        pages = _Pages(file, 4 if runs.num_keys <= 2**32 else 8, source)
         for entries in runs.merged():
             pages.add(entries)
-        pages.finish(source)
+        pages.finish()
         file.flush()
         os.fsync(file.fileno())
         return runs.num_keys
@@ -235,8 +238,8 @@ class _Runs:
 class _Pages:
     """Writes entries in order as pages, then fences and footer."""
 
-    def __init__(self, file: IO[bytes], number_bytes: int) -> None:
-        self._file, self._number_bytes = file, number_bytes
+    def __init__(self, file: IO[bytes], number_bytes: int, source: bytes) -> None:
+        self._file, self._number_bytes, self._source = file, number_bytes, source
         self._in_page = _keys_in_page(number_bytes)
         self._rest = np.empty(0, _ENTRY)
         self._fences: list[U64] = []
@@ -249,13 +252,13 @@ class _Pages:
         self._write(entries[:whole])
         self._rest = entries[whole:]
 
-    def finish(self, source: bytes) -> None:
+    def finish(self) -> None:
         """What is left, and all that follows the pages."""
         self._write(self._rest)
         fences = np.concatenate(self._fences).astype("<u8").tobytes()
         self._file.write(fences)
         facts = (self._num_keys, self._num_pages, self._number_bytes, xxhash.xxh3_64_intdigest(fences))
-        footer = _FOOTER.pack(_MAGIC, source, *facts, 0)[:-_SUM_BYTES]
+        footer = _FOOTER.pack(_MAGIC, self._source, *facts, 0)[:-_SUM_BYTES]
         self._file.write(footer + xxhash.xxh3_64_intdigest(footer).to_bytes(_SUM_BYTES, "little"))
 
     def _write(self, entries: Entries) -> None:
@@ -268,7 +271,8 @@ class _Pages:
         behind = _SUM_BYTES + 8 * self._in_page
         pages[:, _SUM_BYTES:behind] = np.ascontiguousarray(hashes).view(np.uint8)
         pages[:, behind : behind + self._number_bytes * self._in_page] = numbers.view(np.uint8)
-        sums = [_page_sum(page[_SUM_BYTES:].data, number) for number, page in enumerate(pages, self._num_pages)]
+        numbered = enumerate(pages, self._num_pages)
+        sums = [_page_sum(page[_SUM_BYTES:].data, number, self._source) for number, page in numbered]
         pages[:, :_SUM_BYTES] = np.array(sums, "<u8").view(np.uint8).reshape(num_pages, _SUM_BYTES)
         self._file.write(pages.data)
         self._fences.append(hashes[:, 0].copy())
@@ -284,15 +288,16 @@ def _in_order(entries: Entries) -> Entries:
     return entries[np.argsort(entries["hash"], kind="stable")]
 
 
-def _page_sum(data: memoryview, number: int) -> int:
-    return xxhash.xxh3_64_intdigest(data, seed=number)
+def _page_sum(data: memoryview, number: int, source: bytes) -> int:
+    seed = (int.from_bytes(source[:8], "little") + number) % 2**64
+    return xxhash.xxh3_64_intdigest(data, seed=seed)
 
 
-def _wrong_page(data: memoryview, first: int) -> int | None:
+def _wrong_page(data: memoryview, first: int, source: bytes) -> int | None:
     """The first page that differs from its checksum; `first` is the number of the first in `data`."""
     for number, at in enumerate(range(0, len(data), _PAGE_BYTES), first):
         stated = int.from_bytes(data[at : at + _SUM_BYTES], "little")
-        if _page_sum(data[at + _SUM_BYTES : at + _PAGE_BYTES], number) != stated:
+        if _page_sum(data[at + _SUM_BYTES : at + _PAGE_BYTES], number, source) != stated:
             return number
     return None
 

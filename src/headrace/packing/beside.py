@@ -20,7 +20,7 @@ def write_beside(place: Place, manifest: Manifest) -> None:
             write_whole(place / name, content)
     files = ShardFiles(place.text, place, place)
     dataset = Dataset(files, manifest, _NO_SAMPLE_BYTES)
-    save_keys(files.home, manifest, (dataset.stored_index(k).key_hashes() for k in range(len(manifest.shards))))
+    save_keys(place, manifest, (dataset.stored_index(k).key_hashes() for k in range(len(manifest.shards))))
 
 
 def write_whole(place: Place, content: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from headrace.storage import Place
+from headrace.storage import Place, storage_refusals
 
 
 def scratch_folder(target: Place) -> Path:
@@ -15,6 +15,7 @@ def scratch_folder(target: Place) -> Path:
 
 def nearest_folder(folder: Path) -> Path:
     """The folder itself, or the first one above it that is there."""
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
+    with storage_refusals("find", folder):
+        while not folder.is_dir() and folder != folder.parent:
+            folder = folder.parent
     return folder

@@ -14,7 +14,6 @@ from headrace.dataset import Dataset
 from headrace.errors import TargetError
 from headrace.formats import Manifest, get_written_format
 from headrace.packing.appending import joined_classes, note_keys, note_keys_of_shard
-from headrace.packing.local_target import open_local_target, settle, sweep
 from headrace.packing.nearest import scratch_folder
 from headrace.packing.options import OnError, Options, usable_cpus
 from headrace.packing.pipeline import Transform
@@ -25,6 +24,7 @@ from headrace.packing.source import Source
 from headrace.packing.sources import SourceLike, open_source
 from headrace.packing.survey import Part, Survey
 from headrace.packing.target import SKIPPED_NAME, Target, check_usable, find_base, find_finished
+from headrace.packing.targets import open_target, settle, sweep
 from headrace.packing.writing import DatasetWriter
 from headrace.storage import Place, locate, parse_size, storage_refusals
 
@@ -168,9 +168,12 @@ def pack(
     places = [place] if split is None else [place / name for name in split]
     for one in places:
         _check_apart(source, one)
-        settle(one.path)
         check_usable(one, options)
-    with closing(open_source(source, scratch, options)) as opened:
+        settle(one)
+    with ExitStack() as stack:
+        for selection in options.selections:
+            stack.callback(selection.close)
+        opened = stack.enter_context(closing(open_source(source, scratch, options)))
         options = replace(options, steps=preparation.steps(opened.images))
         manifests = _Packing(opened, places, scratch, options).run()
     return manifests[0] if split is None else dict(zip(split, manifests, strict=True))
@@ -205,7 +208,7 @@ class _Packing:
     def _finished(self, place: Place, request: str) -> Manifest | None:
         manifest = find_finished(place, request, self._options)
         if manifest is not None:
-            sweep(place.path, request)
+            sweep(place, request)
         return manifest
 
     def _write(self, survey: Survey, requests: Sequence[str], found: Sequence[Manifest | None]) -> Iterator[Manifest]:
@@ -228,7 +231,7 @@ class _Packing:
         return iter([target.ready for target in targets if target.ready is not None])
 
     def _open(self, part: Part, request: str) -> Target:
-        return open_local_target(self._places[part.number].path, request, self._options)
+        return open_target(self._places[part.number], request, self._options)
 
     def _write_part(self, survey: Survey, part: Part, target: Target, request: str) -> None:
         preparer = Preparer(self._options.format.name, self._source.loader, self._options.steps, self._source.images)
@@ -245,8 +248,7 @@ class _Packing:
         if target.base is not None:
             note_keys(seen, self._places[part.number])
         for milestone in target.milestones():
-            folder = locate(target.shard_path(milestone.shard.file).parent)
-            note_keys_of_shard(seen, folder, milestone.shard, self._options.format.name)
+            note_keys_of_shard(seen, target.shards, milestone.shard, self._options.format.name)
 
     def _say_what_is_missing(self, part: Part, writer: DatasetWriter, survey: Survey) -> None:
         for name, count in sorted((survey.dropped + writer.dropped).items()):

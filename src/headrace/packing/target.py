@@ -20,9 +20,10 @@ from headrace.formats.keys import KEYS_NAME
 from headrace.packing.journal import Milestone
 from headrace.packing.options import Options
 from headrace.packing.skipped import SkippedList
-from headrace.storage import Place, list_folder, quoted, read_bytes
+from headrace.storage import Place, exists, is_folder, list_folder, quoted, read_bytes
 
 STAGING_NAME = "headrace.new"
+LOCK_NAME = "headrace.lock"
 SKIPPED_NAME = "headrace.skipped.jsonl"
 START_OVER = "pass overwrite=True (--overwrite) to replace it, or choose another target"
 
@@ -43,6 +44,11 @@ class Target(ABC):
     """The number of the first shard that is new."""
     ready: Manifest | None = None
     """What the dataset will be, once all its shards are there."""
+
+    @property
+    @abstractmethod
+    def shards(self) -> Place:
+        """Where finished shards of this pack lie."""
 
     @abstractmethod
     def milestones(self) -> Iterator[Milestone]:
@@ -79,9 +85,9 @@ class Target(ABC):
 
 def check_usable(place: Place, options: Options) -> None:
     """Raise TargetError if nothing can be packed there, whatever it is: so that nobody waits for a source in vain."""
-    if place.is_local and place.path.exists() and not place.path.is_dir():
+    if place.is_local and exists(place) and not is_folder(place):
         raise TargetError(f"the target {place} is a file: give a folder that is empty or not there yet")
-    names = names_in(place)
+    names = {name for name in names_in(place) if not name.startswith(LOCK_NAME)}
     if names and not names & {MANIFEST_NAME, PARTIAL_NAME, STAGING_NAME}:
         shown = ", ".join(quoted(name) for name in sorted(names)[:3])
         raise TargetError(f"the target {place} holds other things ({shown}): give an empty folder")

@@ -217,14 +217,17 @@ def _write(fs: FileSystem, path: str, write: Callable[[str], object]) -> None:
 
 
 def _rename(fs: FileSystem, temporary: str, path: str) -> None:
+    # HDFS and some FTP servers do not rename onto a file that is there, and some say nothing when they do not.
     try:
         fs.mv(temporary, path)
     except Exception:
-        # HDFS and some FTP servers do not rename onto a file that is there.
         if not (fs.exists(temporary) and fs.exists(path)):
             raise
+    if fs.exists(temporary):
         fs.rm_file(path)
         fs.mv(temporary, path)
+        if fs.exists(temporary):
+            raise OSError("the file system does not rename")
 
 
 def _renames(fs: FileSystem) -> bool:

@@ -48,8 +48,8 @@ _SCALARS: Mapping[str, Kind] = {
 }
 _NULL = Field("null", nullable=True)
 _FILE_BYTES, _COLUMN_BYTES, _CHUNK_BYTES = 1024, 256, 384
-# At most, of a footer and page headers: for the file, each leaf, and each of its chunks, besides their names. Statistics
-# are written of numbers only, so no long text comes into it.
+# At most, of a footer and page headers: for the file, each leaf, and each of its chunks, besides their names.
+# Statistics are written of numbers only, so no long text comes into it.
 
 
 class Columns:
