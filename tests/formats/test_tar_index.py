@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -202,3 +204,23 @@ def test_a_garbled_index_is_refused_or_stays_within_the_shard(at, garbage):
 def test_an_index_cut_short_is_refused(cut):
     with pytest.raises(ManifestError, match="is not a readable Arrow file"):
         read_index(make_index()[:cut])
+
+
+WITHOUT_PANDAS = """
+import sys
+from headrace.formats.tar import TarWriter, encode_tar
+from headrace.formats.tar_index import read_tar_index
+from pathlib import Path
+path = Path(sys.argv[1])
+writer = TarWriter(path, {})
+writer.add(encode_tar({"__key__": "a", "txt": b"text"}))
+row = writer.finish()
+index = read_tar_index(memoryview(Path(str(path) + ".idx").read_bytes()), "i", row.bytes)
+assert index.key(0) == "a"
+assert "pandas" not in sys.modules, "pandas was imported"
+"""
+
+
+def test_indexes_are_written_and_read_without_pandas(tmp_path):
+    """Arrow imports it for some conversions where it is installed, which takes a second and 60 MB a process."""
+    subprocess.run([sys.executable, "-c", WITHOUT_PANDAS, str(tmp_path / "shard-000000.tar")], check=True, timeout=120)

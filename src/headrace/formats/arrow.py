@@ -99,7 +99,7 @@ class IndexFile:
 
     def numbers(self, column: str) -> npt.NDArray[Any]:
         """A column of numbers, copied out of the file."""
-        return np.array(self._batch.column(column).to_numpy(zero_copy_only=False))
+        return _numbers(self._batch.column(column)).copy()
 
     def strings(self, column: str) -> Strings:
         """A column of strings, copied out of the file."""
@@ -116,8 +116,7 @@ class IndexFile:
         array = self._batch.column(column)
         if not len(array):
             return Lists(np.zeros(1, np.int64), np.zeros(0, np.int64))
-        starts = array.offsets.to_numpy(zero_copy_only=False)
-        values = array.values.to_numpy(zero_copy_only=False)
+        starts, values = _numbers(array.offsets), _numbers(array.values)
         return Lists(starts - starts[0], values[starts[0] : starts[-1]].copy())
 
     def _validate(self) -> None:
@@ -129,10 +128,22 @@ class IndexFile:
             raise self.error("has empty cells")
 
 
+# Arrow's own conversions to and from numpy import pandas where it is installed, which takes a second: buffers do not.
+
+
 def _to_arrow(column: Column) -> pa.Array:
     if isinstance(column, Strings):
         buffers = [None, pa.py_buffer(column.starts), pa.py_buffer(column.text)]
         return pa.Array.from_buffers(pa.large_string(), len(column), buffers)
     if isinstance(column, Lists):
-        return pa.LargeListArray.from_arrays(pa.array(column.starts), pa.array(column.values))
-    return pa.array(column)
+        return pa.LargeListArray.from_arrays(_to_arrow(column.starts), _to_arrow(column.values))
+    type_ = pa.from_numpy_dtype(column.dtype)
+    return pa.Array.from_buffers(type_, len(column), [None, pa.py_buffer(np.ascontiguousarray(column))])
+
+
+def _numbers(array: pa.Array) -> npt.NDArray[Any]:
+    """The numbers of a column without empty cells, as a view."""
+    dtype = np.dtype(str(array.type))
+    if not len(array):
+        return np.zeros(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
