@@ -5,8 +5,7 @@
 All read the same files out of the page cache, in one random order, and write bytes and a class into shards of 64 MiB on
 the same disk. headrace checks every image's structure, writes checksums of every sample and shard, and flushes what it
 wrote to the disk; the others do as their defaults are. The ceiling is one thread that reads each file and writes its
-bytes, with nothing around them. Peers that are not installed are left out (pip install webdataset; pip install --no-deps
--r tests/peers.txt).
+bytes, with nothing around them. Peers that are not installed are left out (pip install --no-deps -r tests/peers.txt).
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ def main() -> None:
         )
     ours = rates["headrace"]
     shares = {f"headrace / {title}": ratio(ours, rate) for title, rate in rates.items() if title != "headrace"}
-    finish(f"packing {len(paths):,} JPEGs into shards, images/s", {**rates, **shares}, **vars(options))
+    finish(f"packing {len(paths):,} JPEGs into shards, images/s", {**rates, **shares}, rounds=options.rounds, workers=options.workers)
 
 
 if __name__ == "__main__":

@@ -128,3 +128,16 @@ def test_pieces_of_many_shards_are_arithmetic():
         piece, at = pieces.find(i)
         assert pieces.sample_starts[piece] + at == i
         assert at < pieces.samples[piece]
+
+
+def test_indexing_does_not_write_over_other_tools_indexes(tars, tmp_path_factory):
+    (tars / "part-001.tar.idx").write_text("0 512\n")
+    with pytest.raises(TargetError, match=r"part-001\.tar\.idx is an index of another tool"):
+        hr.index(tars)
+    assert (tars / "part-001.tar.idx").read_text() == "0 512\n"
+    home = tmp_path_factory.mktemp("home")
+    assert hr.index(tars, target=home).samples == 12
+    (tars / "part-001.tar.idx").unlink()
+    hr.index(tars)
+    (tars / "headrace.json").unlink()
+    assert hr.index(tars).samples == 12, "our own are made anew"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parquet_files import plain, read, read_file, scan, write
 
+import headrace as hr
 from headrace.errors import ManifestError, SourceError
 from headrace.formats.fields import Field
 from headrace.formats.parquet import ParquetWriter, encode_parquet
@@ -264,7 +265,7 @@ def test_later_shards_have_the_columns_of_earlier_ones(tmp_path):
     [Field("json", "{"), Field("json", '"thing"'), Field("array", "U3"), Field("other"), Field("json", '["a",1]')],
 )
 def test_fields_that_are_no_columns_are_refused(tmp_path, field):
-    with pytest.raises(ManifestError, match="is no column that headrace writes .*: pack all of the dataset anew"):
+    with pytest.raises(ManifestError, match=r"is no column that headrace writes .*: pack all of the dataset anew"):
         ParquetWriter(tmp_path / "shard.parquet", {"x": field})
 
 
@@ -354,6 +355,26 @@ def test_pyarrow_reads_what_is_written(tmp_path):
     table = pq.read_table(path, page_checksum_verification=True)
     assert table.schema.field("__key__") == pa.field("__key__", pa.string(), nullable=False)
     assert [dict(sorted(row.items())) for row in table.to_pylist()] == [dict(sorted(one.items())) for one in samples]
+
+
+def test_a_pack_of_several_shards_has_one_type_a_column(tmp_path):
+    """That of all samples of the first row group, in the manifest too, and when it is continued or appended to."""
+    samples = [
+        {"x": i if i else 0.5, "o": {"a": i} if i else {"b": "t"}, "e": "" if i > 60 else None} for i in range(90)
+    ]
+    manifest = hr.pack(samples, tmp_path / "packed", format="parquet", shard_size=9000, shuffle=False)
+    assert len(manifest.shards) > 2
+    assert manifest.fields == {
+        "x": Field("float", "float64"),
+        "e": Field("str", nullable=True),
+        "o": Field("json", '{"b":"string","a":"int64"}'),
+    }
+    ds = hr.open(tmp_path / "packed")
+    assert ds.verify() == []
+    assert [type(sample["x"]) for sample in ds] == [float] * 90
+    assert ds[89] == {"__key__": "000000089", "x": 89.0, "e": "", "o": {"b": None, "a": 89}}
+    hr.pack([{"__key__": "new", "x": 3, "o": None}], tmp_path / "packed", format="parquet", append=True)
+    assert hr.open(tmp_path / "packed").lookup("new")["x"] == 3.0
 
 
 def test_duckdb_reads_what_is_written(tmp_path):

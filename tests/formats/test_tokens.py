@@ -201,8 +201,9 @@ def test_a_file_with_the_header_of_llm_c_says_its_type(tmp_path, magic, version,
 def test_bare_files_as_nano_gpt_makes_them_need_their_type_once(tmp_path):
     for name in ("train.bin", "val.bin"):
         np.arange(1000, dtype="<u2").tofile(tmp_path / name)
-    with pytest.raises(DatasetError, match=r"if they are bare tokens, say of which type \(headrace index --dtype"):
-        hr.open(tmp_path)
+    for refused in (lambda: hr.index(tmp_path), lambda: hr.open(tmp_path / "train.bin")):
+        with pytest.raises(DatasetError, match=r"if they are bare tokens, say of which type \(headrace index --dtype"):
+            refused()
     hr.index(tmp_path / "train.bin", dtype="uint16", target=tmp_path / "train")
     ds = hr.open(tmp_path / "train")
     assert [sample["tokens"].tolist() for sample in ds] == [list(range(1000))]

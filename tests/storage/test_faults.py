@@ -6,9 +6,12 @@ import traceback
 
 import pytest
 from faulty import FaultyServer, hang, reset_after, short, stall_after, status, without_ranges
+from obstore.exceptions import GenericError
 
 from headrace.errors import DamagedError, OptionError, StorageError
 from headrace.storage import ReadOptions, exists, list_folder, locate, open_file, read_bytes, write_bytes
+from headrace.storage.causes import object_failure
+from headrace.storage.store import Denied, Refused, Trouble
 from waiting import wait_for
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB: more than one piece of what obstore hands over
@@ -114,9 +117,23 @@ def test_a_server_that_is_down_is_named_with_its_cause():
         read_bytes(place, options=ReadOptions(timeout_sec=0.5))
 
 
-def test_a_host_that_does_not_exist_is_told_at_once():
-    with pytest.raises(StorageError, match=r"cannot read http://no-such-host\.invalid/a: no connection"):
-        read_bytes("http://no-such-host.invalid/a", options=PATIENT)
+def test_a_host_that_does_not_exist_is_told():
+    with pytest.raises(StorageError, match=r"cannot read http://no-such-host\.invalid/a: .*no connection: "):
+        read_bytes("http://no-such-host.invalid/a", options=ReadOptions(timeout_sec=1))
+
+
+def test_a_name_that_is_not_known_is_final_only_until_the_store_was_reached():
+    """A slip of the finger is told at once; a name server that stumbles in the middle of a run is waited for."""
+    err = GenericError('kind: Connect, error: "failed to lookup address information: Name or service not known"')
+    assert isinstance(object_failure(err, "s3", has_worked=False), Refused)
+    assert isinstance(object_failure(err, "s3", has_worked=True), Trouble)
+
+
+def test_a_metadata_service_without_credentials_is_final_only_until_the_store_was_reached():
+    err = GenericError("Error performing PUT http://169.254.169.254/latest/api/token in 1ms - error sending request")
+    assert isinstance(object_failure(err, "s3", has_worked=False), Denied)
+    assert "no credentials in the environment" in str(object_failure(err, "s3", has_worked=False))
+    assert isinstance(object_failure(err, "s3", has_worked=True), Trouble)
 
 
 @pytest.mark.parametrize("code", [400, 410, 501])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 import xxhash
@@ -11,11 +12,14 @@ from headrace.dataset.dataset import Dataset
 from headrace.dataset.lookup import save_keys
 from headrace.dataset.opening import find_ordinary, manifest_of
 from headrace.dataset.shard_files import ShardFiles, lasting, shown
-from headrace.errors import TargetError
-from headrace.formats import MANIFEST_NAME, Manifest, ScanOptions, Shard, Shards
+from headrace.errors import StorageError, TargetError
+from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME, Manifest, ScanOptions, Shard, Shards
 from headrace.formats.index import StoredIndex
-from headrace.storage import exists, locate, quoted, write_bytes
+from headrace.storage import Place, exists, list_folder, locate, open_file, quoted, write_bytes
 from headrace.telemetry import progress
+
+_ARROW = b"ARROW1"
+"""What our index files begin with."""
 
 
 def index(
@@ -36,6 +40,7 @@ def index(
     home = ordinary.folder if target is None else lasting(locate(target))
     if exists(home / MANIFEST_NAME):
         raise TargetError(f"{home} holds a manifest already: choose another target")
+    _check_replaceable(home, ordinary.found.files)
     found = []
     with progress("indexing", len(ordinary.found.files), "shards") as advance:
         for shard_index, row in ordinary.scan():
@@ -49,6 +54,23 @@ def index(
     save_keys(home, manifest, (shard_index.key_hashes() for shard_index, _ in found))
     write_bytes(files.manifest_place, manifest.to_bytes())
     return manifest
+
+
+def _check_replaceable(home: Place, shards: Sequence[str]) -> None:
+    """Raise TargetError if an index would be written over another tool's file of that name, such as DALI's."""
+    names = {f"{name}{INDEX_SUFFIX}" for name in shards}
+    try:
+        there = [entry.name for entry in list_folder(home) if entry.name in names]
+    except StorageError:  # a store that cannot list, as plain http, takes no files either
+        return
+    for name in there:
+        with open_file(home / name) as file:
+            head = bytes(file.read(0, min(len(_ARROW), file.size)))
+        if head != _ARROW:
+            raise TargetError(
+                f"{home / name} is an index of another tool, and would be written over: give another folder for ours "
+                "(target, --target)"
+            )
 
 
 def _with_index(files: ShardFiles, shard_index: StoredIndex, row: Shard) -> Shard:

@@ -170,6 +170,8 @@ class DatasetWriter:
         writer = self._writer
         if writer is None or not writer.num_samples:
             return
+        if writer.fields is not None:
+            self._fields = dict(writer.fields)
         facts = (dict(self._fields), tuple(self._news), dict(self._new_drops))
         self._finisher.submit(writer, partial(self._keep, self._item, self._within, facts))
         self._writer = None

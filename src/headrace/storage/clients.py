@@ -115,7 +115,7 @@ def _s3_credentials(*, is_own: bool) -> dict[str, Any]:
         provider = _from_boto3(use_metadata=not is_own)
         return {"credential_provider": provider} if provider else {"skip_signature": True}
     if profiles:
-        raise StorageError(f"the credentials in {profiles} are read with boto3: pip install 'headrace[s3]'")
+        raise StorageError(f"the credentials in {profiles} are read with boto3: pip install boto3")
     return {}
 
 

@@ -104,7 +104,9 @@ class CachedFile(File):
         missing = [part for part in self._parts(offset, view) if not self._from_cache(part)]
         sleeps = Sleeps(PATIENCE_SEC)
         while missing and not self._cache.is_resting:
-            missing = self._fetch(missing)
+            wanted, missing = missing, self._fetch(missing)
+            if len(missing) < len(wanted):
+                sleeps = Sleeps(PATIENCE_SEC)
             if missing and not sleeps.sleep():
                 break
         for run in _neighbours(missing):
