@@ -158,7 +158,12 @@ def main() -> None:
         )
     ours = rates["headrace"]
     shares = {f"headrace / {title}": ratio(ours, rate) for title, rate in rates.items() if title != "headrace"}
-    finish(f"packing {len(paths):,} JPEGs into shards, images/s", {**rates, **shares}, rounds=options.rounds, workers=options.workers)
+    finish(
+        f"packing {len(paths):,} JPEGs into shards, images/s",
+        {**rates, **shares},
+        rounds=options.rounds,
+        workers=options.workers,
+    )
 
 
 if __name__ == "__main__":

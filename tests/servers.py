@@ -231,7 +231,7 @@ def sftp_server(tmp_path_factory):
 def _rclone(kind, folder, *options):
     binary = program("rclone")
     # Files come and go behind rclone's back.
-    command = [binary, "serve", kind, "--config", os.devnull, "--dir-cache-time", "0s", *options, str(folder)]
+    command = [binary, "serve", kind, "--config", os.devnull, "--dir-cache-time", "5ms", *options, str(folder)]
     with serving(lambda port: [*command, "--addr", f"127.0.0.1:{port}"]) as port:
         yield Server(port)
 
