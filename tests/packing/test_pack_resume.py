@@ -10,6 +10,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupting import Stop, count_steps
 
 import headrace as hr
 from headrace.errors import DatasetError, TargetError, TransformError
@@ -84,10 +85,6 @@ def samples_of(folder):
     ]
 
 
-class Stop(Exception):
-    """Ends a pack from within, as a crash would."""
-
-
 @settings(max_examples=30)
 @given(st.data())
 def test_an_interruption_before_any_write_is_made_good(tmp_path_factory, pngs, content, data):
@@ -123,23 +120,6 @@ def test_an_interruption_while_replacing_leaves_the_old_the_new_or_nothing(tmp_p
         assert samples_of(folder / "cut") in (samples_of(folder / "old"), samples_of(folder / "new"))
     hr.pack(samples, folder / "cut", **new)
     assert content(folder / "cut") == content(folder / "new")
-
-
-def count_steps(patch, stop_at, work):
-    """Count the calls by which `work` changes the disk; raise Stop in place of number `stop_at` and of all after it."""
-    steps = []
-    for name in ("fsync", "ftruncate", "replace", "rename", "unlink", "write"):
-        original = getattr(os, name)
-
-        def step(*args, original=original, name=name, **options):
-            steps.append(name)
-            if stop_at is not None and len(steps) > stop_at:
-                raise Stop
-            return original(*args, **options)
-
-        patch.setattr(os, name, step)
-    work()
-    return steps
 
 
 def failing_transform(sample):

@@ -185,15 +185,19 @@ class Dataset:
         return self.manifest.shards.file[shard]
 
     def verify(self, progress: Callable[..., None] | None = None) -> list[str]:
-        """Check every byte and checksum of the dataset; returns everything that is wrong, one line each.
+        """Check every byte and checksum of the dataset where it lies; returns everything that is wrong, one line each.
 
         An empty list means that all is well. Nothing is raised for damage. `progress(n)` is called when n more samples
         are done.
         """
-        return find_damage(self, progress)
+        return find_damage(self._without_cache(), progress)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lookup": None, "_cache": None}
+
+    def _without_cache(self) -> Dataset:
+        files = replace(self._files, cache=None)
+        return Dataset(files, self.manifest, self._max_sample_bytes, self._indexes.scanned, self._windows)
 
     def _count_windows(self, num_bytes: I64) -> I64:
         assert self._windows is not None
