@@ -70,7 +70,7 @@ def measured(source: str, num_samples: int, format_name: str) -> tuple[int, floa
         elif source in ("csv", "sql"):
             write_csv(folder / "source.csv", num_samples)
         command = [sys.executable, __file__, "--here", source, str(folder), str(num_samples), format_name]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         packed, seconds, peak_mb = json.loads(done.stdout)
         return packed, seconds, peak_mb
 

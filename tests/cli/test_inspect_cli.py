@@ -71,7 +71,7 @@ def test_what_is_no_dataset_is_one_line(tmp_path):
     assert result.returncode == 1
     assert last_json(result)["error"]["type"] == "DatasetError"
     assert len(result.stderr.splitlines()) == 1
-    assert headrace("inspect", "s3://bucket/x").returncode == 2
+    assert headrace("inspect", "nosuch://bucket/x").returncode == 2
     assert headrace("inspect", tmp_path, "--show", "-1").returncode == 2
 
 

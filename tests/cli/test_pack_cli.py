@@ -103,7 +103,7 @@ def test_a_transform_from_a_file_that_imports_its_neighbour(images, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--format", "zip"), "format must be one of tar, tokens: got 'zip'"),
+        (("--format", "zip"), "format must be one of tar, parquet, tfrecord, mds, tokens: got 'zip'"),
         (("--shard-size", "big"), "shard_size must be"),
         (("--split", "train"), "--split must be"),
         (("--split", "a=0.5,a=0.5"), "--split must be"),

@@ -24,7 +24,8 @@ def text_of(names, sort=True):
     """The text of a manifest with these names, whatever they are."""
     names = sorted(names) if sort else names
     rng = np.random.default_rng(len(names))
-    rows = [Shard(name, 3, 10, rng.bytes(16).hex(), rng.bytes(16).hex()) for name in names]
+    digests = (rng.bytes(16).hex() for _ in range(2 * len(names)))
+    rows = [Shard(name, k % 3, 10 ** (k % 9), next(digests), next(digests)) for k, name in enumerate(names)]
     return Manifest("tar", {"txt": Field("bytes")}, Shards.of(rows)).to_bytes()
 
 
@@ -34,6 +35,8 @@ def plain(value):
     for name, column in columns.items():
         if isinstance(column, Strings):
             columns[name] = list(column)
+        if isinstance(column, np.ndarray):
+            columns[name] = column.tolist()
         if isinstance(column, Digests):
             columns[name] = column.to_list()
     return value
@@ -70,9 +73,9 @@ def test_whatever_the_names_the_outcome_is_the_ordinary_one(names, sort):
     assert outcome(data) == ordinary_outcome(data)
 
 
-@pytest.mark.parametrize("first", [0, 999_990])
-def test_our_own_names_are_read_by_columns(first):
-    data = text_of([f"shard-{k:06d}.tar" for k in range(first, first + 20)], sort=False)
+@pytest.mark.parametrize(("first", "count"), [(0, 20), (999_990, 20), (999_999, 1), (0, 8192), (0, 20_000)])
+def test_our_own_names_are_read_by_columns(first, count):
+    data = text_of([f"shard-{k:06d}.tar" for k in range(first, first + count)], sort=False)
     assert is_apart(data)
     assert plain(parse_manifest(data)) == orjson.loads(data)
 
@@ -109,6 +112,9 @@ HEX = "0123456789abcdef" * 2
         lambda v: v["shards"]["samples"].__setitem__(0, True),
         lambda v: v["shards"]["samples"].__setitem__(0, 2**63),
         lambda v: v["shards"]["samples"].__setitem__(0, -1),
+        lambda v: v["shards"]["samples"].__setitem__(0, 1.0),
+        lambda v: v["shards"]["bytes"].__setitem__(slice(2), [2**62, 2**62]),
+        lambda v: v["shards"]["bytes"].pop(),
         lambda v: v["shards"].__setitem__("xxh3_128", v["shards"]["xxh3_128"][:2]),
     ],
 )
@@ -118,6 +124,30 @@ def test_what_is_wrong_is_said_as_ever(change):
     data = orjson.dumps(value)
     assert outcome(data) == ordinary_outcome(data)
     assert "is malformed: shards" in outcome(data)
+
+
+@pytest.mark.parametrize(
+    "number", ["01", "-1", "+1", " 1", "1 ", "1.0", "1e3", "0x1", "", "1,", "9" * 19, "true", "[1]"]
+)
+def test_numbers_are_those_of_json(number):
+    data = BASE.replace(b'"samples":[0,1,', b'"samples":[0,%s,' % number.encode())
+    assert data != BASE
+    assert outcome(data) == ordinary_outcome(data)
+
+
+@pytest.mark.parametrize("at", [0, 8191, 8192, 8193, 16_383])
+def test_order_and_frames_are_checked_across_parts(at):
+    """Rows are looked at by thousands; what is wrong between two parts is no less wrong."""
+    names = [f"shard-{k:06d}.tar" for k in range(16_400)]
+    names[at], names[at + 1] = names[at + 1], names[at]
+    data = text_of(names, sort=False)
+    assert plain(parse_manifest(data)) == orjson.loads(data)
+    for old, new in ((b'"%s",' % names[at].encode(), b'"%s" ' % names[at].encode()), (names[at + 1], names[at])):
+        if isinstance(old, str):
+            old, new = old.encode(), new.encode()
+        garbled = data.replace(old, new)
+        assert outcome(garbled) == ordinary_outcome(garbled)
+        assert "is not valid JSON" in outcome(garbled) or "must name every shard once" in outcome(garbled)
 
 
 def test_columns_of_another_object_are_not_taken(tmp_path):

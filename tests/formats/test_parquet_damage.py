@@ -313,7 +313,7 @@ def test_memory_is_bounded_whatever_small_files_unpack_to(tmp_path):
 def test_row_groups_that_take_too_much_are_refused_with_advice(tmp_path):
     path = tmp_path / "rows.parquet"
     path.write_bytes(next(bombs()))
-    advice = r"may unpack to [\d,]+ bytes, more than 2,147,483,647: write the file again with smaller row groups"
+    advice = r"may take [\d,]+ bytes, more than 2,147,483,647: write the file again with smaller row groups"
     with pytest.raises(DatasetError, match=advice):
         scan(path)
 

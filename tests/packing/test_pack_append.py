@@ -162,7 +162,7 @@ def test_a_dataset_that_was_only_indexed_is_not_appended_to(packed):
         append(packed)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000))
 def test_an_interruption_while_appending_leaves_the_old_or_the_new(tmp_path_factory, content, stop_at):
     """Whatever step it stops at: the old revision opens, or the new one, whole; and run again it ends the same."""

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from headrace.errors import HeadraceError
-from headrace.formats import Manifest, key_hash
+from headrace.formats import MANIFEST_NAME, Manifest, key_hash
 from headrace.formats.columns import I64, U64
 from headrace.formats.keys import KEYS_NAME, KeyTable, keys_source, write_keys
-from headrace.storage import Place, exists, make_folder, open_file, remove_file, upload
+from headrace.storage import Place, exists, make_folder, open_file, read_bytes, remove_file, upload
 from headrace.storage.writing import TEMPORARY_SUFFIX
 
 
@@ -92,8 +92,15 @@ def open_keys(home: Place, manifest: Manifest) -> KeysFile | None:
     keys = KeysFile(home / KEYS_NAME)
     if keys.belongs_to(manifest):
         return keys
-    warnings.warn(f"{_stale(home)}; until then every index is read to find a key", stacklevel=4)
+    if not _belongs_to_later(keys, home):
+        warnings.warn(f"{_stale(home)}; until then every index is read to find a key", stacklevel=4)
     return None
+
+
+def _belongs_to_later(keys: KeysFile, home: Place) -> bool:
+    """Whether samples were appended since the dataset was opened, and the index is that of its present manifest."""
+    place = home / MANIFEST_NAME
+    return exists(place) and keys.belongs_to(Manifest.parse(read_bytes(place), str(place)))
 
 
 def is_replaced(home: Place, manifest: Manifest) -> bool:

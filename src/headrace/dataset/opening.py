@@ -176,7 +176,7 @@ def _folder_and_names(url: str | os.PathLike[str]) -> tuple[Place, list[str] | N
     """The folder, and the names of files in it if the place names files."""
     text = os.fspath(url)
     places = [lasting(locate(one)) for one in ([text] if _is_there(text) else expand_braces(text))]
-    if len(places) == 1 and _is_dataset_folder(places[0]):
+    if len(places) == 1 and _is_dataset_folder(places[0], shown(text)):
         return places[0], None
     parents = {place.parent for place in places}
     if len(parents) != 1:
@@ -189,11 +189,11 @@ def _is_there(text: str) -> bool:
     return "{" not in text or (locate(text).is_local and locate(text).path.exists())
 
 
-def _is_dataset_folder(place: Place) -> bool:
+def _is_dataset_folder(place: Place, url: str) -> bool:
     if place.is_local:
         with storage_refusals("read", place.path):
             if not place.path.exists():
-                raise DatasetError(f"there is no dataset at {place}: nothing is there; check the path")
+                raise DatasetError(f"there is no dataset at {quoted(url)}: nothing is there; check the path")
             return place.path.is_dir()
     if exists(place / MANIFEST_NAME) or exists(place / PARTIAL_NAME):
         return True

@@ -35,8 +35,9 @@ class Unusable(NamedTuple):
 class Walk:
     """One walk. What it says of the folder as a whole holds when `files` is through."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, title: str | None = None) -> None:
+        """`title` is what the folder is called in messages, if not by its path."""
+        self._root, self._title = root, title or quoted(root)
         self.folders: list[str] = []
         """Names of the folders directly below the root."""
         self._top: str | None = None
@@ -73,7 +74,7 @@ class Walk:
             other = by_lower.setdefault(name.lower(), name)
             if other != name:
                 raise SourceError(
-                    f"the class folders {quoted(other)} and {quoted(name)} in {quoted(self._root)} differ only by "
+                    f"the class folders {quoted(other)} and {quoted(name)} in {self._title} differ only by "
                     "case: merge them, or rename one"
                 )
         return tuple(sorted(self.folders))
@@ -134,7 +135,7 @@ class Walk:
 
     def _bad_name(self, path: str) -> SourceError:
         return SourceError(
-            f"the name {path!a} in {quoted(self._root)} holds a line break, a control character or what is not "
+            f"the name {path!a} in {self._title} holds a line break, a control character or what is not "
             "UTF-8: rename it"
         )
 

@@ -162,7 +162,7 @@ class Shards:
 
 def _elements(column: Checked) -> Any:
     """The list, or the column that was read in its place."""
-    if not isinstance(column.value, list | Strings | Digests):
+    if not isinstance(column.value, list | Strings | Digests | np.ndarray):
         raise column.error("must be an array")
     return column.value
 
@@ -223,6 +223,8 @@ def _digests(column: Checked) -> Digests:
 
 def _counts(column: Checked) -> I64:
     counts = _elements(column)
+    if isinstance(counts, np.ndarray):
+        return counts
     try:
         numbers = np.array(counts, np.int64) if set(map(type, counts)) <= {int} else None
     except OverflowError:

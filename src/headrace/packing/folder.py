@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +20,12 @@ import orjson
 import xxhash
 
 from headrace.dataset.walk import Unusable, Walk
-from headrace.errors import SourceError, StorageError
+from headrace.errors import DamagedError, SourceError, StorageError
 from headrace.packing.sorting import sorted_strings
 from headrace.packing.source import Bad, Loader, Sample, Source
 from headrace.packing.spool import Record
-from headrace.storage import open_regular, quoted, storage_refusals
+from headrace.packing.store_walk import StoreWalk
+from headrace.storage import Place, open_regular, quoted, read_bytes, storage_refusals
 
 _log = logging.getLogger("headrace.packing")
 
@@ -55,26 +57,26 @@ _RESERVED_BYTES = 1 << 10  # for what Python needs around a sample's bytes
 class FolderSource(Source):
     """The samples of a folder of files, sorted by key."""
 
-    def __init__(self, folder: Path, scratch: Path) -> None:
-        """Walks the folder; `scratch` is where temporary files go.
+    def __init__(self, folder: Place, scratch: Path) -> None:
+        """Walks the folder, on the disk or in a store; `scratch` is where temporary files go.
 
         Raises SourceError if it is missing, empty or has class folders that cannot be told apart.
         """
-        self.title = f"the folder {quoted(folder)}"
-        self._walk = Walk(folder)
+        self.title = f"the folder {folder}"
+        self._walk = Walk(folder.path) if folder.is_local else StoreWalk(folder)
         self._folder, self._digest = folder, xxhash.xxh3_128()
         self._notes = sorted_strings(self._noted(), scratch)
         self._first = next(self._notes, None)  # the walk is done when the first of its notes in order is there
         passed_over = self._walk.passed_over()
         if self._first is None:
-            raise SourceError(f"{quoted(folder)} holds nothing to pack: {passed_over or 'it is empty'}")
+            raise SourceError(f"{folder} holds nothing to pack: {passed_over or 'it is empty'}")
         self.classes = self._walk.classes()
         numbers = None if self.classes is None else {name: number for number, name in enumerate(self.classes)}
-        self.loader = FolderLoader(str(folder), numbers)
+        self.loader = FolderLoader(folder, numbers)
         if self.classes is None and len(self._walk.folders) > 1 and (stray := self._walk.stray):
-            _log.warning("no classes: %s lies outside the folders of %s", quoted(stray), quoted(folder))
+            _log.warning("no classes: %s lies outside the folders of %s", quoted(stray), folder)
         if passed_over:
-            _log.warning("passed over in %s: %s", quoted(folder), passed_over)
+            _log.warning("passed over in %s: %s", folder, passed_over)
 
     @property
     def identity(self) -> str:
@@ -82,7 +84,7 @@ class FolderSource(Source):
 
     def number_classes(self, classes: tuple[str, ...]) -> tuple[str, ...]:
         """Give the classes these numbers: those of a dataset that is appended to come first."""
-        self.loader = FolderLoader(str(self._folder), {name: number for number, name in enumerate(classes)})
+        self.loader = FolderLoader(self._folder, {name: number for number, name in enumerate(classes)})
         return classes
 
     def records(self) -> Iterator[Record | Bad]:
@@ -118,7 +120,7 @@ class FolderSource(Source):
     def _duplicate(self, files: Iterable[_File]) -> SourceError | None:
         for file, other in pairwise(files):
             if file.field == other.field:
-                both = f"{quoted(self._folder / file.path)} and {quoted(self._folder / other.path)}"
+                both = f"{self._folder / file.path} and {self._folder / other.path}"
                 return SourceError(f"{both} are the same field {file.field!r} of one sample: rename one of them")
         return None
 
@@ -127,42 +129,65 @@ class FolderSource(Source):
 class FolderLoader(Loader):
     """Reads the files of a sample."""
 
-    folder: str
+    folder: Place
     class_numbers: Mapping[str, int] | None
+
+    @property
+    def waits(self) -> bool:
+        return not self.folder.is_local
 
     def load(self, key: str, payload: bytes) -> Sample:
         sample: Sample = {"__key__": key}
         for field, path, size in orjson.loads(payload):
-            sample[field] = read_file(os.path.join(self.folder, path), size)
+            sample[field] = read_file(self._where(path), size)
         if self.class_numbers is not None:
             sample["cls"] = self.class_numbers[key.partition("/")[0]]
         return sample
 
     def origin(self, key: str, payload: bytes, field: str) -> str:
         paths = {name: path for name, path, _ in orjson.loads(payload)}
-        return quoted(os.path.join(self.folder, paths[field]))
+        return quoted(self._where(paths[field]))
+
+    def _where(self, path: str) -> str | Place:
+        return os.path.join(self._root, path) if self.folder.is_local else self.folder / path
+
+    @cached_property
+    def _root(self) -> str:
+        return str(self.folder.path)
 
 
-def read_file(path: str, size: int) -> bytes:
-    """The bytes of a file that had this size when it was found. Raises SourceError."""
+def read_file(where: str | Place, size: int | None) -> bytes:
+    """The bytes of a file that had this size when it was found, if that is known; `where` is a path or a place.
+
+    Raises SourceError.
+    """
     if size == 0:
-        raise SourceError(f"{quoted(path)} is empty (0 bytes)")
-    changed = f"{quoted(path)} changed while packing"
+        raise SourceError(f"{quoted(where)} is empty (0 bytes)")
+    changed = f"{quoted(where)} changed while packing"
     try:
-        with storage_refusals("read", path):
-            try:
-                fd = open_regular(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError as err:
-                raise SourceError(f"{changed}: it is gone") from err
-            try:
-                data = _read_all(fd)
-            finally:
-                os.close(fd)
+        data = _read_local(where) if isinstance(where, str) else read_bytes(where)
+    except DamagedError as err:
+        raise SourceError(f"{changed}: it is gone" if size else f"{quoted(where)} is not there") from err
     except StorageError as err:
         raise SourceError(str(err)) from err
+    if size is None:
+        return data
     if len(data) != size:
         raise SourceError(f"{changed}: it had {size:,} bytes, now {len(data):,}")
     return data
+
+
+def _read_local(path: str) -> bytes:
+    # Without the checks and copies of `read_bytes`: this is done for every file of a source.
+    with storage_refusals("read", path):
+        try:
+            fd = open_regular(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as err:
+            raise DamagedError(path) from err
+        try:
+            return _read_all(fd)
+        finally:
+            os.close(fd)
 
 
 def _read_all(fd: int) -> bytes:

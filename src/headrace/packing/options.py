@@ -41,6 +41,10 @@ class Options:
     resume: bool
     overwrite: bool
     append: bool
+    files: str | None
+    """The column of a table whose values name files."""
+    query: str | None
+    """SQL that gives the samples."""
     on_error: OnError
 
     def __post_init__(self) -> None:
@@ -50,6 +54,9 @@ class Options:
             raise OptionError(f"seed must be a whole number: got {self.seed!r}")
         if not isinstance(self.workers, int) or self.workers < 1:
             raise OptionError(f"workers must be at least 1: got {self.workers!r}")
+        for name, value in (("files", self.files), ("query", self.query)):
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                raise OptionError(f"{name} must be text that is not empty: got {value!r}")
         if self.append and self.overwrite:
             raise OptionError("append adds to what is there and overwrite replaces it: give one of them")
         if self.split is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ class RemoteWorkplace(Workplace):
         """`home` is where the dataset lies or will lie. Raises TargetError if another process writes there."""
         self.shards, self.notes = home, notes
         self._is_ours = False
-        self._scratch = ScratchFolder()
+        self._scratch = ScratchFolder(Path(tempfile.gettempdir()))
         self._lease: Lease | None = None
         try:
             lease = Lease(home / LOCK_NAME)

@@ -1,4 +1,4 @@
-"""Folders for files on their way to a store. A killed process leaves its own; the next pack removes it."""
+"""Folders for files that must have a name for a while. A killed process leaves its own; the next pack removes it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from pathlib import Path
 
 from headrace.storage import storage_refusals
 
-_PREFIX = "headrace-pack-"
+_PREFIX = ".headrace-pack-"
 
 
 class ScratchFolder:
-    """A new folder in TMPDIR, which this process holds locked until `close` removes it."""
+    """A new folder, which this process holds locked until `close` removes it."""
 
-    def __init__(self) -> None:
-        """Removes what killed processes of the same user have left. Raises StorageError if the disk is full."""
-        parent = Path(tempfile.gettempdir())
+    def __init__(self, parent: Path) -> None:
+        """Makes it in `parent`, and removes what killed processes of the same user have left there.
+
+        Raises StorageError if the disk is full.
+        """
         with storage_refusals("write a temporary folder in", parent):
             for path in parent.glob(_PREFIX + "*"):
                 _remove_if_left(path)
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
 

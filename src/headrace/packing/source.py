@@ -42,6 +42,11 @@ class Bad:
 class Loader(ABC):
     """Makes samples of a source's records. Safe to use from several threads, and picklable."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether samples are read over a network, so that many requests in flight pay."""
+        return False
+
     @abstractmethod
     def load(self, key: str, payload: bytes) -> Sample:
         """The sample of a record. Raises SourceError, DatasetError or TransformError if it is broken."""

@@ -47,7 +47,7 @@ def _open_place(source: str | os.PathLike[str], scratch: Path) -> Source:
         dataset = open_dataset(source)
         _say_what_is_left_out(place, dataset)
         return dataset_source(dataset)
-    return FolderSource(place.path, scratch)
+    return FolderSource(place, scratch)
 
 
 def _say_what_is_left_out(folder: Place, dataset: Dataset) -> None:

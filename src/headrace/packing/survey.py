@@ -26,7 +26,7 @@ from headrace.packing.seen import Seen
 from headrace.packing.skipped import Skipped, SkippedList
 from headrace.packing.source import BAD_SAMPLE, Bad, Loader, Source
 from headrace.packing.spool import Record, Spool
-from headrace.packing.workers import in_chunks, ordered_map
+from headrace.packing.workers import in_chunks, num_threads, ordered_map
 from headrace.storage import Place, quoted
 from headrace.telemetry import progress
 
@@ -112,7 +112,7 @@ class Survey:
             return
         needs_sample = any(selection.needs_sample for selection in selections)
         examine = partial(_examined, selections=selections, loader=self._source.loader if needs_sample else None)
-        workers = self._options.workers if needs_sample else 0
+        workers = num_threads(self._source.loader, self._options.workers) if needs_sample else 0
         chunks = in_chunks(records, _memory_of)
         for examined in ordered_map(lambda chunk: [examine(record) for record in chunk], chunks, workers):
             for record, facts in examined:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from headrace.packing.source import Loader
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -16,8 +18,14 @@ MEMORY_BYTES = 96 << 20
 CHUNK_ITEMS, CHUNK_BYTES = 32, 1 << 20
 """What one worker gets at a time: enough that handing it over costs little beside the work itself."""
 
+_LEAST_WAITING = 16
 _CHUNKS_PER_WORKER = 4
 # Enough to even out fast and slow chunks, few enough that a thousand small ones do not wait behind a slow one.
+
+
+def num_threads(loader: Loader, workers: int) -> int:
+    """How many threads load samples; where they wait for a network, a processor has time for many."""
+    return max(workers, _LEAST_WAITING) if loader.waits else workers
 
 
 def in_chunks(items: Iterable[_T], size: Callable[[_T], int]) -> Iterator[tuple[list[_T], int]]:

@@ -21,7 +21,7 @@ import orjson
 
 from headrace.errors import SourceError
 from headrace.formats.fields import Field
-from headrace.formats.parquet.fields import is_image
+from headrace.formats.parquet.fields import KEY, is_image
 from headrace.formats.parquet.kinds import (
     ARRAY_DTYPES,
     BOOL,
@@ -34,11 +34,11 @@ from headrace.formats.parquet.kinds import (
     Kind,
     MismatchError,
     joined,
+    parsed,
 )
 from headrace.formats.shard import Encoded
 from headrace.storage import quoted
 
-KEY = "__key__"
 MAX_EXACT = 2**53
 """Whole numbers up to it are exact as floats."""
 
@@ -88,7 +88,7 @@ def decoded(field: Field, data: memoryview) -> Any:
     if field.type == "array":
         return _array(np.dtype(field.dtype).newbyteorder("<"), data)
     if field.type == "json":
-        return _with_bytes(json.loads(field.dtype or "null"), json.loads(bytes(data[_SIZE.size :])))
+        return _with_bytes(parsed(field.dtype or ""), json.loads(bytes(data[_SIZE.size :])))
     return struct.unpack({"bool": "<?", "int": "<q", "float": "<d"}[field.type], data)[0]
 
 

@@ -19,6 +19,8 @@ MAGIC = b"PAR1"
 ENCRYPTED_MAGIC = b"PARE"
 TAIL_BYTES = 8
 """At the end of a file: the footer's length and the magic number."""
+MAX_GROUP_BYTES = (2 << 30) - 1
+"""What a row group may take, stored and in memory: as far as Arrow's 32-bit offsets reach."""
 
 _MAX_VALUES = 20_000_000  # ten seconds' worth
 _CODECS = {0: "none", 1: "snappy", 2: "gzip", 4: "brotli", 5: "lz4 (Hadoop)", 6: "zstd", 7: "lz4"}
@@ -78,6 +80,8 @@ class RowGroup(NamedTuple):
                     f"row group {self.number} has {self.num_rows:,} rows, and in column {leaf.path!r} "
                     f"{chunk.num_values:,}"
                 )
+        if self.chunks and self.end - self.start > MAX_GROUP_BYTES:
+            raise too_large(self.number, self.end - self.start, MAX_GROUP_BYTES)
 
 
 class Footer:
@@ -125,6 +129,14 @@ class Footer:
         for group in self._file[4]:
             statistics = group[1][leaf][3].get(12)
             yield statistics.get(3) if isinstance(statistics, dict) else None
+
+
+def too_large(k: int, num_bytes: int, limit: int) -> DatasetError:
+    """What is wrong with a row group that takes too much memory."""
+    return DatasetError(
+        f"row group {k} may take {num_bytes:,} bytes, more than {limit:,}: write the file again with smaller row "
+        "groups (pyarrow: row_group_size=1000)"
+    )
 
 
 def _row_group(number: int, group: Struct, schema: FileSchema) -> RowGroup:

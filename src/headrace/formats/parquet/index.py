@@ -26,10 +26,10 @@ from headrace.formats.fields import Field, fields_from_json
 from headrace.formats.index import Opened, ShardIndex, StoredIndex
 from headrace.formats.parquet.columns import Get
 from headrace.formats.parquet.fields import data_columns, missing_files, values_of
-from headrace.formats.parquet.footer import Chunk, RowGroup
+from headrace.formats.parquet.footer import MAX_GROUP_BYTES, Chunk, RowGroup
 from headrace.formats.parquet.schema import ARROW_ERRORS, Column, FileSchema, one_line
 from headrace.formats.parquet.thrift import ThriftError
-from headrace.formats.parquet.unpack import MAX_UNPACKED_BYTES, Stored, plan_unpacking, unpack
+from headrace.formats.parquet.unpack import Stored, plan_unpacking, unpack
 
 _COLUMNS = (
     ("samples", "int64"),
@@ -366,8 +366,8 @@ def _groups(file: IndexFile, num_leaves: int) -> RowGroups:
     starts = np.arange(file.num_rows + 1, dtype=np.int64) * num_leaves
     if not np.array_equal(checksums.starts, starts) or not np.array_equal(chunks.starts, starts * _CHUNK):
         raise ValueError("not every column has a chunk and a checksum")
-    if np.any((memory < 0) | (memory > MAX_UNPACKED_BYTES)):
-        raise ValueError(f"row groups unpack to more than {MAX_UNPACKED_BYTES:,} bytes")
+    if np.any((memory < 0) | (memory > MAX_GROUP_BYTES)):
+        raise ValueError(f"row groups unpack to more than {MAX_GROUP_BYTES:,} bytes")
     shape = file.num_rows, num_leaves
     sums = checksums.values.view(np.uint64).reshape(shape)
     return RowGroups(samples, memory, chunks.values.reshape(*shape, _CHUNK), sums)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 Kind: TypeAlias = "str | list[Kind] | dict[str, Kind]"
@@ -106,6 +108,13 @@ def arrow_type(kind: Kind) -> pa.DataType:
     if isinstance(kind, dict):
         return pa.struct([pa.field(name, arrow_type(inner)) for name, inner in kind.items()])
     return _LEAVES[kind] if kind in _LEAVES else pa.from_numpy_dtype(np.dtype(INT if kind == SMALL_INT else kind))
+
+
+@lru_cache(maxsize=256)
+def parsed(text: str) -> Kind:
+    """The kind that a text is, which `encode` or this module made."""
+    kind: Kind = orjson.loads(text)
+    return kind
 
 
 def is_kind(value: Any, depth: int = 0) -> bool:

@@ -17,10 +17,10 @@ from headrace.formats.columns import Strings
 from headrace.formats.format import Found, Listing, ScanOptions
 from headrace.formats.parquet.columns import get_values, is_text
 from headrace.formats.parquet.fields import KEY, class_names, data_columns, fields_of, is_image, values_of
-from headrace.formats.parquet.footer import ENCRYPTED_MAGIC, MAGIC, TAIL_BYTES, Footer
+from headrace.formats.parquet.footer import ENCRYPTED_MAGIC, MAGIC, MAX_GROUP_BYTES, TAIL_BYTES, Footer, too_large
 from headrace.formats.parquet.index import Content, ParquetIndex, RowGroups
 from headrace.formats.parquet.schema import Column, FileSchema
-from headrace.formats.parquet.unpack import MAX_UNPACKED_BYTES, Stored, plan_unpacking, too_large, unpack
+from headrace.formats.parquet.unpack import Stored, plan_unpacking, unpack
 from headrace.formats.shards import Shard
 from headrace.storage import File
 
@@ -50,7 +50,7 @@ def scan_parquet(file: File, hints: Mapping[str, Any], options: ScanOptions) -> 
             scan.run()
     except (DamagedError, DatasetError) as err:
         raise type(err)(f"{file.name} cannot be read: {err}") from err
-    stem = PurePosixPath(hints.get("file", "rows")).with_suffix("")
+    stem = PurePosixPath(hints["file"]).with_suffix("")
     index = ParquetIndex(scan.content(str(stem)))
     counts = tuple(piece.num_samples for piece in index.pieces)
     return index, Shard("", index.num_samples, file.size, scan.digest.hexdigest(), "", counts, index.unpacked_bytes)
@@ -75,7 +75,7 @@ class _Scan:
         self.digest = xxhash.xxh3_128()
         self._stream, self._footer, self._size, self._at = stream, footer, size, 0
         self._schema = footer.schema
-        self._limit = min(options.max_unpacked_bytes, MAX_UNPACKED_BYTES)
+        self._limit = min(options.max_unpacked_bytes, MAX_GROUP_BYTES)
         self._max_sample_bytes = options.max_sample_bytes
         self._fields = fields_of(footer)
         self._memory = np.zeros(len(footer.groups), np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ import pyarrow as pa
 
 from headrace.errors import ManifestError, SourceError
 from headrace.formats.fields import Field
-from headrace.formats.parquet.encode import KEY, MAX_EXACT
-from headrace.formats.parquet.fields import ARRAY_FACT
+from headrace.formats.parquet.encode import MAX_EXACT
+from headrace.formats.parquet.fields import ARRAY_FACT, KEY
 from headrace.formats.parquet.kinds import (
     ARRAY_DTYPES,
     BOOL,
@@ -32,6 +31,7 @@ from headrace.formats.parquet.kinds import (
     has_empty_dict,
     is_kind,
     joined,
+    parsed,
     settled,
     shown,
 )
@@ -183,14 +183,12 @@ def _value_kind(field: Field, value: Any) -> Kind:
     if field.type == "int":
         return _int_kind(abs(value))
     if field.type == "json":
-        kind: Kind = json.loads(field.dtype or "null")
-        return kind
+        return parsed(field.dtype or "")
     if field.type != "array":
         return _SCALARS[field.type]
     if value.ndim != 1:
         return grid_kind(value.dtype.name, value.shape)
-    is_long = value.dtype.kind in "iu" and value.dtype.itemsize == 8 and value.dtype.name == INT
-    return [_int_kind(_largest(value)) if is_long else value.dtype.name]
+    return [_int_kind(_largest(value)) if value.dtype.name == INT else value.dtype.name]
 
 
 def _int_kind(largest: int) -> Kind:

@@ -13,12 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.errors import DamagedError, DatasetError
-from headrace.formats.parquet.footer import RowGroup
+from headrace.formats.parquet.footer import RowGroup, too_large
 from headrace.formats.parquet.pages import look_through
 from headrace.formats.parquet.schema import ARROW_ERRORS, Column, FileSchema, one_line
 
-MAX_UNPACKED_BYTES = (2 << 30) - 1
-"""What a row group may take in memory: as far as Arrow's 32-bit offsets reach."""
 _STEP_BYTES = 64 << 20
 
 
@@ -84,17 +82,9 @@ def unpack(
     return arrays, broken
 
 
-def too_large(k: int, num_bytes: int, limit: int) -> DatasetError:
-    """What is wrong with a row group that takes too much memory."""
-    return DatasetError(
-        f"row group {k} may unpack to {num_bytes:,} bytes, more than {limit:,}: write the file again with smaller row "
-        "groups (pyarrow: row_group_size=1000)"
-    )
-
-
 def _read(schema: FileSchema, columns: Sequence[Column], stored: Stored, plan: Plan, limit: int) -> pa.Table:
     group = stored.group
-    # Columns that are not asked for may lie elsewhere: that pyarrow never looks at them is no matter of offsets.
+    # Columns that are not asked for may lie elsewhere; pyarrow never looks there.
     chunks = [chunk._replace(offset=max(0, chunk.offset - stored.base)) for chunk in group.chunks]
     file = pq.ParquetFile(
         pa.BufferReader(pa.py_buffer(stored.data)),
