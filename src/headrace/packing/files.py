@@ -14,12 +14,12 @@ from typing import Any
 
 import xxhash
 
-from headrace.errors import DamagedError, OptionError, SourceError, StorageError
+from headrace.errors import OptionError, SourceError
 from headrace.formats.tar_names import split_name
 from headrace.packing.folder import read_file
 from headrace.packing.source import BAD_SAMPLE, Bad, Loader, Sample, Source
 from headrace.packing.spool import Record
-from headrace.storage import Place, quoted, read_bytes
+from headrace.storage import Place, quoted
 
 _SIZE = struct.Struct("<q")
 _UNKNOWN = -1
@@ -90,7 +90,7 @@ class FilesLoader(Loader):
             name = bytes(name).decode("utf-8", "surrogateescape")
         if not isinstance(name, str) or not name or "\0" in name:
             raise SourceError(
-                f"sample {quoted(row['__key__'])}: the column {self.column!r} must name a file, got {_shown(name)}; the "
+                f"sample {quoted(row['__key__'])}: the column {self.column!r} must name a file, got {_shown(name)}; "
                 f"columns are {', '.join(sorted(name for name in row if name != '__key__'))}"
             )
         if self.folder.is_local:
@@ -106,7 +106,7 @@ class FilesLoader(Loader):
         if not place.is_local:
             return _UNKNOWN, 0
         try:
-            status = os.stat(place.path)
+            status = place.path.stat()
         except OSError as err:
             raise SourceError(f"the table names {place}, which cannot be read: {err.strerror}") from err
         return status.st_size, status.st_mtime_ns

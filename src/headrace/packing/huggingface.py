@@ -68,8 +68,8 @@ class HuggingFaceSource(SamplesSource):
         for name, feature in features.items():
             if not hasattr(feature, "decode") and _holds_files(feature):
                 raise OptionError(
-                    f"the column {name!r} holds several images or sounds a row, which would be decoded: make a column of "
-                    "each (dataset.map), or of their bytes"
+                    f"the column {name!r} holds several images or sounds a row, which would be decoded: make a column "
+                    "of each (dataset.map), or of their bytes"
                 )
         self._files = [name for name, feature in features.items() if hasattr(feature, "decode")]
         labels = [name for name, feature in features.items() if isinstance(feature, self._datasets.ClassLabel)]

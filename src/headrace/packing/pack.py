@@ -44,6 +44,8 @@ class _Others(TypedDict, total=False):
     overwrite: bool
     append: bool
     on_error: OnError
+    files: str | None
+    query: str | None
     where: str | None
     require: Sequence[str]
     fill: Mapping[str, Any] | None
@@ -85,6 +87,8 @@ def pack(
     overwrite: bool = False,
     append: bool = False,
     on_error: OnError = "raise",
+    files: str | None = None,
+    query: str | None = None,
     where: str | None = None,
     require: Sequence[str] = (),
     fill: Mapping[str, Any] | None = None,
@@ -100,7 +104,8 @@ def pack(
 ) -> Manifest | dict[str, Manifest]:
     """Pack a source into shards at `target`; returns the manifest, or with `split` a manifest for each name.
 
-    source: a folder of files, an opened dataset or the path of one, or an iterable of dicts.
+    source: a folder of files, a table (.csv, .jsonl, .parquet) or any other dataset that `headrace.open` opens, or its
+        path or URL; a Hugging Face dataset or the folder that one was saved in; or an iterable of dicts.
     format: one of those that headrace writes; `tar` is WebDataset's.
     shard_size: bytes of a shard, as a number or like `64MiB`; exceeded only by a single larger sample.
     transform: function(sample dict) -> a dict, None to drop it, or a list of dicts, called in worker processes. It
@@ -115,6 +120,11 @@ def pack(
     overwrite: replace a dataset that is there, once the new one is whole. Nothing but what headrace wrote is removed.
     append: add to a dataset that is there: shards of new numbers, and the manifest's next revision. Keys must be new.
     on_error: what to do about a broken sample: "raise", or "skip" and list it in `headrace.skipped.jsonl`.
+
+    files: the column of a table whose values name files, relative to the table's folder: each file's bytes become a
+        field called by its extension, instead of the column.
+    query: SQL over tables or a DuckDB database (extra `sql`), such as "SELECT id AS __key__, text FROM source WHERE
+        n > 3"; it needs a `__key__` or an ORDER BY.
 
     Which samples are packed, decided in this order, while the source is looked through:
     where: an expression over fields that must be true, such as "label in (3, 5) and len(text) > 100".
@@ -163,6 +173,8 @@ def pack(
         resume=resume,
         overwrite=overwrite,
         append=append,
+        files=files,
+        query=query,
         on_error="skip" if drop_broken else on_error,
     )
     places = [place] if split is None else [place / name for name in split]

@@ -24,11 +24,11 @@ MOST_AT_RANDOM = 500_000
 _NUMBER = struct.Struct("<q")
 
 
-def dataset_source(dataset: Dataset) -> Source:
-    """The dataset as a source. Raises SourceError if it is empty."""
+def dataset_source(dataset: Dataset, *, at_once: bool = False) -> Source:
+    """The dataset as a source; `at_once` reads it in storage order in any case. Raises SourceError if it is empty."""
     if len(dataset) == 0:
         raise SourceError(f"the dataset at {quoted(dataset.url)} holds no samples: there is nothing to pack")
-    if dataset.is_remote or bool(dataset.pieces.is_whole.any()) or len(dataset) > MOST_AT_RANDOM:
+    if at_once or dataset.is_remote or bool(dataset.pieces.is_whole.any()) or len(dataset) > MOST_AT_RANDOM:
         return _ReadOnce(dataset)
     return _Referred(dataset)
 

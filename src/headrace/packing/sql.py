@@ -78,6 +78,7 @@ class QuerySource(SamplesSource):
         config = {
             "threads": threads,
             "memory_limit": _MEMORY_LIMIT,
+            "enable_progress_bar": "false",
             "temp_directory": str(self._scratch.path),
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",

@@ -1,0 +1,251 @@
+"""Tables as sources: rows, files that they name, and what a query selects of them."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import headrace as hr
+from headrace.errors import OptionError, SourceError, TargetError
+
+ROWS = [{"__key__": f"r{i:03d}", "label": i % 3, "txt": f"row {i}"} for i in range(90)]
+
+
+def as_csv(path, rows):
+    with open(path, "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+
+
+def as_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def as_parquet(path, rows):
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=20)
+
+
+WRITERS = {"csv": as_csv, "jsonl": as_jsonl, "parquet": as_parquet}
+
+
+@pytest.fixture(params=WRITERS)
+def table(request, tmp_path):
+    """The rows as a table of each kind, by its path."""
+    path = tmp_path / "data" / f"rows.{request.param}"
+    path.parent.mkdir()
+    WRITERS[request.param](path, ROWS)
+    return path
+
+
+def samples_of(url):
+    return {sample["__key__"]: sample for sample in hr.open(url)}
+
+
+def test_a_table_is_packed_row_by_row(table, tmp_path):
+    for number, source in enumerate((table, str(table), table.parent)):
+        hr.pack(source, tmp_path / f"out{number}", format="mds")
+        assert samples_of(tmp_path / f"out{number}") == {row["__key__"]: row for row in ROWS}
+    hr.pack(table, tmp_path / "tar", shuffle=False)
+    assert [bytes(sample["label"]) for sample in hr.open(tmp_path / "tar")] == [b"%d" % row["label"] for row in ROWS]
+
+
+# Files that rows name ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=WRITERS)
+def listing(request, tmp_path, pngs):
+    """A table that names an image in each row, by paths of several kinds."""
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for i, data in enumerate(pngs[:30]):
+        path = folder / "images" / f"{i}.v1.seg.png"
+        path.write_bytes(data)
+        named = (f"images/{path.name}", str(path), f"images/../images/{path.name}")[i % 3]
+        rows.append({"__key__": f"r{i:03d}", "image": named, "label": i})
+    path = folder / f"rows.{request.param}"
+    WRITERS[request.param](path, rows)
+    return path
+
+
+def test_files_that_rows_name_come_in_their_place(listing, tmp_path, pngs):
+    manifest = hr.pack(listing, tmp_path / "out", files="image")
+    assert set(manifest.fields) == {"v1.seg.png", "label"}
+    assert manifest.fields["v1.seg.png"].image_size == (8, 8)
+    assert {key: bytes(sample["v1.seg.png"]) for key, sample in samples_of(tmp_path / "out").items()} == {
+        f"r{i:03d}": data for i, data in enumerate(pngs[:30])
+    }
+
+
+def test_a_query_may_choose_the_files(listing, tmp_path):
+    pytest.importorskip("duckdb")
+    query = "select * from source where label < 7 order by label"
+    assert hr.pack(listing, tmp_path / "out", files="image", query=query).samples == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gone.png", r"names .*gone\.png, which cannot be read: No such file"),
+        ("", "the column 'image' must name a file, got ''"),
+        ("noextension", "whose name has no extension to name a field by"),
+        ("images", "whose name has no extension"),
+        ("bad.label", "would be the field 'label', which is there"),
+        ("broken.png", r"broken\.png is not an image"),
+        ("empty.png", r"empty\.png is empty \(0 bytes\)"),
+    ],
+)
+def test_a_file_that_is_no_good_is_named(tmp_path, name, reason):
+    (tmp_path / "images").mkdir()
+    for broken, data in (("bad.label", b"x"), ("broken.png", b"no image"), ("empty.png", b"")):
+        (tmp_path / broken).write_bytes(data)
+    (tmp_path / "good.txt").write_text("fine")
+    as_jsonl(tmp_path / "rows.jsonl", [{"image": "good.txt", "label": 1}, {"image": name, "label": 2}])
+    with pytest.raises(SourceError, match=reason):
+        hr.pack(tmp_path / "rows.jsonl", tmp_path / "out", files="image")
+    manifest = hr.pack(tmp_path / "rows.jsonl", tmp_path / "out", files="image", on_error="skip")
+    assert (manifest.samples, manifest.skipped) == (1, 1)
+
+
+def test_a_file_that_changed_is_another_source(listing, tmp_path, make_png):
+    hr.pack(listing, tmp_path / "out", files="image")
+    (listing.parent / "images" / "3.v1.seg.png").write_bytes(make_png(99))
+    with pytest.raises(TargetError, match="another source"):
+        hr.pack(listing, tmp_path / "out", files="image")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "reason"),
+    [
+        ("rows", {"files": "nope"}, "has no column 'nope' that could name files: it has 'label', 'txt'"),
+        ("iterable", {"files": "txt"}, "files is for tables"),
+        ("folder", {"files": "txt"}, "files is for tables"),
+        ("iterable", {"query": "select 1"}, "a query reads table files"),
+        ("rows", {"files": ""}, "files must be text that is not empty"),
+        ("rows", {"query": 5}, "query must be text that is not empty"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, images, source, options, reason):
+    as_jsonl(tmp_path / "rows.jsonl", ROWS)
+    given = {"rows": tmp_path / "rows.jsonl", "iterable": ROWS, "folder": images}[source]
+    with pytest.raises((OptionError, SourceError), match=reason):
+        hr.pack(given, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_among_images_does_not_hide_them(images, tmp_path):
+    (images / "labels.csv").write_text("a,b\n1,2\n3,4\n")
+    assert hr.pack(images, tmp_path / "out").samples == 61
+
+
+# Queries ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def query_of():
+    """Packs what a query selects."""
+    pytest.importorskip("duckdb")
+    return lambda source, target, query, **options: hr.pack(source, target, query=query, format="mds", **options)
+
+
+def test_a_query_chooses_and_makes_columns(table, tmp_path, query_of):
+    query = "select __key__, label * 2 as double, upper(txt) as txt from source where label > 0"
+    manifest = query_of(table, tmp_path / "out", query)
+    assert samples_of(tmp_path / "out") == {
+        row["__key__"]: {"__key__": row["__key__"], "double": row["label"] * 2, "txt": row["txt"].upper()}
+        for row in ROWS
+        if row["label"] > 0
+    }
+    assert query_of(table, tmp_path / "out", query, workers=1) == manifest
+
+
+def test_ordered_rows_are_numbered_and_kept_in_their_order(table, tmp_path, query_of):
+    query_of(table, tmp_path / "out", "select txt from source order by __key__ desc limit 5", shuffle=False)
+    found = [(sample["__key__"], sample["txt"]) for sample in hr.open(tmp_path / "out")]
+    assert found == [(f"{i:09d}", f"row {89 - i}") for i in range(5)]
+
+
+def test_a_database_is_read_and_stays_as_it_is(tmp_path, query_of):
+    import duckdb
+
+    with duckdb.connect(str(tmp_path / "data.db")) as connection:
+        connection.execute("create table numbers as select i as id, i * 0.5::double as half from range(100) t(i)")
+    before = (tmp_path / "data.db").read_bytes()
+    for number, name in enumerate(("numbers", "source")):
+        query_of(tmp_path / "data.db", tmp_path / f"out{number}", f"select id as __key__, half from {name}")
+        assert samples_of(tmp_path / f"out{number}")["7"]["half"] == 3.5
+    assert (tmp_path / "data.db").read_bytes() == before
+
+
+def test_types_of_sql_become_types_of_samples(tmp_path, query_of):
+    as_jsonl(tmp_path / "rows.jsonl", ROWS[:1])
+    query_of(
+        tmp_path / "rows.jsonl",
+        tmp_path / "out",
+        "select 'k' as __key__, 1.25::decimal(9,2) as exact, date '2024-02-29' as day, [1, 2] as list, "
+        "{'a': 1} as struct, 'x'::blob as data, null as nothing, true as yes, 3::hugeint as huge from source",
+    )
+    sample = hr.open(tmp_path / "out")[0]
+    assert sample["exact"] == 1.25
+    assert sample["day"] == "2024-02-29"
+    assert (sample["list"], sample["struct"], bytes(sample["data"])) == ([1, 2], {"a": 1}, b"x")
+    assert (sample["nothing"], sample["yes"], sample["huge"]) == (None, True, 3)
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("select * exclude (__key__) from source", "must end with ORDER BY, by which rows are numbered"),
+        ("select label, label from source order by 1", "must name each column once"),
+        ("delete from source", "must be one SELECT"),
+        ("copy (select 1) to 'source.csv'", "must be one SELECT"),
+        ("select 1; select 2", "must be one SELECT"),
+        ("selec", "is not understood"),
+        ("select nope from source order by 1", "does not run: Binder Error"),
+        ("select * from read_text('{secret}') order by 1", "does not run: Permission Error"),
+        ("select * from '{secret}' order by 1", "does not run"),
+        ("select * from read_csv('http://127.0.0.1:1/x.csv') order by 1", "does not run"),
+        ("select null as __key__ from source", "`__key__` must be text"),
+    ],
+)
+def test_a_query_that_is_no_good_is_one_line(table, tmp_path, query_of, query, reason):
+    (tmp_path / "secret.csv").write_text("a,b\n1,2\n")
+    with pytest.raises((OptionError, SourceError), match=reason) as caught:
+        query_of(table, tmp_path / "out", query.format(secret=tmp_path / "secret.csv"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_an_order_nothing_that_depends_on_it_is_done(table, tmp_path, query_of):
+    for options in ({"shuffle": False}, {"sample": 0.5}, {"dedup": True}):
+        with pytest.raises(OptionError, match="must end with ORDER BY: what is kept"):
+            query_of(table, tmp_path / "out", "select * from source", **options)
+
+
+BIG = """
+import resource, sys
+import headrace as hr
+query = "select i as __key__, pad, md5(i::text) as hash from source order by hash"
+assert hr.pack(sys.argv[1], sys.argv[2], query=query, format="tokens",
+               transform=lambda sample: {"tokens": [1, 2, 3]}).samples == 300_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_a_query_sorts_more_than_its_memory(tmp_path):
+    """What DuckDB does not hold lies in a folder that is gone afterwards."""
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect(str(tmp_path / "data.db")) as connection:
+        connection.execute("create table numbers as select i, repeat('x', 500) as pad from range(300000) t(i)")
+    done = subprocess.run(
+        [sys.executable, "-c", BIG, tmp_path / "data.db", tmp_path / "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 500
+    assert sorted(os.listdir(tmp_path)) == ["data.db", "out"]
