@@ -345,3 +345,11 @@ def test_what_is_something_else_is_not_taken_for_a_table(tmp_path, files):
     for name, content in files.items():
         write(tmp_path / name, content)
     assert find(CSV, tmp_path) is None
+
+
+@pytest.mark.parametrize("other", ["7", "0.5", ""])
+@pytest.mark.parametrize("number", ["12345678901234567891", "-98765432109876543210", "9007199254740993"])
+def test_whole_numbers_are_never_rounded(tmp_path, number, other):
+    (tmp_path / "a.csv").write_text(f"id,v\n{number},1\n{other},2\n{number[:-1]}7,3\n")
+    first = hr.open(tmp_path)[0]["id"]
+    assert str(first) == number

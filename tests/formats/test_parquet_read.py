@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mds_files import LocalListing
 from parquet_files import opened, plain, put, read, read_file, scan
 
-from headrace.errors import DatasetError, OptionError
+from headrace.errors import DamagedError, DatasetError, OptionError
 from headrace.formats.fields import Field
 from headrace.formats.format import ScanOptions
 from headrace.formats.parquet import find_parquet
@@ -347,14 +347,15 @@ def test_text_that_is_not_utf8_is_damage_of_its_sample(tmp_path):
     assert plain(piece.sample(0)) == {"__key__": "rows:0", "s": "good", "l": ["a"]}
 
 
-def test_files_are_found_by_their_first_bytes(tmp_path):
+def test_files_are_found_by_their_first_bytes_and_none_of_that_name_is_passed_over(tmp_path):
     put(tmp_path, {"n": [1]}, "b.snappy")
     put(tmp_path, {"n": [2]}, "a")
     put(tmp_path, {"n": [3]}, "_metadata")
     (tmp_path / "c.parquet").write_bytes(b"not one")
     found = find_parquet(LocalListing(tmp_path), ScanOptions())
-    assert found.files == ["a", "b.snappy"]
-    assert find_parquet(LocalListing(tmp_path, ["c.parquet"]), ScanOptions()) is None
+    assert found.files == ["a", "b.snappy", "c.parquet"]
+    with pytest.raises(DamagedError):
+        scan(tmp_path / "c.parquet")
 
 
 def test_what_is_not_read_says_so(tmp_path):

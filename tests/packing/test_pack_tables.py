@@ -233,7 +233,7 @@ import resource, sys
 import headrace as hr
 query = "select i as __key__, pad, md5(i::text) as hash from source order by hash"
 assert hr.pack(sys.argv[1], sys.argv[2], query=query, format="tokens",
-               transform=lambda sample: {"tokens": [1, 2, 3]}).samples == 300_000
+               transform=lambda sample: {"tokens": [1, 2, 3]}).samples == 100_000
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -242,7 +242,7 @@ def test_a_query_sorts_more_than_its_memory(tmp_path):
     """What DuckDB does not hold lies in a folder that is gone afterwards."""
     duckdb = pytest.importorskip("duckdb")
     with duckdb.connect(str(tmp_path / "data.db")) as connection:
-        connection.execute("create table numbers as select i, repeat('x', 500) as pad from range(300000) t(i)")
+        connection.execute("create table numbers as select i, repeat('x', 1500) as pad from range(100000) t(i)")
     done = subprocess.run(
         [sys.executable, "-c", BIG, tmp_path / "data.db", tmp_path / "out"], capture_output=True, text=True, check=False
     )

@@ -41,6 +41,13 @@ def pack(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset at the target.")] = False,
     on_error: Annotated[str, typer.Option(help="What to do about a broken sample: raise or skip.")] = "raise",
     transform: Annotated[str | None, typer.Option(help=_TRANSFORM_HELP)] = None,
+    files: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of a table whose values name files to be packed.")
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help="Pack what this selects FROM source, by DuckDB; needs __key__ or ORDER BY."),
+    ] = None,
     append: Annotated[
         bool, typer.Option("--append", help="Add shards to the dataset at the target; keys must be new.")
     ] = False,
@@ -103,6 +110,8 @@ def pack(
         "resume": resume,
         "overwrite": overwrite,
         "on_error": on_error,
+        "files": files,
+        "query": query,
         "append": append,
         "where": where,
         "require": _names(require),

@@ -16,6 +16,7 @@ DELIMITERS = (",", ";", "\t", "|")
 _QUOTE = ord('"')
 # What Python itself would print for a whole number; 007 and +1 are text, and so come back as they are.
 _INTS = re.compile(r"(?:(?:-?[1-9]\d{0,18}|0)?\0)*", re.ASCII)
+_WIDE_INT = re.compile(r"-?\d{16,300}", re.ASCII)
 _LONG_INT = re.compile(r"\d{19}", re.ASCII)
 _FLOATS = re.compile(r"(?:(?:-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|-?(?i:inf|nan))?\0)*", re.ASCII)
 
@@ -76,7 +77,11 @@ def kind_of(cells: list[str]) -> str:
     if _INTS.fullmatch(text):
         is_long = _LONG_INT.search(text) and not all(-(2**63) <= int(cell) < 2**63 for cell in cells if cell)
         return "str" if is_long else "int"
-    return "float" if _FLOATS.fullmatch(text) else "str"
+    if not _FLOATS.fullmatch(text):
+        return "str"
+    # A whole number that a float would round stays as it is written.
+    whole = (cell for cell in cells if _WIDE_INT.fullmatch(cell))
+    return "str" if any(int(cell) != int(float(cell)) for cell in whole) else "float"
 
 
 def wider(kind: str, other: str) -> str:

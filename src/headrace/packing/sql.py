@@ -78,7 +78,6 @@ class QuerySource(SamplesSource):
         config = {
             "threads": threads,
             "memory_limit": _MEMORY_LIMIT,
-            "enable_progress_bar": "false",
             "temp_directory": str(self._scratch.path),
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
@@ -91,6 +90,7 @@ class QuerySource(SamplesSource):
                 connection = self._duckdb.connect(":memory:", config=config)
                 connection.execute(f"CREATE TEMP VIEW {_TABLE} AS SELECT * FROM {table}")  # noqa: S608 - quoted
                 connection.execute(f"SET allowed_paths = [{', '.join(map(_literal, paths))}]")
+            connection.execute("SET enable_progress_bar = false")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
         except self._duckdb.Error as err:

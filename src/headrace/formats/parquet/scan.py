@@ -30,8 +30,9 @@ _NUM_LOOKED_AT = 16
 
 
 def find_parquet(listing: Listing, options: ScanOptions) -> Found | None:
-    """The Parquet files of a folder, whatever they are called; `_metadata` and its like only speak of others."""
-    files = [name for name in listing.names if name[0] != "_" and listing.head(name, len(MAGIC)) == MAGIC]
+    """The Parquet files of a folder, whatever they are called, and what is called so; `_metadata` speaks of others."""
+    names = [name for name in listing.names if name[0] != "_"]
+    files = [name for name in names if name.endswith(".parquet") or listing.head(name, len(MAGIC)) == MAGIC]
     return Found(files) if files else None
 
 
