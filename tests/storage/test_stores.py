@@ -146,8 +146,6 @@ def test_a_missing_source_of_a_move_is_named(store, tmp_path):
 
 
 def test_a_name_is_taken_once(store):
-    if store.scheme == "http":
-        pytest.skip("WebDAV has no such condition")
     assert put_if_absent(store / "lock", b"first")
     assert not put_if_absent(store / "lock", b"second")
     assert read_bytes(store / "lock") == b"first"

@@ -62,6 +62,8 @@ class LocalWorkplace(Workplace):
         return  # the operating system keeps the lock as long as this process lives
 
     def remove_marker(self) -> None:
+        if self._is_temporary:
+            remove_file(self._folder / MANIFEST_NAME)
         remove_file(self._folder / PARTIAL_NAME)
         with storage_refusals("write", self._folder):
             sync_folder(self._folder)

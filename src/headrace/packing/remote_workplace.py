@@ -65,6 +65,7 @@ class RemoteWorkplace(Workplace):
             if self._lease is not None and self._is_ours and not self.num_shards and not is_wanted:
                 with suppress(StorageError, TargetError):  # a store that refuses this too has said why already
                     self._lease.check()
+                    self.clear(self._others)
                     self.remove_marker()
         finally:
             self._scratch.close()

@@ -157,9 +157,11 @@ def own_names(manifest: Manifest) -> list[str]:
 
 
 def may_be_removed(name: str) -> bool:
-    """Whether a file in an unfinished target is what an earlier pack wrote and nobody will need."""
-    whole = _TEMPORARY.sub("", name) if name.endswith(".tmp") else name
-    return bool(_SHARD.fullmatch(whole)) or whole in _BESIDE or whole == MANIFEST_NAME
+    """Whether a file in an unfinished target is what an earlier pack wrote and nobody will need. A manifest is not."""
+    if not name.endswith(".tmp"):
+        return bool(_SHARD.fullmatch(name)) or name in _BESIDE
+    whole = _TEMPORARY.sub("", name)
+    return bool(_SHARD.fullmatch(whole)) or whole in {*_BESIDE, MANIFEST_NAME, PARTIAL_NAME}
 
 
 def next_shard(manifest: Manifest) -> int:
@@ -188,7 +190,14 @@ def _check_replaceable(place: Place, manifest: Manifest, names: set[str]) -> Non
             "them: choose another target"
         )
     own = set(own_names(manifest))
-    _refuse_foreign(place, [name for name in names - own if _SHARD.fullmatch(name)], "is not in its manifest and")
+    # What an append or a replacement left when it was cut off is numbered on.
+    first_left = next_shard(manifest) if STAGING_NAME in names else None
+    foreign = [name for name in names - own if (found := _SHARD.fullmatch(name)) and not _is_left(found, first_left)]
+    _refuse_foreign(place, foreign, "is not in its manifest and")
+
+
+def _is_left(found: re.Match[str], first_left: int | None) -> bool:
+    return first_left is not None and int(found[1]) >= first_left
 
 
 def _check_all_ours(place: Place, names: set[str]) -> None:
@@ -199,7 +208,7 @@ def _check_all_ours(place: Place, names: set[str]) -> None:
             f"{place} holds a manifest that cannot be read, and no index of a shard that headrace packed: remove it "
             "yourself, or choose another target"
         )
-    strange = [name for name in names if not may_be_removed(name) and name != STAGING_NAME]
+    strange = [name for name in names if not may_be_removed(name) and name not in (MANIFEST_NAME, STAGING_NAME)]
     single = [name for name in names if _SHARD.fullmatch(name + INDEX_SUFFIX) and name + INDEX_SUFFIX not in names]
     _refuse_foreign(place, strange + single, "is not what a pack leaves beside a manifest that cannot be read, and")
 

@@ -72,8 +72,10 @@ def settle(place: Place) -> None:
 def sweep(place: Place, request: str) -> None:
     """Remove what was left of a commit of this request whose last step was cut off."""
     staging = place / STAGING_NAME
-    if not list_folder(staging) or exists(staging / MANIFEST_NAME):
+    if not list_folder(staging):
         return
+    if exists(staging / MANIFEST_NAME) and read_manifest(staging) != read_manifest(place):
+        return  # something else waits there
     with closing(_staging_of(place)) as work:
         if (work.journal.request or request).startswith(request):
             work.clear(own_names(read_manifest(place)) if work.shards == place else ())
@@ -88,6 +90,7 @@ class _NewTarget(Target):
         self._work = LocalWorkplace(place.path) if place.is_local else RemoteWorkplace(place, place)
         try:
             self._work.begin(request, options)
+            remove(place / MANIFEST_NAME)  # one that cannot be read, if any
             if list_folder(place / STAGING_NAME):
                 _remove_staging(place)
         except BaseException:

@@ -24,6 +24,8 @@ class Workplace(ABC):
     journal: Journal
     num_shards: int = 0
     """How many finished shards are there."""
+    _others: frozenset[str] = frozenset()
+    """Names of files here that are not of this pack."""
 
     def begin(self, request: str, options: Options, keep: Collection[str] = ()) -> None:
         """Go on behind the last finished shard of the same request, or start over.
@@ -32,6 +34,7 @@ class Workplace(ABC):
         was cut off here, unless that is to be replaced.
         """
         own: set[str] = set()
+        self._others = frozenset(keep)
         if self._may_continue(request, options):
             self._go_back()
             own = {name for milestone in self.journal.milestones() for name in _files_of(milestone.shard)}

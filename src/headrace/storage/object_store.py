@@ -85,7 +85,12 @@ class ObjectStore(Store):
 
     def create(self, place: Place, data: Data, limit: float) -> bool:
         """As `Store.create`. A few S3-compatible stores ignore the condition; asking first makes that rarer."""
-        return not self.is_file(place, limit) and self._put_if(place, data, "create", limit)
+        if self.is_file(place, limit):
+            return False
+        if self._scheme in WEB_SCHEMES:  # WebDAV knows no condition: it is only looked first
+            self.put(place, data, limit)
+            return True
+        return self._put_if(place, data, "create", limit)
 
     def replace(self, place: Place, data: Data, mark: Any, limit: float) -> bool:
         """As `Store.replace`."""
