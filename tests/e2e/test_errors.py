@@ -539,7 +539,10 @@ def test_a_damaged_dataset_is_streamed_up_to_the_damage_and_never_wrong(packed, 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("pack", "IMAGES", "OUT", "--format", "zip"), "format must be one of tar, parquet, tfrecord, mds, tokens: got 'zip'"),
+        (
+            ("pack", "IMAGES", "OUT", "--format", "zip"),
+            "format must be one of tar, parquet, tfrecord, mds, tokens: got",
+        ),
         (("pack", "IMAGES", "OUT", "--on-error", "ignore"), "--on-error must be raise or skip: got 'ignore'"),
         (("pack", "IMAGES", "OUT", "--shard-size", "lots"), "shard_size must be a number of bytes"),
         (("pack", "IMAGES", "OUT", "--split", "a=0.5,b=0.6"), "must add up to 1"),
