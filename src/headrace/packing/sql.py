@@ -32,7 +32,7 @@ _READERS = {
     "parquet": "read_parquet([{}])",
 }
 _TABLE = "source"
-_MEMORY_LIMIT = "240MB"
+_MEMORY_LIMIT = "160MB"
 """What DuckDB may take for itself; what it needs beyond lies in files in the folder for temporary ones."""
 _ROWS_AT_ONCE = 1024
 _DATABASE_MAGIC, _MAGIC_OFFSET = b"DUCK", 8
