@@ -20,10 +20,10 @@ from records_reading import (
 
 import headrace as hr
 from headrace.errors import DamagedError, DatasetError, ManifestError
-from headrace.formats.csv_cells import DELIMITERS, CellError, kind_of, record_ends, split_record, wider
-from headrace.formats.csv_table import CSV, join_fields
+from headrace.formats.csv import CSV, join_fields
+from headrace.formats.csv.cells import DELIMITERS, CellError, kind_of, record_ends, split_record, wider
 from headrace.formats.fields import Field
-from headrace.formats.records_lines import line_ends
+from headrace.formats.records.lines import line_ends
 
 CELLS = st.text(st.sampled_from(list('ab ",;\t|\n0é.-')), max_size=8)
 TEXT = b'id,text,score\r\n1,"a ""b"", c\nd",0.5\r\n2,plain,1\r\n3,,\r\n'

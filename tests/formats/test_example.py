@@ -8,7 +8,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from headrace.formats.example import BYTES, FLOATS, INTS, ExampleError, Feature, parse_example, serialize_example
+from headrace.formats.tfrecord.example import (
+    BYTES,
+    FLOATS,
+    INTS,
+    ExampleError,
+    Feature,
+    parse_example,
+    serialize_example,
+)
 
 messages = pytest.importorskip("example_messages", reason="needs the protobuf package", exc_type=ImportError)
 

@@ -15,10 +15,10 @@ from headrace.dataset.listing import FolderListing
 from headrace.errors import DamagedError, DatasetError, ManifestError
 from headrace.formats import ScanOptions
 from headrace.formats.fields import Field
-from headrace.formats.litdata_json import read_json
-from headrace.formats.litdata_leaves import leaf_reader
-from headrace.formats.litdata_scan import LITDATA
-from headrace.formats.litdata_spec import chunks_in, leaf_names
+from headrace.formats.litdata import LITDATA
+from headrace.formats.litdata.json_leaves import read_json
+from headrace.formats.litdata.leaves import leaf_reader
+from headrace.formats.litdata.spec import chunks_in, leaf_names
 from headrace.storage import locate
 
 ITEMS = [(i, f"é{i}".encode()) for i in range(7)]

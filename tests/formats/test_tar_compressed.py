@@ -19,8 +19,8 @@ from headrace.dataset.listing import FolderListing
 from headrace.errors import DamagedError, DatasetError, ManifestError
 from headrace.formats.format import ScanOptions
 from headrace.formats.tar import encode_tar, find_tars
-from headrace.formats.tar_index import CompressedTarIndex, read_tar_index
-from headrace.formats.tar_scan import scan_tar
+from headrace.formats.tar.index import CompressedTarIndex, read_tar_index
+from headrace.formats.tar.scan import scan_tar
 from headrace.storage import LocalFile, locate
 
 

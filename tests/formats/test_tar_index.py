@@ -17,8 +17,8 @@ from headrace.formats.arrow import Lists, index_to_bytes
 from headrace.formats.columns import Strings
 from headrace.formats.format import ScanOptions
 from headrace.formats.tar import TarWriter, encode_tar
-from headrace.formats.tar_index import read_tar_index
-from headrace.formats.tar_scan import scan_tar
+from headrace.formats.tar.index import read_tar_index
+from headrace.formats.tar.scan import scan_tar
 from headrace.storage import LocalFile
 
 KEYS = st.lists(st.text("abä_ -1", min_size=1, max_size=60), min_size=1, max_size=3).map("/".join)
@@ -209,7 +209,7 @@ def test_an_index_cut_short_is_refused(cut):
 WITHOUT_PANDAS = """
 import sys
 from headrace.formats.tar import TarWriter, encode_tar
-from headrace.formats.tar_index import read_tar_index
+from headrace.formats.tar.index import read_tar_index
 from pathlib import Path
 path = Path(sys.argv[1])
 writer = TarWriter(path, {})

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from headrace.errors import DamagedError, DatasetError, StorageError
 from headrace.formats.format import ScanOptions
 from headrace.formats.tar import encode_tar
-from headrace.formats.tar_names import split_name
-from headrace.formats.tar_scan import scan_tar
+from headrace.formats.tar.names import split_name
+from headrace.formats.tar.scan import scan_tar
 from headrace.storage import LocalFile
 
 

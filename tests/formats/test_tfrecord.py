@@ -29,7 +29,7 @@ from headrace.errors import DamagedError, DatasetError, ManifestError, OptionErr
 from headrace.formats import ScanOptions
 from headrace.formats.fields import Field
 from headrace.formats.tfrecord import TFRECORD, TFRecordWriter, encode_tfrecord
-from headrace.formats.tfrecord_framing import _crc32c, framed, header_length
+from headrace.formats.tfrecord.framing import _crc32c, framed, header_length
 from headrace.storage import locate
 
 google_crc32c = pytest.importorskip("google_crc32c")

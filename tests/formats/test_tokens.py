@@ -12,8 +12,8 @@ from headrace.dataset.listing import FolderListing
 from headrace.errors import DamagedError, DatasetError, ManifestError, OptionError, SourceError
 from headrace.formats.format import ScanOptions
 from headrace.formats.tokens import TokensWriter, encode_tokens
-from headrace.formats.tokens_index import COARSE_BYTES, FINE_BYTES, TokensIndex, checked_bytes, num_windows
-from headrace.formats.tokens_scan import BlockSums, find_tokens, scan_tokens
+from headrace.formats.tokens.index import COARSE_BYTES, FINE_BYTES, TokensIndex, checked_bytes, num_windows
+from headrace.formats.tokens.scan import BlockSums, find_tokens, scan_tokens
 from headrace.storage import LocalFile, locate
 
 

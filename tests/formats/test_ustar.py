@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.formats.ustar import END, TarError, make_header, padded, parse_header
+from headrace.formats.tar.ustar import END, TarError, make_header, padded, parse_header
 
 _NAMES = st.lists(st.text("abc.äß 日", min_size=1, max_size=90), min_size=1, max_size=4).map("/".join)
 

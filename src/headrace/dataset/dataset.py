@@ -24,7 +24,7 @@ from headrace.errors import DamagedError, DatasetError, OptionError
 from headrace.formats import Field, Manifest, Opened, ShardIndex
 from headrace.formats.columns import I64
 from headrace.formats.index import StoredIndex
-from headrace.formats.tokens_index import FIELD, count_windows
+from headrace.formats.tokens.index import FIELD, count_windows
 from headrace.storage import File, quoted
 
 

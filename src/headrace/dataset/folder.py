@@ -22,7 +22,7 @@ from headrace.dataset.walk import Found, Unusable, Walk
 from headrace.errors import DamagedError, DatasetError
 from headrace.formats import Manifest, Shard, Shards
 from headrace.formats.columns import Strings
-from headrace.formats.tar_index import TarIndex
+from headrace.formats.tar.index import TarIndex
 from headrace.storage import File, LocalFile, Place, quoted
 
 MOST_SAMPLES = 100_000

@@ -10,7 +10,7 @@ from headrace.dataset.shard_files import ShardFiles
 from headrace.errors import DamagedError
 from headrace.formats import Manifest, ShardIndex, get_format
 from headrace.formats.index import StoredIndex
-from headrace.formats.tokens_index import FIELD, TokensIndex
+from headrace.formats.tokens.index import FIELD, TokensIndex
 
 INDEX_MEMORY_BYTES = 128 << 20
 """Indexes kept in memory by one opened dataset; a JPEG's row takes about 100 bytes, so this is a million samples."""

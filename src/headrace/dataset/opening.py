@@ -25,7 +25,7 @@ from headrace.formats import (
     get_format,
 )
 from headrace.formats.index import StoredIndex
-from headrace.formats.tokens_index import DTYPES, FIELD
+from headrace.formats.tokens.index import DTYPES, FIELD
 from headrace.storage import (
     Place,
     exists,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headrace.errors import SourceError
-from headrace.formats.tar_names import split_name
+from headrace.formats.tar.names import split_name
 from headrace.storage import quoted, storage_refusals
 
 

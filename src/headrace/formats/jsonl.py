@@ -15,9 +15,9 @@ import xxhash
 
 from headrace.formats.fields import Field
 from headrace.formats.format import Format, Found, Listing, ScanOptions
-from headrace.formats.records import RecordsIndex, RowsBuilder
-from headrace.formats.records_lines import blocks, check_length, line_ends, shown, text_files
-from headrace.formats.records_stream import ShardStream
+from headrace.formats.records.index import RecordsIndex, RowsBuilder
+from headrace.formats.records.lines import blocks, check_length, line_ends, shown, text_files
+from headrace.formats.records.stream import ShardStream
 from headrace.formats.shards import Shard
 from headrace.storage import File
 

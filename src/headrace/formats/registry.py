@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from headrace.errors import OptionError
-from headrace.formats.csv_table import CSV
+from headrace.formats.csv import CSV
 from headrace.formats.format import Format
 from headrace.formats.jsonl import JSONL
-from headrace.formats.litdata_scan import LITDATA
+from headrace.formats.litdata import LITDATA
 from headrace.formats.mds import MDS
 from headrace.formats.parquet import PARQUET
 from headrace.formats.tar import TAR

@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from headrace.errors import OptionError, SourceError
-from headrace.formats.tar_names import split_name
+from headrace.formats.tar.names import split_name
 from headrace.packing.folder import read_file
 from headrace.packing.source import BAD_SAMPLE, Bad, Loader, Sample, Source
 from headrace.packing.spool import Record

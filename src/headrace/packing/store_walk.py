@@ -7,7 +7,7 @@ from pathlib import Path
 
 from headrace.dataset.walk import Found, Unusable, Walk, is_clean
 from headrace.errors import SourceError
-from headrace.formats.tar_names import split_name
+from headrace.formats.tar.names import split_name
 from headrace.storage import Place, walk
 
 _NO_TIME = 0  # a store tells no time of change with each name

@@ -13,7 +13,7 @@ import xxhash
 
 from headrace.errors import DamagedError, DatasetError
 from headrace.formats.format import ScanOptions
-from headrace.formats.records_frames import Frame, Frames
+from headrace.formats.records.frames import Frame, Frames
 from headrace.formats.unpacking import UnpackError, codec_of, unpacked, unpacked_head
 from headrace.storage import File
 

@@ -1,9 +1,4 @@
-"""Token shards: flat arrays of little-endian uint16 or uint32, one document behind the other.
-
-The file is what numpy's `memmap` or `fromfile` reads, with nothing added. A sample is a document, or with windows a run
-of tokens of one length wherever documents begin and end. Bare files (nanoGPT's `train.bin`) and those with the header
-of llm.c are read too, each as one document.
-"""
+"""Writing token shards: the documents' tokens one behind the other, little-endian, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,10 +11,9 @@ import numpy as np
 from headrace.errors import SourceError
 from headrace.formats.columns import Strings
 from headrace.formats.fields import Field
-from headrace.formats.format import Format
 from headrace.formats.shard import Encoded, ShardWriter
-from headrace.formats.tokens_index import DTYPES, FIELD, TokensIndex
-from headrace.formats.tokens_scan import BlockSums, find_tokens, scan_tokens
+from headrace.formats.tokens.index import DTYPES, FIELD, TokensIndex
+from headrace.formats.tokens.scan import BlockSums
 from headrace.storage import quoted
 
 
@@ -99,6 +93,3 @@ def encode_tokens(sample: Mapping[str, Any]) -> Encoded:
         )
     blob = tokens.astype(np.dtype(dtype).newbyteorder("<")).tobytes()
     return Encoded(key, blob, {FIELD: Field("array", dtype)})
-
-
-TOKENS = Format("tokens", ".bin", find_tokens, scan_tokens, TokensIndex.from_file, encode_tokens, TokensWriter)

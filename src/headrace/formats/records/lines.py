@@ -11,7 +11,7 @@ import numpy as np
 from headrace.errors import DamagedError
 from headrace.formats.columns import I64
 from headrace.formats.format import Listing
-from headrace.formats.records_stream import ShardStream, content_head
+from headrace.formats.records.stream import ShardStream, content_head
 
 BOM = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 4 << 20

@@ -29,8 +29,8 @@ import numpy.typing as npt
 import orjson
 
 from headrace.errors import SourceError
-from headrace.formats.example import BYTES, FLOATS, INTS, Example, Feature
 from headrace.formats.fields import FIELD_TYPES, Field
+from headrace.formats.tfrecord.example import BYTES, FLOATS, INTS, Example, Feature
 from headrace.storage import quoted
 
 SHAPE = "/shape"

@@ -25,7 +25,7 @@ import numpy as np
 
 from headrace.errors import DatasetError
 from headrace.formats.fields import Field
-from headrace.formats.litdata_json import read_json
+from headrace.formats.litdata.json_leaves import read_json
 
 Reader = Callable[[memoryview], Any]
 

@@ -18,7 +18,7 @@ from headrace.errors import DamagedError, OptionError
 from headrace.formats.columns import Strings
 from headrace.formats.format import Found, Listing, ScanOptions
 from headrace.formats.shards import Shard
-from headrace.formats.tokens_index import COARSE_BYTES, DTYPES, FINE_BYTES, Blocks, TokensIndex, checked_bytes
+from headrace.formats.tokens.index import COARSE_BYTES, DTYPES, FINE_BYTES, Blocks, TokensIndex, checked_bytes
 from headrace.storage import File
 
 _NAMED_DTYPE = re.compile(r"\.(uint16|uint32)\.bin$")

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from headrace.errors import DamagedError, DatasetError, OptionError
-from headrace.formats.records_lines import check_length
-from headrace.formats.records_stream import ShardStream
+from headrace.formats.records.lines import check_length
+from headrace.formats.records.stream import ShardStream
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4

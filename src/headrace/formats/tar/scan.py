@@ -15,10 +15,9 @@ from headrace.errors import DamagedError, DatasetError, OptionError
 from headrace.formats.format import ScanOptions
 from headrace.formats.index import StoredIndex
 from headrace.formats.shards import Shard
-from headrace.formats.tar_index import REPACK, CompressedTarIndex, TarIndex, TarRows
-from headrace.formats.tar_names import split_name
-from headrace.formats.unpacking import UnpackError, codec_of, unpacked
-from headrace.formats.ustar import (
+from headrace.formats.tar.index import REPACK, CompressedTarIndex, TarIndex, TarRows
+from headrace.formats.tar.names import split_name
+from headrace.formats.tar.ustar import (
     BLOCK_BYTES,
     END,
     Header,
@@ -28,6 +27,7 @@ from headrace.formats.ustar import (
     parse_extension,
     parse_header,
 )
+from headrace.formats.unpacking import UnpackError, codec_of, unpacked
 from headrace.storage import File, quoted
 
 _CHUNK_BYTES = 1 << 20

@@ -18,13 +18,13 @@ import xxhash
 from headrace.errors import DamagedError, DatasetError
 from headrace.formats.checking import Checked
 from headrace.formats.columns import I64
-from headrace.formats.csv_cells import DELIMITERS, CellError, kind_of, record_ends, split_record, wider
+from headrace.formats.csv.cells import DELIMITERS, CellError, kind_of, record_ends, split_record, wider
 from headrace.formats.fields import Field
-from headrace.formats.format import Format, Found, Listing, ScanOptions
-from headrace.formats.records import RecordsIndex, Rows, RowsBuilder
-from headrace.formats.records_frames import Frames
-from headrace.formats.records_lines import blocks, check_length, line_ends, shown, text_files
-from headrace.formats.records_stream import ShardStream
+from headrace.formats.format import Found, Listing, ScanOptions
+from headrace.formats.records.frames import Frames
+from headrace.formats.records.index import RecordsIndex, Rows, RowsBuilder
+from headrace.formats.records.lines import blocks, check_length, line_ends, shown, text_files
+from headrace.formats.records.stream import ShardStream
 from headrace.formats.shards import Shard
 from headrace.storage import File
 
@@ -222,6 +222,3 @@ def _first_records(head: bytes, delimiter: str) -> list[list[str]]:
         if len(records) == 2:
             break
     return records
-
-
-CSV = Format("csv", ".csv", find_csv, scan_csv, CsvIndex.from_file, join=join_fields)

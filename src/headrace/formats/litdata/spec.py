@@ -15,7 +15,7 @@ import orjson
 
 from headrace.errors import DatasetError
 from headrace.formats.checking import Checked
-from headrace.formats.litdata_leaves import check_encoding
+from headrace.formats.litdata.leaves import check_encoding
 
 NAME = "index.json"
 TOKENS = "tokens"

@@ -14,15 +14,15 @@ import xxhash
 from headrace.errors import DamagedError
 from headrace.formats.columns import I64
 from headrace.formats.fields import Field
-from headrace.formats.format import Format, ScanOptions
-from headrace.formats.litdata import LitDataIndex, find_litdata, read_item
-from headrace.formats.litdata_leaves import leaf_field, leaf_reader, observed
-from headrace.formats.litdata_spec import Chunk
-from headrace.formats.litdata_table import KEY, MAGIC, Batches, TableError, table_fields
-from headrace.formats.records import RowsBuilder
-from headrace.formats.records_frames import AS_STORED, Frame, Frames
-from headrace.formats.records_lines import check_length
-from headrace.formats.records_stream import ShardStream
+from headrace.formats.format import ScanOptions
+from headrace.formats.litdata.index import LitDataIndex, read_item
+from headrace.formats.litdata.leaves import leaf_field, leaf_reader, observed
+from headrace.formats.litdata.spec import Chunk
+from headrace.formats.litdata.table import KEY, MAGIC, Batches, TableError, table_fields
+from headrace.formats.records.frames import AS_STORED, Frame, Frames
+from headrace.formats.records.index import RowsBuilder
+from headrace.formats.records.lines import check_length
+from headrace.formats.records.stream import ShardStream
 from headrace.formats.shards import Shard
 from headrace.formats.unpacking import UnpackError, unpack, unpacked
 from headrace.storage import File
@@ -229,6 +229,3 @@ def join_fields(one: Field, other: Field) -> Field:
 
 def _part(file: File, offset: int, length: int) -> bytes:
     return bytes(file.read(offset, length)) if 0 <= offset <= file.size - length else b""
-
-
-LITDATA = Format("litdata", ".bin", find_litdata, scan_litdata, LitDataIndex.from_file, join=join_fields)

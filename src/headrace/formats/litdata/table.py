@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from headrace.formats.fields import Field
 from headrace.formats.index import Opened
-from headrace.formats.records_frames import Frames
+from headrace.formats.records.frames import Frames
 
 MAGIC = b"LDARW01\0"
 KEY = "__key__"

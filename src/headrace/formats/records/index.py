@@ -27,7 +27,7 @@ from headrace.formats.checking import Checked
 from headrace.formats.columns import I64, U64, Strings
 from headrace.formats.fields import Field, fields_from_json
 from headrace.formats.index import Opened, OpenedRange, RangedIndex, ShardIndex, StoredIndex
-from headrace.formats.records_frames import Frames, OpenedFrames
+from headrace.formats.records.frames import Frames, OpenedFrames
 from headrace.formats.shards import Shard
 
 MOST_DAMAGED = 1000

@@ -23,11 +23,11 @@ from headrace.formats.columns import I64
 from headrace.formats.fields import Field
 from headrace.formats.format import Found, Listing, ScanOptions
 from headrace.formats.index import Opened
-from headrace.formats.litdata_leaves import check_encoding, leaf_reader
-from headrace.formats.litdata_spec import NAME, chunks_in
-from headrace.formats.litdata_table import KEY, OpenedTable, TableError, read_batch, read_schema
-from headrace.formats.records import RecordsIndex, Rows
-from headrace.formats.records_frames import Frames
+from headrace.formats.litdata.leaves import check_encoding, leaf_reader
+from headrace.formats.litdata.spec import NAME, chunks_in
+from headrace.formats.litdata.table import KEY, OpenedTable, TableError, read_batch, read_schema
+from headrace.formats.records.frames import Frames
+from headrace.formats.records.index import RecordsIndex, Rows
 from headrace.formats.unpacking import unpack
 from headrace.storage import quoted
 
