@@ -59,6 +59,7 @@ class Digests:
     """A column of 128-bit checksums; an entry is its 32 lower-case hex digits."""
 
     BYTES = 16
+    MAX_LISTED = 1 << 16
 
     def __init__(self, data: bytes) -> None:
         """`data` has 16 bytes a checksum, in the order of its hex digits."""
@@ -77,7 +78,7 @@ class Digests:
     def __len__(self) -> int:
         return len(self.data) // self.BYTES
 
-    def to_list(self) -> list[str]:
-        """Every entry."""
+    def to_json(self) -> list[str] | str:
+        """Every entry; of more than 65,536 one string of all their digits, which is shorter and quicker to read."""
         text, width = self.data.hex(), 2 * self.BYTES
-        return [text[at : at + width] for at in range(0, len(text), width)]
+        return text if len(self) > self.MAX_LISTED else [text[at : at + width] for at in range(0, len(text), width)]

@@ -1,15 +1,13 @@
 """A manifest's text as a JSON value, its longest columns read as a whole: without an object a shard.
 
-The names, numbers and checksums of a million shards are 100 MB of text and five million values; made one by one they
-take seconds. Written as headrace writes them, they are cut out of the text, checked in every byte, and put in place of
-the lists that they stand for. What is written in any other way, or is wrong, is left to the ordinary parser, which says
-what is wrong.
+The names and numbers of a million shards are three million values; made one by one they take a second. Written as
+headrace writes them, they are cut out of the text, checked in every byte, and put in place of the lists that they stand
+for. What is written in any other way, or is wrong, is left to the ordinary parser, which says what is wrong. Checksums
+of so many shards are one string a column already (`Digests.to_json`).
 """
 
 from __future__ import annotations
 
-import binascii
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -18,15 +16,14 @@ import numpy.typing as npt
 import orjson
 
 from headrace.formats.checking import MAX_INTEGER
-from headrace.formats.columns import I64, Digests, Strings
+from headrace.formats.columns import I64, Strings
 
 Bytes = npt.NDArray[np.uint8]
-Column = Strings | Digests | I64
+Column = Strings | I64
 
 _QUOTE, _COMMA, _BACKSLASH, _SLASH, _FIRST, _LAST, _ZERO = (ord(char) for char in '",\\/ ~0')
 _FILES, _BEHIND_FILES = b'"shards":{"file":[', b'"],"samples":['
 _MAX_NAME_BYTES, _MAX_DIGITS = 256, 18
-_ROW_BYTES = 2 * Digests.BYTES + 3
 _STEP = 1 << 13
 """Rows that are looked at in one go: few enough that they stay in a processor's cache."""
 
@@ -49,9 +46,9 @@ def _parse_apart(data: bytes) -> Any:
         return None
     columns: dict[str, Column] = {"file": names}
     cuts = [0, start, end]
-    for name, read in _BEHIND:
+    for name in ("samples", "bytes"):
         opening = b'],"%s":[' % name.encode()
-        found = read(data, end + len(opening), len(names)) if data.startswith(opening, end) else None
+        found = _counts(data, end + len(opening), len(names)) if data.startswith(opening, end) else None
         if found is None:
             return None
         columns[name], start, end = found[0], end + len(opening), found[1]
@@ -172,32 +169,3 @@ def _counts(data: bytes, start: int, count: int) -> tuple[I64, int] | None:
         return None
     numbers = np.fromstring(data[start:end].decode(), np.int64, sep=",")
     return (numbers, end) if int(numbers.max()) <= MAX_INTEGER // count else None  # then the sum is a number too
-
-
-def _digests(data: bytes, start: int, count: int) -> tuple[Digests, int] | None:
-    """So many checksums of 32 lower-case hex digits each from `start` on, and where they end."""
-    end = start + count * _ROW_BYTES  # where the comma behind the last one would be
-    if data[end - 1 : end] != b"]":
-        return None
-    rows = np.frombuffer(data, np.uint8, count * _ROW_BYTES, start).reshape(count, _ROW_BYTES)
-    parts = []
-    for first in range(0, count, _STEP):
-        some = rows[first : first + _STEP]
-        digits = np.ascontiguousarray(some[:, 1:-2])
-        is_framed = _are_framed(some, first + _STEP >= count)
-        if not is_framed or np.any(digits - np.uint8(ord("A")) < 6):  # A to F, in arithmetic modulo 256
-            return None
-        try:
-            parts.append(binascii.unhexlify(digits.data))
-        except binascii.Error:
-            return None
-    return Digests(b"".join(parts)), end - 1
-
-
-_BEHIND: tuple[tuple[str, Callable[[bytes, int, int], tuple[Column, int] | None]], ...] = (
-    ("samples", _counts),
-    ("bytes", _counts),
-    ("xxh3_128", _digests),
-    ("index_xxh3_128", _digests),
-)
-"""The columns behind the names, in the order in which they are written."""

@@ -5,6 +5,7 @@ A million shards are a million rows: columns are read, checked and held as a who
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -119,14 +120,14 @@ class Shards:
             int(self.header_bytes[k]),
         )
 
-    def to_json(self) -> dict[str, list[Any]]:
-        """The columns as plain lists; what holds for ordinary shards alone is left out."""
-        columns: dict[str, list[Any]] = {
+    def to_json(self) -> dict[str, list[Any] | str]:
+        """The columns as JSON values; what holds for ordinary shards alone is left out."""
+        columns: dict[str, list[Any] | str] = {
             "file": list(self.file),
             "samples": self.samples.tolist(),
             "bytes": self.bytes.tolist(),
-            "xxh3_128": self.xxh3_128.to_list(),
-            "index_xxh3_128": self.index_xxh3_128.to_list(),
+            "xxh3_128": self.xxh3_128.to_json(),
+            "index_xxh3_128": self.index_xxh3_128.to_json(),
         }
         if len(self.piece_samples) != len(self):
             counts, starts = self.piece_samples.tolist(), self.piece_starts.tolist()
@@ -142,17 +143,17 @@ class Shards:
         """The columns of a JSON object, checked, each a list or a column already. Raises ManifestError."""
         names = value["file"]
         num_shards = len(_elements(names))
-        columns = {name: value[name] for name in ("samples", "bytes", "xxh3_128", "index_xxh3_128")}
-        for name, column in columns.items():
-            _check_length(value[name], column, num_shards)
-        file, samples = _file_names(names), _counts(columns["samples"])
+        for name in ("samples", "bytes"):
+            _check_length(value[name], len(_elements(value[name])), num_shards)
+        xxh3_128, index_xxh3_128 = (_digests(value[name], num_shards) for name in ("xxh3_128", "index_xxh3_128"))
+        file, samples = _file_names(names), _counts(value["samples"])
         piece_samples, piece_starts = _pieces(value.get("pieces"), samples)
         return cls(
             file,
             samples,
-            _counts(columns["bytes"]),
-            _digests(columns["xxh3_128"]),
-            _digests(columns["index_xxh3_128"]),
+            _counts(value["bytes"]),
+            xxh3_128,
+            index_xxh3_128,
             piece_samples,
             piece_starts,
             _optional_counts(value.get("unpacked_bytes"), num_shards),
@@ -162,14 +163,14 @@ class Shards:
 
 def _elements(column: Checked) -> Any:
     """The list, or the column that was read in its place."""
-    if not isinstance(column.value, list | Strings | Digests | np.ndarray):
+    if not isinstance(column.value, list | Strings | np.ndarray):
         raise column.error("must be an array")
     return column.value
 
 
-def _check_length(place: Checked, column: Checked, num_shards: int) -> None:
-    if len(_elements(column)) != num_shards:
-        raise place.error(f"must have one entry a shard: {num_shards} shards, {len(_elements(column))} entries")
+def _check_length(column: Checked, length: int, num_shards: int) -> None:
+    if length != num_shards:
+        raise column.error(f"must have one entry a shard: {num_shards} shards, {length} entries")
 
 
 def _first_error(column: Checked, check: Any) -> ManifestError:
@@ -203,22 +204,31 @@ def _is_plain(name: str) -> bool:
     )
 
 
-def _digests(column: Checked) -> Digests:
-    digests = _elements(column)
-    if isinstance(digests, Digests):
-        return digests
-    if set(map(type, digests)) - {str} or set(map(len, digests)) - {2 * Digests.BYTES}:
-        raise _first_error(column, Checked.hex_digest)
-    text = "".join(digests)
-    if text.strip("0123456789abcdef"):
-        raise _first_error(column, Checked.hex_digest)
-    try:
-        data = bytes.fromhex(text)
-    except ValueError:
-        data = b""
-    if 2 * len(data) != len(text) or text.lower() != text:
+def _digests(column: Checked, num_shards: int) -> Digests:
+    """The checksums of a list, or of one string of all their digits."""
+    if isinstance(column.value, str):
+        text = column.value
+        _check_length(column, len(text) // (2 * Digests.BYTES), num_shards)
+    else:
+        _check_length(column, len(_elements(column)), num_shards)
+        if set(map(type, column.value)) - {str} or set(map(len, column.value)) - {2 * Digests.BYTES}:
+            raise _first_error(column, Checked.hex_digest)
+        text = "".join(column.value)
+    data = _unhexed(text)
+    if len(data) != num_shards * Digests.BYTES:
+        if isinstance(column.value, str):
+            raise column.error("must be 32 lower-case hex digits a shard")
         raise _first_error(column, Checked.hex_digest)
     return Digests(data)
+
+
+def _unhexed(text: str) -> bytes:
+    """The bytes of lower-case hex digits; none where the text is anything else."""
+    try:
+        digits = text.encode("ascii")
+        return b"" if np.any(np.frombuffer(digits, np.uint8) - np.uint8(ord("A")) < 6) else binascii.unhexlify(digits)
+    except (UnicodeEncodeError, binascii.Error):
+        return b""
 
 
 def _counts(column: Checked) -> I64:
@@ -239,14 +249,14 @@ def _counts(column: Checked) -> I64:
 def _optional_counts(column: Checked, num_shards: int) -> I64:
     if column.value is None:
         return np.zeros(num_shards, np.int64)
-    _check_length(column, column, num_shards)
+    _check_length(column, len(_elements(column)), num_shards)
     return _counts(column)
 
 
 def _pieces(column: Checked, samples: I64) -> tuple[I64, I64]:
     if column.value is None:
         return samples, np.arange(len(samples) + 1, dtype=np.int64)
-    _check_length(column, column, len(samples))
+    _check_length(column, len(_elements(column)), len(samples))
     counts = [_counts(item) for item in column.elements()]
     for item, piece_samples, total in zip(column.elements(), counts, samples.tolist(), strict=True):
         if int(piece_samples.sum()) != total or not len(piece_samples):
