@@ -105,6 +105,17 @@ class Places:
     """`Run.id` of the run that holds it."""
 
 
+class Extents(NamedTuple):
+    """What some runs hold; arrays of one length."""
+
+    piece: I64
+    first: I64
+    last: I64
+    """Samples first to last - 1 of the piece."""
+    last_position: I64
+    """The last position that uses the run."""
+
+
 class _Cut(NamedTuple):
     """Neighbouring blocks of the virtual sequence, the outer ones cut to a partition."""
 
@@ -149,6 +160,25 @@ class EpochOrder:
         mine = range(rank % self._num_partitions, self._num_partitions, world_size)
         each = (self._partition_runs(p, start, stop) for p in mine)
         return heapq.merge(*each, key=lambda run: (run.need, run.id))
+
+    def extents(self, ids: I64) -> Extents:
+        """What the runs of these ids hold, and until when."""
+        size, longer = divmod(self.num_samples, self._num_partitions)
+        in_longer = ids // (size + 1)
+        partition = np.where(in_longer < longer, in_longer, longer + (ids - longer * (size + 1)) // max(1, size))
+        begin, end = self._partition_start(partition), self._partition_start(partition + 1)
+        piece, first, length = np.empty_like(ids), np.empty_like(ids), np.empty_like(ids)
+        groups = self._sequence.group_of(ids)
+        for group in np.unique(groups):
+            here = groups == group
+            row, places = self._sequence.row(int(group)), ids[here]
+            block = np.searchsorted(row.starts, places, side="right") - 1
+            piece[here] = row.piece[block]
+            first[here] = row.first[block] + places - row.starts[block]
+            length[here] = np.minimum(row.starts[block + 1], end[here]) - places
+        window = (ids + length - 1 - begin) // self._window
+        turn = np.minimum((window + 1) * self._window, end - begin) - 1
+        return Extents(piece, first, first + length, turn * self._num_partitions + partition)
 
     def _partition_start(self, partition: I64) -> I64:
         """Where partitions begin in the virtual sequence: their sizes differ by one at most."""
