@@ -40,6 +40,14 @@ def test_inspect_says_what_is_there(texts):
     assert value["fields"] == {"bin": {"type": "bytes"}, "txt": {"type": "bytes"}}
 
 
+def test_inspect_shows_the_fields_that_are_asked_for(texts):
+    value = last_json(headrace("inspect", texts, "--show", 1, "--fields", "txt", "--json"))
+    assert (value["fields"], set(value["shown"][0])) == ({"txt": {"type": "bytes"}}, {"__key__", "txt"})
+    result = headrace("inspect", texts, "--fields", "txt, tx")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "has no 'tx', the nearest that it has: 'txt'" in result.stderr
+
+
 def test_inspect_proves_that_all_is_well(texts):
     result = headrace("inspect", texts, "--verify")
     assert result.returncode == 0

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import headrace as hr
-from headrace.errors import DatasetError, HeadraceError
+from headrace.errors import DatasetError, HeadraceError, OptionError
 from headrace.formats import FORMATS
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
@@ -88,6 +88,45 @@ def test_it_streams_every_sample_once(made, kind, shuffle):
         assert [row["__key__"] for row in rows] != [one["__key__"] for one in every]
         rows.sort(key=lambda row: row["__key__"])
     assert rows == every
+
+
+NAMES = st.lists(st.sampled_from(["label", "text", "data"]), max_size=4)
+
+
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+@given(names=NAMES, i=st.integers(0, 59), count=st.integers(0, 40))
+def test_some_fields_are_what_all_have_without_the_others(made, kind, names, i, count):
+    """Of an ordinary and an indexed dataset, one by one, in slices, by key; and the dataset is the same one."""
+    every = [{name: value for name, value in one.items() if name in ("__key__", *names)} for one in read_back(kind)]
+    for folder in made(kind):
+        ds, whole = hr.open(folder, fields=names), hr.open(folder)
+        assert ds.schema == {name: field for name, field in whole.schema.items() if name in names}
+        assert (ds.fingerprint, ds.manifest) == (whole.fingerprint, whole.manifest)
+        assert plain_sample(ds[i]) == every[i]
+        assert [plain_sample(one) for one in ds[i : i + count]] == every[i : i + count]
+        assert plain_sample(ds.lookup(every[i]["__key__"])) == every[i]
+        with pytest.raises(OptionError, match="has no 'txet', the nearest that it has: 'text'"):
+            hr.open(folder, fields=[*names, "txet"])
+
+
+def test_some_fields_stream_in_the_order_of_all(made, kind):
+    ds, every = hr.open(made(kind)[1]), {one["__key__"]: one for one in read_back(kind)}
+    keys, rows = [], []
+    for fields in (None, ["text", "label"]):
+        stream = hr.Stream(ds if fields is None else ds.with_fields(fields), seed=2, partitions=4)
+        with hr.Loader(stream, batch_size=10, rank=0, world_size=1) as loader:
+            rows = [plain_sample(row) for batch in loader for row in rows_of(batch)]
+        keys.append([row["__key__"] for row in rows])
+    assert keys[0] == keys[1]
+    assert rows == [{name: every[key][name] for name in ("__key__", "label", "text")} for key in keys[1]]
+
+
+def test_verification_finds_damage_in_whatever_fields_were_not_asked_for(made, tmp_path, kind):
+    folder = tmp_path / "copy"
+    shutil.copytree(made(kind)[1], folder)
+    for change in (junk, swapped):
+        change(shards_of(folder))
+        assert hr.open(folder, fields=["label"]).verify() == hr.open(folder).verify() != []
 
 
 def check_never_silent(kind, folder, is_changed):

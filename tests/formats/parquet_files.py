@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.formats.format import ScanOptions
+from headrace.formats.index import joined
 from headrace.formats.parquet import ParquetIndex, ParquetWriter, encode_parquet, scan_parquet
 from headrace.formats.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, list_bytes, struct_bytes
 from headrace.storage import LocalFile
@@ -28,19 +29,25 @@ def scan(path, **options):
 
 def opened(index, path):
     """Each piece that has samples, opened, with its number of them."""
+    for piece in index.pieces:
+        yield piece.num_samples, opened_piece(piece, path)
+
+
+def opened_piece(piece, path):
     with LocalFile(path) as file:
-        for piece in index.pieces:
-            offset, length = piece.extent(0, piece.num_samples)
-            yield piece.num_samples, piece.open(0, piece.num_samples, file.read(offset, length))
+        return piece.open(0, piece.num_samples, joined(piece.ranges(0, piece.num_samples), file.read))
 
 
 def read(index, path):
     """All samples, with plain values; `opened` says what is damaged."""
-    found = []
-    for count, piece in opened(index, path):
-        assert piece.damage == {}
-        found += [plain(piece.sample(i)) for i in range(count)]
-    return found
+    return [sample for piece in index.pieces for sample in read_piece(piece, path)]
+
+
+def read_piece(piece, path):
+    """All samples of a piece, with plain values."""
+    rows = opened_piece(piece, path)
+    assert rows.damage == {}
+    return [plain(rows.sample(i)) for i in range(piece.num_samples)]
 
 
 def read_file(path, **options):

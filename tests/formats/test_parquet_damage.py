@@ -113,11 +113,11 @@ def test_a_shard_cut_anywhere_is_noticed(packed, length):
 
 def test_damage_names_row_group_and_column(packed):
     content, index, _ = bytearray(packed[0]), *packed[1:]
-    piece = index.with_columns(["s"]).pieces[0]
+    piece = index.pieces[0].with_fields({"s"})
     content[piece.extent(0, 1)[0]] ^= 1
     assert set(named_damage(index, content).values()) == {named_damage(index, content)[0]}
     assert "the checksum of column 's' in row group 0 is " in named_damage(index, content)[0]
-    others = index.with_columns(["n", "b"]).pieces[0]
+    others = index.pieces[0].with_fields({"n", "b"})
     offset, length = others.extent(0, NUM_ROWS)
     assert others.open(0, NUM_ROWS, memoryview(content)[offset : offset + length]).sample(7)["n"] == 7
 

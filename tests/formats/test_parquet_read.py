@@ -4,6 +4,7 @@ import datetime
 import decimal
 import json
 import struct
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mds_files import LocalListing
-from parquet_files import opened, plain, put, read, read_file, scan
+from parquet_files import opened, plain, put, read_file, read_piece, scan
 
 from headrace.errors import DamagedError, DatasetError, OptionError
 from headrace.formats.fields import Field
@@ -281,19 +282,40 @@ def test_empty_row_groups_and_empty_files(tmp_path, groups):
     assert [sample["n"] for sample in read_file(path)] == [n for count in groups for n in range(count)]
 
 
-def test_some_columns_are_read_and_unpacked_alone(tmp_path):
+def test_some_fields_are_read_and_unpacked_alone(tmp_path):
     """What is read reaches from the first to the last of them, and is checked by the checksums of its own columns."""
     columns = {"a": [1, 2], "big": [b"x" * 4000, b"y" * 4000], "c": ["u", "v"], "d": [[1.5], [2.5]]}
     path = put(tmp_path, columns, use_dictionary=False, compression="none")
+    [piece] = scan(path)[0].pieces
+    some = piece.with_fields({"d", "c", "no such field"})
+    assert some.extent(0, 2)[1] < 1000 < piece.extent(0, 2)[1]
+    assert int(some.sample_bytes.sum()) < 1000
+    assert read_piece(some, path)[1] == {"__key__": "rows:1", "c": "v", "d": ("float64", (1,), [2.5])}
+    assert read_piece(some.with_fields({"c"}), path)[1] == {"__key__": "rows:1", "c": "v"}
+    assert read_piece(piece.with_fields({"a"}), path)[0] == {"__key__": "rows:0", "a": 1}
+    assert read_piece(piece.with_fields(()), path)[0] == {"__key__": "rows:0"}
+
+
+MIB = 1 << 20
+
+
+def test_what_lies_between_wanted_columns_is_read_along_only_if_it_is_little(tmp_path):
+    """Ranges cover the wanted chunks, do not touch, and have more than 1 MiB between each other."""
+    rng = np.random.default_rng(0)
+    sizes = {"a": 100, "b": MIB + MIB // 4, "c": 100, "d": MIB // 2, "e": 100, "f": 3 * MIB, "g": 100}
+    path = put(tmp_path, {name: [rng.bytes(size)] for name, size in sizes.items()}, compression="none")
     index, _ = scan(path)
-    some = index.with_columns(["d", "c"])
-    assert list(some.fields) == ["d", "c"]
-    assert some.pieces[0].extent(0, 2)[1] < 1000 < index.pieces[0].extent(0, 2)[1]
-    assert read(some, path)[1] == {"__key__": "rows:1", "d": ("float64", (1,), [2.5]), "c": "v"}
-    assert read(index.with_columns(["a"]), path)[0] == {"__key__": "rows:0", "a": 1}
-    assert read(index.with_columns([]), path)[0] == {"__key__": "rows:0"}
-    with pytest.raises(OptionError, match=r"there is no column 'e' in 'rows': it has a, big, c, d"):
-        index.with_columns(["e"])
+    [piece], chunks = index.pieces, index.content.groups[0].chunks
+    ends = {name: chunk.end for name, chunk in zip(sizes, chunks, strict=True)}
+    assert piece.ranges(0, 1) == [piece.extent(0, 1)]
+    assert piece.ranges(0, 0) == []
+    for names, last_of_each in (("ac", "ac"), ("ace", "ae"), ("aceg", "aeg"), ("bd", "d"), ("ag", "ag"), ("f", "f")):
+        ranges = piece.with_fields(set(names)).ranges(0, 1)
+        assert [part.end for part in ranges] == [ends[name] for name in last_of_each]
+        assert all(later.offset - part.end > MIB for part, later in pairwise(ranges))
+        [sample] = read_piece(piece.with_fields(set(names)), path)
+        assert list(sample) == ["__key__", *names]
+        assert all(len(sample[name]) == sizes[name] for name in names)
 
 
 CLASS_LABEL = {"_type": "ClassLabel", "names": ["cat", "dog"]}

@@ -114,9 +114,9 @@ def pack(
         "query": query,
         "append": append,
         "where": where,
-        "require": _names(require),
+        "require": () if require is None else parse_names(require),
         "fill": dict(map(parse_fill, fill)) if fill else None,
-        "dedup": _names(dedup_by) if dedup_by else dedup,
+        "dedup": parse_names(dedup_by) if dedup_by else dedup,
         "sample": sample,
         "stratify": stratify,
         "resize_short": resize_short,
@@ -135,8 +135,9 @@ def pack(
     _report(printable(target), split is not None, manifests, time.perf_counter() - began, json)
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return () if text is None else tuple(name.strip() for name in text.split(","))
+def parse_names(text: str) -> tuple[str, ...]:
+    """The names in `a,b`."""
+    return tuple(name.strip() for name in text.split(","))
 
 
 def parse_split(text: str) -> dict[str, float]:

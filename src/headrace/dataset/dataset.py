@@ -14,6 +14,7 @@ from typing import Any, overload
 import numpy as np
 import xxhash
 
+from headrace.dataset.chosen import chosen_fields
 from headrace.dataset.indexes import Indexes
 from headrace.dataset.lookup import AllIndexes, Lookup, WindowNames, is_replaced, keys_damage, open_keys
 from headrace.dataset.pieces import Pieces
@@ -49,14 +50,16 @@ class Dataset:
         max_sample_bytes: int,
         scanned: tuple[StoredIndex, ...] | None = None,
         windows: Windows | None = None,
+        fields: tuple[str, ...] | None = None,
     ) -> None:
-        """`scanned` are the indexes of a dataset without index files; they are pickled along."""
+        """`scanned` are the indexes of a dataset without index files; they are pickled along. `fields` are those that
+        samples are to have; None: all."""
         self.manifest = manifest
         self._files = files
         self._cache = files.open_cache()
         """Held, for a cache in RAM lives as long as someone holds it."""
         self._max_sample_bytes = max_sample_bytes
-        self._windows = windows
+        self._windows, self._fields = windows, fields
         self._indexes = Indexes(files, manifest, scanned)
         self._last_whole = LastWhole()
         self.pieces = Pieces(manifest.shards, None if windows is None else self._count_windows)
@@ -98,17 +101,18 @@ class Dataset:
         raise KeyError(f"no sample has the key {key!r}")
 
     def __eq__(self, other: object) -> bool:
-        """Whether it is the same data at the same place."""
+        """Whether it is the same data at the same place, and the same fields of it."""
         if not isinstance(other, Dataset):
             return NotImplemented
-        return (self._files, self.fingerprint) == (other._files, other.fingerprint)
+        return (self._files, self.fingerprint, self._fields) == (other._files, other.fingerprint, other._fields)
 
     def __hash__(self) -> int:
-        return hash((self._files, self.fingerprint))
+        return hash((self._files, self.fingerprint, self._fields))
 
     def __repr__(self) -> str:
         cut = f", windows={self._windows.length}/{self._windows.stride}" if self._windows else ""
-        return f"Dataset({self.url!r}, format={self.manifest.format!r}, samples={len(self)}{cut})"
+        some = f", fields={[*self._fields]}" if self._fields is not None else ""
+        return f"Dataset({self.url!r}, format={self.manifest.format!r}, samples={len(self)}{cut}{some})"
 
     @property
     def url(self) -> str:
@@ -123,14 +127,15 @@ class Dataset:
     @property
     def schema(self) -> Mapping[str, Field]:
         """What samples have, by field name, `__key__` aside."""
-        if self._windows is None:
-            return self.manifest.fields
-        tokens = replace(self.manifest.fields[FIELD], shape=(self._windows.length,))
-        return {FIELD: tokens}
+        fields = self.manifest.fields
+        if self._windows is not None:
+            fields = {FIELD: replace(fields[FIELD], shape=(self._windows.length,))}
+        return fields if self._fields is None else {name: fields[name] for name in self._fields}
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits that two datasets share only if their samples and their order are the same."""
+        """32 hex digits that two datasets share only if their samples and their order are the same, whichever of their
+        fields were asked for."""
         if self._windows is None:
             return self.manifest.fingerprint
         cut = f"{self.manifest.fingerprint} windows {self._windows.length} {self._windows.stride}"
@@ -150,16 +155,23 @@ class Dataset:
             raise OptionError(f"length and stride must be at least 1: got {length} and {stride}")
         itemsize = np.dtype(self.manifest.fields[FIELD].dtype).itemsize
         self._check_size(length * itemsize, f"a window of {length} tokens")
-        cut = Windows(length, stride)
-        return Dataset(self._files, self.manifest, self._max_sample_bytes, self._indexes.scanned, cut)
+        return self._with(windows=Windows(length, stride))
+
+    def with_fields(self, names: Iterable[str]) -> Dataset:
+        """This dataset with samples of `__key__` and these fields only; see `headrace.open(fields=)`.
+
+        Raises OptionError for a name that is not in the schema.
+        """
+        return self._with(fields=chosen_fields(names, self.schema, self.url))
 
     def piece(self, piece: int) -> ShardIndex:
         """The index of a piece, verified against the manifest. Safe to call from several threads."""
         shard, number = self.pieces.place(piece)
         stored = self._indexes.get(shard)
-        if self._windows is None:
-            return stored.pieces[number]
-        return self._indexes.windows(shard, self._windows.length, self._windows.stride)
+        index = stored.pieces[number]
+        if self._windows is not None:
+            index = self._indexes.windows(shard, self._windows.length, self._windows.stride)
+        return index if self._fields is None else index.with_fields(self._fields)
 
     def stored_index(self, shard: int) -> StoredIndex:
         """The index of a shard as it lies on the disk, without windows, read anew and verified."""
@@ -187,17 +199,29 @@ class Dataset:
     def verify(self, progress: Callable[..., None] | None = None) -> list[str]:
         """Check every byte and checksum of the dataset where it lies; returns everything that is wrong, one line each.
 
-        An empty list means that all is well. Nothing is raised for damage. `progress(n)` is called when n more samples
-        are done.
+        An empty list means that all is well; all fields are checked, whichever were asked for. Nothing is raised for
+        damage. `progress(n)` is called when n more samples are done.
         """
-        return find_damage(self._without_cache(), progress)
+        return find_damage(self._with(files=replace(self._files, cache=None)), progress)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lookup": None, "_cache": None}
 
-    def _without_cache(self) -> Dataset:
-        files = replace(self._files, cache=None)
-        return Dataset(files, self.manifest, self._max_sample_bytes, self._indexes.scanned, self._windows)
+    def _with(
+        self,
+        files: ShardFiles | None = None,
+        windows: Windows | None = None,
+        fields: tuple[str, ...] | None = None,
+    ) -> Dataset:
+        """This dataset with some of it changed."""
+        return Dataset(
+            files or self._files,
+            self.manifest,
+            self._max_sample_bytes,
+            self._indexes.scanned,
+            windows or self._windows,
+            self._fields if fields is None else fields,
+        )
 
     def _count_windows(self, num_bytes: I64) -> I64:
         assert self._windows is not None
@@ -216,8 +240,9 @@ class Dataset:
 
     def _read(self, piece: int, first: int, last: int) -> list[dict[str, Any]]:
         index, shard = self.piece(piece), self.pieces.place(piece)[0]
-        for i in range(first, last):
-            self._check_size(int(index.sample_bytes[i]), f"sample {quoted(index.key(i))} of {self.shard_name(shard)}")
+        sizes = index.sample_bytes[first:last].tolist()
+        for i, num_bytes in enumerate(sizes, first):
+            self._check_size(num_bytes, f"sample {quoted(index.key(i))} of {self.shard_name(shard)}")
         opened = self._opened(piece, shard, index, first, last)
         for i in range(first, last):
             if (reason := opened.damage.get(i)) is not None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from headrace.dataset.chosen import field_names
 from headrace.dataset.dataset import Dataset
 from headrace.dataset.folder import open_folder
 from headrace.dataset.listing import FolderListing
@@ -49,6 +50,7 @@ def open(
     cache: str | os.PathLike[str] | None = None,
     cache_size: int | str | None = None,
     max_sample_bytes: int | str = "256MiB",
+    fields: Iterable[str] | None = None,
 ) -> Dataset:
     """The dataset at a place: a packed one, an ordinary one of any format that headrace reads, or a folder of files.
 
@@ -63,11 +65,23 @@ def open(
     machine, `cache_size` bytes of them at most (such as "200GiB"; None: half of the disk, or a quarter of the memory).
     What lies on a local disk already is not copied.
 
+    `fields` are the names of the fields that samples are to have beside `__key__`; None: all. Of Parquet only these
+    columns' chunks are read, in one range where less than 1 MiB lies between two of them, and unpacked. The samples of
+    other formats lie in one piece, and many under one checksum: they are read and verified as a whole, and the other
+    fields are left out then. Neither the order of a `headrace.Stream` nor a loader's state depends on `fields`, and
+    `verify` checks all of them.
+
     Raises DatasetError if there is no dataset or an unfinished one, ManifestError for a manifest that is malformed or
-    of a later version, DamagedError for an ordinary shard that is cut off.
+    of a later version, DamagedError for an ordinary shard that is cut off, OptionError for fields that it does not
+    have.
     """
+    names = None if fields is None else field_names(fields)
     limit = parse_size(max_sample_bytes, "max_sample_bytes")
-    kept = cache_options(cache, cache_size)
+    dataset = _opened(url, limit, cache_options(cache, cache_size))
+    return dataset if names is None else dataset.with_fields(names)
+
+
+def _opened(url: str | os.PathLike[str], limit: int, kept: CacheOptions | None) -> Dataset:
     ordinary = _look(url, ScanOptions(max_sample_bytes=limit), kept)
     if isinstance(ordinary, Dataset):
         return ordinary

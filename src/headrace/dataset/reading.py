@@ -7,6 +7,7 @@ from typing import Any
 
 from headrace.errors import DamagedError
 from headrace.formats import Opened, ShardIndex
+from headrace.formats.index import joined
 from headrace.storage import File
 
 
@@ -15,9 +16,9 @@ def open_run(file: File, index: ShardIndex, first: int, last: int) -> Opened:
 
     What a network or a cache may have garbled is read a second time before it counts as damaged.
     """
-    base, length = index.extent(first, last)
+    ranges = index.ranges(first, last)
     for is_again in (False, True):
-        data = file.read(base, length)
+        data = joined(ranges, file.read)
         try:
             opened = index.open(first, last, data)
             if not opened.damage or is_again or not file.is_remote:
@@ -25,7 +26,8 @@ def open_run(file: File, index: ShardIndex, first: int, last: int) -> Opened:
         except DamagedError:
             if is_again or not file.is_remote:
                 raise
-        file.forget(base, length)
+        for part in ranges:
+            file.forget(*part)
     raise AssertionError("the second time returns or raises")
 
 

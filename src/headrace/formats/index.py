@@ -7,8 +7,8 @@ shard (`shard-000000.tar.idx`), and in memory as plain arrays, which pickle smal
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import xxhash
@@ -19,6 +19,18 @@ from headrace.formats.fields import Field
 
 BEHIND_END = "it lies at least in part behind the end of the shard"
 PIECE_BYTES = 4 << 20
+
+
+class Range(NamedTuple):
+    """Bytes of a shard."""
+
+    offset: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """Where it ends."""
+        return self.offset + self.length
 
 
 class Opened(ABC):
@@ -73,12 +85,24 @@ class ShardIndex(ABC):
     def extent(self, first: int, last: int) -> tuple[int, int]:
         """(offset, length) of the bytes that hold samples first .. last-1, and what is needed to verify them."""
 
+    def ranges(self, first: int, last: int) -> Sequence[Range]:
+        """What is to be read for samples first .. last-1, in storage order: all of the extent, unless the format can
+        leave out what lies between."""
+        return [Range(*self.extent(first, last))]
+
     @abstractmethod
     def open(self, first: int, last: int, data: memoryview) -> Opened:
-        """Samples first .. last-1 out of `data`, what the shard holds at `extent(first, last)`.
+        """Samples first .. last-1 out of `data`, what the shard holds at `ranges(first, last)`, one behind the other.
 
         Raises DamagedError if none of them can be had, as of a compressed shard that does not unpack.
         """
+
+    def with_fields(self, names: Collection[str]) -> ShardIndex:
+        """This piece for samples of these fields (and their key) only; names that it does not know are passed over.
+
+        The others are read, verified and left out, unless the format can do without reading them.
+        """
+        return SomeFields(self, names)
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """The piece cut into runs (first, last) of a few MiB, or of one sample if it is larger; one if it is whole."""
@@ -134,6 +158,52 @@ class OpenedRange(Opened):
         return self._index.sample(i, self._data, self._base)
 
 
+class SomeFields(ShardIndex):
+    """A piece of whose samples some fields are wanted: it is read and verified as a whole, and the others left out."""
+
+    def __init__(self, piece: ShardIndex, names: Collection[str]) -> None:
+        self.shard_bytes, self.is_ranged = piece.shard_bytes, piece.is_ranged
+        self._piece, self._names = piece, frozenset(names) | {"__key__"}
+
+    @property
+    def num_samples(self) -> int:
+        return self._piece.num_samples
+
+    @property
+    def nbytes(self) -> int:
+        return self._piece.nbytes
+
+    @property
+    def sample_bytes(self) -> I64:
+        return self._piece.sample_bytes
+
+    def key(self, i: int) -> str:
+        return self._piece.key(i)
+
+    def key_hashes(self) -> U64:
+        return self._piece.key_hashes()
+
+    def extent(self, first: int, last: int) -> tuple[int, int]:
+        return self._piece.extent(first, last)
+
+    def ranges(self, first: int, last: int) -> Sequence[Range]:
+        return self._piece.ranges(first, last)
+
+    def open(self, first: int, last: int, data: memoryview) -> Opened:
+        return _OpenedFields(self._piece.open(first, last, data), self._names)
+
+
+class _OpenedFields(Opened):
+    """Samples without the fields that are not wanted."""
+
+    def __init__(self, opened: Opened, names: Collection[str]) -> None:
+        self.damage, self.num_bytes = opened.damage, opened.num_bytes
+        self._opened, self._names = opened, names
+
+    def sample(self, i: int) -> dict[str, Any]:
+        return {name: value for name, value in self._opened.sample(i).items() if name in self._names}
+
+
 class StoredIndex(ShardIndex):
     """An index that has a file beside its shard, as opposed to a view made of one."""
 
@@ -180,9 +250,9 @@ def _damage_of(
     piece: ShardIndex, first: int, last: int, read: Callable[[int, int], memoryview], size: int
 ) -> Iterator[tuple[int, str]]:
     """The damaged samples of one run, each looked at by itself where the run reaches behind the end of the file."""
-    offset, length = piece.extent(first, last)
-    if offset + length <= size:
-        yield from _damage_in(piece, first, last, read(offset, length))
+    ranges = piece.ranges(first, last)
+    if all(part.end <= size for part in ranges):
+        yield from _damage_in(piece, first, last, joined(ranges, read))
     elif not piece.is_ranged or last - first == 1:
         yield from ((i, BEHIND_END) for i in range(first, last))
     else:
@@ -205,6 +275,17 @@ def _damage_in(piece: ShardIndex, first: int, last: int, data: memoryview) -> It
                 reason = str(err)
         if reason is not None:
             yield i, reason
+
+
+def joined(ranges: Sequence[Range], read: Callable[[int, int], memoryview]) -> memoryview:
+    """The bytes at these ranges, one behind the other; `read(offset, length)` gives those of one."""
+    if len(ranges) == 1:
+        return read(*ranges[0])
+    data, at = memoryview(bytearray(sum(part.length for part in ranges))), 0
+    for part in ranges:
+        data[at : at + part.length] = read(*part)
+        at += part.length
+    return data
 
 
 def key_hash(key: str) -> int:

@@ -40,6 +40,6 @@ class WholePieces:
     def _read(self, index: ShardIndex, shard: int) -> Opened:
         began = time.perf_counter()
         opened = open_run(self._files.get(shard), index, 0, index.num_samples)
-        size = index.extent(0, index.num_samples)[1]
+        size = sum(part.length for part in index.ranges(0, index.num_samples))
         self._meters["read"].add(items=index.num_samples, num_bytes=size, busy_sec=time.perf_counter() - began)
         return opened

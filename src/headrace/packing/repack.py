@@ -34,8 +34,9 @@ def dataset_source(dataset: Dataset, *, at_once: bool = False) -> Source:
 
 
 def identity_of_dataset(dataset: Dataset) -> str:
-    """A text that changes when the dataset's samples do."""
-    return f"dataset {dataset.fingerprint} {dataset.manifest.classes}"
+    """A text that changes when the dataset's samples do, or the fields that are asked for."""
+    some = "" if dataset.schema.keys() == dataset.manifest.fields.keys() else f" fields {[*dataset.schema]}"
+    return f"dataset {dataset.fingerprint} {dataset.manifest.classes}{some}"
 
 
 def images_of(dataset: Dataset) -> frozenset[str]:

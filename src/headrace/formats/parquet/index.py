@@ -1,13 +1,14 @@
 """The index of a Parquet file, and its row groups as pieces.
 
 It keeps the schema, where every chunk (one column of one row group) lies and its checksum, and the keys; so a row group
-is one range read, checked before it is unpacked. With some columns only, the range is what these reach over.
+is one range read, checked before it is unpacked. With some fields only, it is a range or several: what lies between
+wanted chunks is not read, if there is much of it.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from headrace.formats.arrow import IndexFile, Lists, index_to_bytes
 from headrace.formats.checking import Checked
 from headrace.formats.columns import I64, U64, Strings
 from headrace.formats.fields import Field, fields_from_json
-from headrace.formats.index import Opened, ShardIndex, StoredIndex
+from headrace.formats.index import Opened, Range, ShardIndex, StoredIndex
 from headrace.formats.parquet.columns import Get
 from headrace.formats.parquet.fields import data_columns, missing_files, values_of
 from headrace.formats.parquet.footer import MAX_GROUP_BYTES, Chunk, RowGroup
@@ -40,6 +41,8 @@ _COLUMNS = (
     ("key_length", "int64s"),
 )
 _CHUNK = len(Chunk._fields)
+_GAP_BYTES = 1 << 20
+"""What is read along where it lies between chunks that are wanted: in a store another request costs more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,22 +127,28 @@ class RowGroupIndex(ShardIndex):
     @property
     def sample_bytes(self) -> I64:
         num_rows = self._group.num_rows
-        return np.full(num_rows, -(-self.extent(0, num_rows)[1] // max(1, num_rows)), np.int64)
+        num_bytes = sum(self._group.chunks[number].num_bytes for number in self._leaves()) if num_rows else 0
+        return np.full(num_rows, -(-num_bytes // max(1, num_rows)), np.int64)
 
     def key(self, i: int) -> str:
         return self._content.key(self._first_row + i)
 
     def extent(self, first: int, last: int) -> tuple[int, int]:
-        chunks = [self._group.chunks[number] for number in self._leaves()] if first < last else []
-        if not chunks:
-            return 0, 0
-        start = min(chunk.offset for chunk in chunks)
-        return start, max(chunk.end for chunk in chunks) - start
+        ranges = self.ranges(first, last)
+        return (ranges[0].offset, ranges[-1].end - ranges[0].offset) if ranges else (0, 0)
+
+    def ranges(self, first: int, last: int) -> Sequence[Range]:
+        return _ranges(self._group.chunks[number] for number in self._leaves()) if first < last else []
+
+    def with_fields(self, names: Collection[str]) -> RowGroupIndex:
+        wanted = frozenset(names)
+        columns = [column for column in self._columns if column.name in wanted]
+        return RowGroupIndex(self._content, self._group, self._first_row, columns)
 
     def open(self, first: int, last: int, data: memoryview) -> Opened:
         if first == last or not self._columns:
             return OpenedRows(self.key, {}, {}, 0)
-        arrays, broken = self._unpacked(Stored(self._group, data, self.extent(first, last)[0]))
+        arrays, broken = self._unpacked(Stored(self._group, data, self.ranges(first, last)))
         try:
             gets = {column.name: values_of(column, arrays[column.name]) for column in self._columns}
             damage = {i: reason for i, reason in self._damage(arrays, gets, broken) if first <= i < last}
@@ -184,6 +193,17 @@ class RowGroupIndex(ShardIndex):
                 yield i, f"field {name!r} is not UTF-8 text"
 
 
+def _ranges(chunks: Iterable[Chunk]) -> list[Range]:
+    """Where chunks lie, in storage order; those with little between them in one range."""
+    spans: list[list[int]] = []
+    for chunk in sorted(chunks):
+        if spans and chunk.offset - spans[-1][1] <= _GAP_BYTES:
+            spans[-1][1] = max(spans[-1][1], chunk.end)
+        else:
+            spans.append([chunk.offset, chunk.end])
+    return [Range(start, end - start) for start, end in spans]
+
+
 def _broken_texts(get: Get, num_rows: int) -> Iterator[int]:
     for i in range(num_rows):
         try:
@@ -214,23 +234,12 @@ class ParquetIndex(StoredIndex):
     format: ClassVar[str] = "parquet"
     is_ranged = False
 
-    def __init__(self, content: Content, names: Iterable[str] | None = None) -> None:
-        """`names` are the fields that samples are to have; None: all. OptionError if there is no such column."""
+    def __init__(self, content: Content) -> None:
         self.content = content
         self.shard_bytes = content.shard_bytes
-        self._columns = data_columns(content.schema)
-        self._names = tuple(self._columns if names is None else dict.fromkeys(names))
-        for name in self._names:
-            if name not in self._columns:
-                raise OptionError(f"there is no column {name!r} in {content.stem!r}: it has {', '.join(self._columns)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ParquetIndex, (self.content, self._names)
-
-    def with_columns(self, names: Iterable[str]) -> ParquetIndex:
-        """This index for samples of these fields (and their key) only: no others are unpacked, nor read if they lie
-        before or behind. Raises OptionError if there is no such column."""
-        return ParquetIndex(self.content, names)
+        return ParquetIndex, (self.content,)
 
     @property
     def num_samples(self) -> int:
@@ -242,7 +251,7 @@ class ParquetIndex(StoredIndex):
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        return {name: self.content.fields[name] for name in self._names}
+        return self.content.fields
 
     @property
     def unpacked_bytes(self) -> int:
@@ -251,7 +260,7 @@ class ParquetIndex(StoredIndex):
     @cached_property
     def pieces(self) -> Sequence[RowGroupIndex]:
         """The row groups that have rows; one without any if none has."""
-        columns = [self._columns[name] for name in self._names]
+        columns = [*data_columns(self.content.schema).values()]
         groups, starts = self.content.groups, self.content.groups.starts.tolist()
         filled = [k for k, count in enumerate(groups.samples.tolist()) if count]
         pieces = [RowGroupIndex(self.content, groups[k], starts[k], columns) for k in filled]
@@ -267,6 +276,10 @@ class ParquetIndex(StoredIndex):
     def extent(self, first: int, last: int) -> tuple[int, int]:
         start, piece = self._piece(first, last)
         return piece.extent(first - start, last - start)
+
+    def ranges(self, first: int, last: int) -> Sequence[Range]:
+        start, piece = self._piece(first, last)
+        return piece.ranges(first - start, last - start)
 
     def open(self, first: int, last: int, data: memoryview) -> Opened:
         start, piece = self._piece(first, last)

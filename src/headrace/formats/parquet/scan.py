@@ -15,6 +15,7 @@ import xxhash
 from headrace.errors import DamagedError, DatasetError, OptionError
 from headrace.formats.columns import Strings
 from headrace.formats.format import Found, Listing, ScanOptions
+from headrace.formats.index import Range
 from headrace.formats.parquet.columns import get_values, is_text
 from headrace.formats.parquet.fields import KEY, class_names, data_columns, fields_of, is_image, values_of
 from headrace.formats.parquet.footer import ENCRYPTED_MAGIC, MAGIC, MAX_GROUP_BYTES, TAIL_BYTES, Footer, too_large
@@ -93,7 +94,8 @@ class _Scan:
             if group.start < self._at:
                 raise DamagedError(f"its row group {group.number} begins within another")
             self._pass_over(group.start - self._at)
-            self._take(Stored(group, self._read(group.end - group.start), group.start))
+            where = Range(group.start, group.end - group.start)
+            self._take(Stored(group, self._read(where.length), [where]))
         footer_at = self._size - TAIL_BYTES - len(self._footer.data)
         self._pass_over(footer_at - self._at)
         if self._read(len(self._footer.data)) != self._footer.data:

@@ -6,13 +6,16 @@ own.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.errors import DamagedError, DatasetError
+from headrace.formats.index import Range
 from headrace.formats.parquet.footer import RowGroup, too_large
 from headrace.formats.parquet.pages import look_through
 from headrace.formats.parquet.schema import ARROW_ERRORS, Column, FileSchema, one_line
@@ -33,15 +36,24 @@ class Plan:
 
 
 class Stored:
-    """The bytes of a row group, which lie from offset `base` on in the shard."""
+    """The bytes of a row group, or of those of its chunks that are wanted."""
 
-    def __init__(self, group: RowGroup, data: memoryview, base: int) -> None:
-        self.group, self.data, self.base = group, data, base
+    def __init__(self, group: RowGroup, data: memoryview, ranges: Sequence[Range]) -> None:
+        """`data` is what the shard holds at these ranges, which are in storage order, one behind the other."""
+        self.group, self.data = group, data
+        self._offsets = [part.offset for part in ranges]
+        self._starts = [0, *accumulate(part.length for part in ranges)]
+
+    def start(self, leaf: int) -> int:
+        """Where one of its chunks begins in `data`, if it is there; else any number of at least 0."""
+        offset = self.group.chunks[leaf].offset
+        k = bisect_right(self._offsets, offset) - 1
+        return self._starts[k] + offset - self._offsets[k] if k >= 0 else 0
 
     def chunk(self, leaf: int) -> memoryview:
-        """The bytes of one of its chunks."""
-        chunk = self.group.chunks[leaf]
-        return self.data[chunk.offset - self.base : chunk.end - self.base]
+        """The bytes of one of its chunks, which must be there."""
+        start = self.start(leaf)
+        return self.data[start : start + self.group.chunks[leaf].num_bytes]
 
 
 def plan_unpacking(schema: FileSchema, columns: Sequence[Column], stored: Stored, *, check_crc: bool = False) -> Plan:
@@ -84,8 +96,8 @@ def unpack(
 
 def _read(schema: FileSchema, columns: Sequence[Column], stored: Stored, plan: Plan, limit: int) -> pa.Table:
     group = stored.group
-    # Columns that are not asked for may lie elsewhere; pyarrow never looks there.
-    chunks = [chunk._replace(offset=max(0, chunk.offset - stored.base)) for chunk in group.chunks]
+    # Columns that are not asked for may not be there; pyarrow never looks.
+    chunks = [chunk._replace(offset=stored.start(number)) for number, chunk in enumerate(group.chunks)]
     file = pq.ParquetFile(
         pa.BufferReader(pa.py_buffer(stored.data)),
         metadata=schema.footer(group.num_rows, chunks),
