@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transform": {"errors"},
     "storage": BASE,
     "formats": BASE | {"storage"},
-    "dataset": BASE | {"storage", "formats"},
+    "dataset": BASE | {"storage", "formats", "order"},
     "load": STORED | {"order", "transform"},
     "train": STORED - {"formats"} | {"order", "transform", "load"},
     "packing": STORED | {"order", "transform", "load"},

@@ -110,7 +110,7 @@ def row(samples, num_bytes, pieces=(), unpacked_bytes=0, name="a"):
 
 
 def test_pieces_number_the_parts_that_are_read_on_their_own():
-    pieces = Pieces(Shards.of([row(10, 1000), row(7, 90, (3, 0, 4), 700), row(0, 20), row(2, 30, (), 64)]))
+    pieces = Pieces.of(Shards.of([row(10, 1000), row(7, 90, (3, 0, 4), 700), row(0, 20), row(2, 30, (), 64)]))
     assert pieces.samples.tolist() == [10, 3, 0, 4, 0, 2]
     assert pieces.bytes.tolist() == [1000, 300, 0, 400, 20, 64]
     assert pieces.is_whole.tolist() == [False, True, True, True, False, True]
@@ -122,7 +122,7 @@ def test_pieces_number_the_parts_that_are_read_on_their_own():
 
 
 def test_pieces_of_many_shards_are_arithmetic():
-    pieces = Pieces(Shards.of([row(k % 5, 100 * k, name=f"s{k}-") for k in range(1000)]))
+    pieces = Pieces.of(Shards.of([row(k % 5, 100 * k, name=f"s{k}-") for k in range(1000)]))
     assert len(pieces) == 1000
     for i in range(0, int(pieces.sample_starts[-1]), 37):
         piece, at = pieces.find(i)

@@ -8,33 +8,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
-import xxhash
+import numpy.typing as npt
 
 from headrace.dataset.chosen import chosen_fields
 from headrace.dataset.indexes import Indexes
 from headrace.dataset.lookup import AllIndexes, Lookup, WindowNames, is_replaced, keys_damage, open_keys
-from headrace.dataset.pieces import Pieces
 from headrace.dataset.reading import LastWhole, open_run
+from headrace.dataset.scanning import groups_of, matching
+from headrace.dataset.selection import Drawn, Listed, numbers_of, share_of
 from headrace.dataset.shard_files import ShardFiles
 from headrace.dataset.verify import find_damage
+from headrace.dataset.view import View, Windows
 from headrace.errors import DamagedError, DatasetError, OptionError
 from headrace.formats import Field, Manifest, Opened, ShardIndex
 from headrace.formats.columns import I64
 from headrace.formats.index import StoredIndex
-from headrace.formats.tokens.index import FIELD, count_windows
+from headrace.formats.tokens.index import FIELD
 from headrace.storage import File, quoted
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """Samples cut out of token shards: `length` tokens from every `stride`-th on."""
-
-    length: int
-    stride: int
 
 
 class Dataset:
@@ -49,20 +43,19 @@ class Dataset:
         manifest: Manifest,
         max_sample_bytes: int,
         scanned: tuple[StoredIndex, ...] | None = None,
-        windows: Windows | None = None,
-        fields: tuple[str, ...] | None = None,
+        view: View | None = None,
     ) -> None:
-        """`scanned` are the indexes of a dataset without index files; they are pickled along. `fields` are those that
-        samples are to have; None: all."""
+        """`scanned` are the indexes of a dataset without index files; they are pickled along. `view` says what of the
+        dataset is wanted; None: all."""
         self.manifest = manifest
         self._files = files
         self._cache = files.open_cache()
         """Held, for a cache in RAM lives as long as someone holds it."""
         self._max_sample_bytes = max_sample_bytes
-        self._windows, self._fields = windows, fields
+        self._view = view or View()
         self._indexes = Indexes(files, manifest, scanned)
         self._last_whole = LastWhole()
-        self.pieces = Pieces(manifest.shards, None if windows is None else self._count_windows)
+        self.pieces = self._view.pieces(manifest)
         self._lookup: Lookup | None = None
 
     def __len__(self) -> int:
@@ -104,15 +97,16 @@ class Dataset:
         """Whether it is the same data at the same place, and the same fields of it."""
         if not isinstance(other, Dataset):
             return NotImplemented
-        return (self._files, self.fingerprint, self._fields) == (other._files, other.fingerprint, other._fields)
+        return self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash((self._files, self.fingerprint, self._fields))
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[object, ...]:
+        return self._files, self.fingerprint, self._view.fields
 
     def __repr__(self) -> str:
-        cut = f", windows={self._windows.length}/{self._windows.stride}" if self._windows else ""
-        some = f", fields={[*self._fields]}" if self._fields is not None else ""
-        return f"Dataset({self.url!r}, format={self.manifest.format!r}, samples={len(self)}{cut}{some})"
+        return f"Dataset({self.url!r}, format={self.manifest.format!r}, samples={len(self)}{self._view})"
 
     @property
     def url(self) -> str:
@@ -127,19 +121,13 @@ class Dataset:
     @property
     def schema(self) -> Mapping[str, Field]:
         """What samples have, by field name, `__key__` aside."""
-        fields = self.manifest.fields
-        if self._windows is not None:
-            fields = {FIELD: replace(fields[FIELD], shape=(self._windows.length,))}
-        return fields if self._fields is None else {name: fields[name] for name in self._fields}
+        return self._view.schema(self.manifest)
 
     @property
     def fingerprint(self) -> str:
         """32 hex digits that two datasets share only if their samples and their order are the same, whichever of their
         fields were asked for."""
-        if self._windows is None:
-            return self.manifest.fingerprint
-        cut = f"{self.manifest.fingerprint} windows {self._windows.length} {self._windows.stride}"
-        return xxhash.xxh3_128_hexdigest(cut.encode())
+        return self._view.fingerprint(self.manifest)
 
     def windows(self, length: int, stride: int | None = None) -> Dataset:
         """This dataset of tokens with windows as samples: `length` tokens from every `stride`-th of a shard.
@@ -149,29 +137,71 @@ class Dataset:
         field `tokens`. To train on the next token ask for `length=context + 1, stride=context`.
         """
         stride = length if stride is None else stride
-        if self.manifest.format != "tokens" or self._windows is not None:
+        if self.manifest.format != "tokens" or self._view.has_own_samples:
             raise OptionError(f"windows are cut from a dataset of whole tokens: {self!r} is not one")
         if length < 1 or stride < 1:
             raise OptionError(f"length and stride must be at least 1: got {length} and {stride}")
         itemsize = np.dtype(self.manifest.fields[FIELD].dtype).itemsize
         self._check_size(length * itemsize, f"a window of {length} tokens")
-        return self._with(windows=Windows(length, stride))
+        return self._seen(replace(self._view, windows=Windows(length, stride)))
 
     def with_fields(self, names: Iterable[str]) -> Dataset:
         """This dataset with samples of `__key__` and these fields only; see `headrace.open(fields=)`.
 
         Raises OptionError for a name that is not in the schema.
         """
-        return self._with(fields=chosen_fields(names, self.schema, self.url))
+        return self._seen(replace(self._view, fields=chosen_fields(names, self.schema, self.url)))
+
+    def select(self, samples: Iterable[int] | npt.NDArray[Any] | Callable[[dict[str, Any]], Any]) -> Dataset:
+        """Some of this dataset's samples as a dataset: `ds.select(numbers)[k]` is `ds[numbers[k]]`.
+
+        `samples` are whole numbers (from the end if negative), a mask of one boolean a sample, or a function(sample)
+        that is true for those to keep. Every sample is then read once, in storage order; a function that looks at few
+        fields is quicker on `headrace.open(fields=...)`, whose numbers hold for all fields: `selected_numbers`.
+        Numbers in storage order are read forward; others cost a read each time they jump back.
+
+        Raises OptionError for numbers that name no sample, or where none is left.
+        """
+        numbers = matching(self, samples) if callable(samples) else numbers_of(samples, len(self))
+        if not len(numbers):
+            raise OptionError(f"a selection keeps at least one sample: none of the {len(self):,} of {self.url} is left")
+        return self._seen(self._view.narrowed(Listed.of(numbers, self.pieces.sample_starts)))
+
+    def sample(self, fraction: float, seed: int = 0) -> Dataset:
+        """A random share of this dataset as a dataset: round(fraction x samples) of them, the same ones for one seed.
+
+        They are drawn evenly over the pieces of the dataset and keep their order; memory does not grow with their
+        number. `fraction` is above 0 and at most 1. Raises OptionError for others, and for a dataset without samples.
+        """
+        if not len(self):
+            raise OptionError(f"a sample is drawn from samples: {self.url} has none")
+        num_samples = share_of(fraction, len(self))
+        drawn = Drawn.from_pieces(num_samples, self.pieces.sample_starts, seed)
+        return self._seen(self._view.narrowed(drawn))
+
+    def group_by(self, field: str) -> dict[Any, Dataset]:
+        """The samples of each value of a field as a dataset of their own, in the order of the values.
+
+        The field of every sample is read once, in storage order: numbers, text, or bytes that hold a number or text
+        (such as the `cls` of a tar). Raises OptionError for a field that the dataset does not have.
+        """
+        groups = groups_of(self.with_fields([field]), field)
+        starts = self.pieces.sample_starts
+        listed = {value: Listed.of(numbers, starts) for value, numbers in groups.items()}
+        return {value: self._seen(self._view.narrowed(one)) for value, one in listed.items()}
+
+    @property
+    def selected_numbers(self) -> I64:
+        """The numbers that this dataset's samples have in the one that was opened, or in its windows."""
+        selection = self._view.selection
+        if selection is None:
+            return np.arange(len(self))
+        starts = self._view.all_pieces(self.manifest).sample_starts
+        return np.concatenate([starts[base] + selection.numbers(k) for k, base in enumerate(selection.base.tolist())])
 
     def piece(self, piece: int) -> ShardIndex:
         """The index of a piece, verified against the manifest. Safe to call from several threads."""
-        shard, number = self.pieces.place(piece)
-        stored = self._indexes.get(shard)
-        index = stored.pieces[number]
-        if self._windows is not None:
-            index = self._indexes.windows(shard, self._windows.length, self._windows.stride)
-        return index if self._fields is None else index.with_fields(self._fields)
+        return self._view.piece(self._indexes, *self.pieces.place(piece), piece)
 
     def stored_index(self, shard: int) -> StoredIndex:
         """The index of a shard as it lies on the disk, without windows, read anew and verified."""
@@ -199,34 +229,19 @@ class Dataset:
     def verify(self, progress: Callable[..., None] | None = None) -> list[str]:
         """Check every byte and checksum of the dataset where it lies; returns everything that is wrong, one line each.
 
-        An empty list means that all is well; all fields are checked, whichever were asked for. Nothing is raised for
-        damage. `progress(n)` is called when n more samples are done.
+        An empty list means that all is well; all fields and samples are checked, whichever were asked for.
+        Nothing is raised for damage. `progress(n)` is called when n more samples are done.
         """
-        return find_damage(self._with(files=replace(self._files, cache=None)), progress)
+        files = replace(self._files, cache=None)
+        whole = Dataset(files, self.manifest, self._max_sample_bytes, self._indexes.scanned)
+        return find_damage(whole, progress)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lookup": None, "_cache": None}
 
-    def _with(
-        self,
-        files: ShardFiles | None = None,
-        windows: Windows | None = None,
-        fields: tuple[str, ...] | None = None,
-    ) -> Dataset:
-        """This dataset with some of it changed."""
-        return Dataset(
-            files or self._files,
-            self.manifest,
-            self._max_sample_bytes,
-            self._indexes.scanned,
-            windows or self._windows,
-            self._fields if fields is None else fields,
-        )
-
-    def _count_windows(self, num_bytes: I64) -> I64:
-        assert self._windows is not None
-        tokens = num_bytes // np.dtype(self.manifest.fields[FIELD].dtype).itemsize
-        return count_windows(tokens, self._windows.length, self._windows.stride)
+    def _seen(self, view: View) -> Dataset:
+        """This dataset, seen so."""
+        return Dataset(self._files, self.manifest, self._max_sample_bytes, self._indexes.scanned, view)
 
     def _slice(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         if len(numbers) > 1 and numbers[1] - numbers[0] != 1:
@@ -284,9 +299,11 @@ class Dataset:
             return self._lookup.find(key)
 
     def _open_lookup(self) -> Lookup:
-        if self._windows is not None:
+        if self._view.selection is not None:
+            return self._read_all_keys()
+        if self._view.windows is not None:
             stems = (self._indexes.stem(k) for k in range(len(self.manifest.shards)))
-            return WindowNames(stems, self.pieces.sample_starts, self._windows.stride)
+            return WindowNames(stems, self.pieces.sample_starts, self._view.windows.stride)
         keys = open_keys(self._files.home, self.manifest) if self._indexes.scanned is None else None
         return keys or self._read_all_keys()
 

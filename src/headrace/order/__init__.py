@@ -2,7 +2,7 @@
 
 from headrace.order.batches import Batches, check_world_size, default_partitions
 from headrace.order.epoch import EpochOrder, Order, Places, Run
-from headrace.order.keyed import derive_key
+from headrace.order.keyed import derive_key, permutation
 
 __all__ = [
     "Batches",
@@ -13,4 +13,5 @@ __all__ = [
     "check_world_size",
     "default_partitions",
     "derive_key",
+    "permutation",
 ]

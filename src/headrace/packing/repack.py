@@ -10,13 +10,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from headrace.dataset import Dataset, open_run
+from headrace.dataset import Dataset, in_order
 from headrace.errors import DamagedError, SourceError
-from headrace.formats import ShardIndex
 from headrace.packing.samples import SamplesSource
 from headrace.packing.source import Bad, Loader, Sample, Source
 from headrace.packing.spool import Record
-from headrace.storage import File, quoted
+from headrace.storage import quoted
 
 MOST_AT_RANDOM = 500_000
 """Samples whose index stays in memory, as it must where they are read in any order."""
@@ -101,36 +100,8 @@ class _ReadOnce(SamplesSource):
 
 def read_in_order(dataset: Dataset) -> Iterator[Sample | Bad]:
     """Every sample of a dataset in storage order, by large reads; damaged ones come as `Bad`."""
-    for shard in range(len(dataset.manifest.shards)):
-        try:
-            file = dataset.open_shard(shard)
-        except DamagedError as err:
-            for piece in dataset.pieces.of_shard(shard):
-                yield from _all_bad(dataset.piece(piece), err)
-            continue
-        with file:
-            for piece in dataset.pieces.of_shard(shard):
-                index = dataset.piece(piece)
-                for first, last in index.runs():
-                    yield from _read_run(file, index, first, last)
-
-
-def _read_run(file: File, index: ShardIndex, first: int, last: int) -> Iterator[Sample | Bad]:
-    try:
-        opened = open_run(file, index, first, last)
-    except DamagedError as err:
-        yield from (Bad(index.key(i), err) for i in range(first, last))
-        return
-    for i in range(first, last):
-        if i in opened.damage:
-            where = f"sample {quoted(index.key(i))} of {file.name}"
-            yield Bad(index.key(i), DamagedError(f"{where} is damaged: {opened.damage[i]}"))
-        else:
-            yield _with_bytes(opened.sample(i))
-
-
-def _all_bad(index: ShardIndex, err: DamagedError) -> Iterator[Bad]:
-    yield from (Bad(index.key(i), err) for i in range(index.num_samples))
+    for key, sample in in_order(dataset):
+        yield Bad(key, sample) if isinstance(sample, DamagedError) else _with_bytes(sample)
 
 
 def _with_bytes(sample: Sample) -> Sample:

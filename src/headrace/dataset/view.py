@@ -1,0 +1,95 @@
+"""How an opened dataset is looked at: which of its samples, cut how, with which fields. A view reads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import xxhash
+
+from headrace.dataset.indexes import Indexes
+from headrace.dataset.pieces import Pieces
+from headrace.dataset.selection import Narrowed, Selection
+from headrace.dataset.some_samples import SomeSamples
+from headrace.formats import Field, Manifest, ShardIndex
+from headrace.formats.columns import I64
+from headrace.formats.tokens.index import FIELD, count_windows
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Samples cut out of token shards: `length` tokens from every `stride`-th on."""
+
+    length: int
+    stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What of a dataset is looked at. Small to pickle."""
+
+    windows: Windows | None = None
+    fields: tuple[str, ...] | None = None
+    """Those that samples have beside their key; None: all."""
+    selection: Selection | None = None
+    """Of the samples, or windows; None: all."""
+
+    @property
+    def has_own_samples(self) -> bool:
+        """Whether samples are other ones than those of the shards."""
+        return self.windows is not None or self.selection is not None
+
+    def narrowed(self, selection: Selection) -> View:
+        """These of the samples only."""
+        known = self.selection
+        return replace(self, selection=selection if known is None else Narrowed(known, selection))
+
+    def pieces(self, manifest: Manifest) -> Pieces:
+        """The pieces that the samples lie in."""
+        pieces = self.all_pieces(manifest)
+        return pieces if self.selection is None else pieces.selected(self.selection)
+
+    def all_pieces(self, manifest: Manifest) -> Pieces:
+        """The same before some of the samples are selected."""
+        cut = self.windows
+        if cut is None:
+            return Pieces.of(manifest.shards)
+        itemsize = np.dtype(manifest.fields[FIELD].dtype).itemsize
+
+        def count(num_bytes: I64) -> I64:
+            return count_windows(num_bytes // itemsize, cut.length, cut.stride)
+
+        return Pieces.of(manifest.shards, count)
+
+    def piece(self, indexes: Indexes, shard: int, number: int, piece: int) -> ShardIndex:
+        """A piece of the view: the shard's piece of this number, seen so."""
+        if self.windows is None:
+            index = indexes.get(shard).pieces[number]
+        else:
+            index = indexes.windows(shard, self.windows.length, self.windows.stride)
+        index = index if self.fields is None else index.with_fields(self.fields)
+        return index if self.selection is None else SomeSamples(index, self.selection.numbers(piece))
+
+    def schema(self, manifest: Manifest) -> Mapping[str, Field]:
+        """What samples have, by field name, `__key__` aside."""
+        fields = manifest.fields
+        if self.windows is not None:
+            fields = {FIELD: replace(fields[FIELD], shape=(self.windows.length,))}
+        return fields if self.fields is None else {name: fields[name] for name in self.fields}
+
+    def fingerprint(self, manifest: Manifest) -> str:
+        """32 hex digits that only the same samples in the same order share, whichever of their fields are wanted."""
+        if not self.has_own_samples:
+            return manifest.fingerprint
+        parts = [manifest.fingerprint]
+        if self.windows is not None:
+            parts.append(f"windows {self.windows.length} {self.windows.stride}")
+        if self.selection is not None:
+            parts.append(f"selection {self.selection.digest()}")
+        return xxhash.xxh3_128_hexdigest(" ".join(parts).encode())
+
+    def __str__(self) -> str:
+        cut = f", windows={self.windows.length}/{self.windows.stride}" if self.windows else ""
+        some = ", selected" if self.selection is not None else ""
+        return cut + some + (f", fields={[*self.fields]}" if self.fields is not None else "")
