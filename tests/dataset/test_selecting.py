@@ -137,22 +137,21 @@ def test_fingerprints_tell_selections_apart(whole):
     assert whole.select([1, 2]) != whole.select([1, 3])
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_stream_of_a_selection_is_exactly_once_and_resumes(whole, batch_size):
+def test_a_stream_of_a_selection_is_exactly_once_and_resumes(whole):
     numbers = list(range(0, len(whole), 2))
     stream = hr.Stream(whole.select(numbers), seed=4)
 
     def keys(loader):
         return [key for batch in loader for key in batch["__key__"]]
 
-    with hr.Loader(stream, batch_size=batch_size, drop_last=False) as loader:
+    with hr.Loader(stream, batch_size=4, drop_last=False) as loader:
         straight = keys(loader)
     assert sorted(straight) == sorted(whole[i]["__key__"] for i in numbers)
-    with hr.Loader(stream, batch_size=batch_size, drop_last=False) as loader:
+    with hr.Loader(stream, batch_size=4, drop_last=False) as loader:
         batches = iter(loader)
         first = [key for _ in range(3) for key in next(batches)["__key__"]]
         state = json.loads(json.dumps(loader.state_dict()))
-    with hr.Loader(stream, batch_size=batch_size, drop_last=False) as loader:
+    with hr.Loader(stream, batch_size=4, drop_last=False) as loader:
         loader.load_state_dict(state)
         assert first + keys(loader) == straight
 
@@ -210,7 +209,7 @@ def test_damage_in_a_selection_is_no_less_noticed(tmp_path):
     shard.write_bytes(content)
     some = hr.open(tmp_path / "d").select([6, 7, 8])
     assert some[0]["__key__"] == "k006"
-    with pytest.raises(DamagedError, match="sample 'k007'"):
+    with pytest.raises(DamagedError, match="sample k007 of"):
         some[1]
     assert some.verify() == hr.open(tmp_path / "d").verify() != []
 
