@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "order": {"errors"},
     "transform": {"errors"},
     "storage": BASE,
-    "formats": BASE | {"storage"},
+    "formats": BASE | {"storage", "order"},
     "dataset": BASE | {"storage", "formats", "order"},
     "load": STORED | {"order", "transform"},
     "train": STORED - {"formats"} | {"order", "transform", "load"},

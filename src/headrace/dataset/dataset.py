@@ -14,6 +14,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from headrace.dataset.binning import bin_documents
 from headrace.dataset.chosen import chosen_fields
 from headrace.dataset.indexes import Indexes
 from headrace.dataset.lookup import AllIndexes, Lookup, WindowNames, is_replaced, keys_damage, open_keys
@@ -27,8 +28,11 @@ from headrace.errors import DamagedError, DatasetError, OptionError
 from headrace.formats import Field, Manifest, Opened, ShardIndex
 from headrace.formats.columns import I64
 from headrace.formats.index import StoredIndex
+from headrace.formats.tokens.bins import Layout
 from headrace.formats.tokens.index import FIELD
 from headrace.storage import File, quoted
+
+MAX_ROW_TOKENS = 1 << 24
 
 
 class Dataset:
@@ -144,6 +148,31 @@ class Dataset:
         itemsize = np.dtype(self.manifest.fields[FIELD].dtype).itemsize
         self._check_size(length * itemsize, f"a window of {length} tokens")
         return self._seen(replace(self._view, windows=Windows(length, stride)))
+
+    def binned(self, layout: Layout, capacity: int) -> Dataset:
+        """This dataset of tokens with documents put together as samples: "rows" of `capacity` tokens, or "padded".
+
+        See `Stream.pack_tokens` and `Stream.batch_tokens`. What goes together is planned from the lengths in the
+        index once, and kept beside the manifest where that takes files. Raises OptionError for what has no documents,
+        DamagedError.
+        """
+        if self.manifest.format != "tokens" or self._view.has_own_samples:
+            raise OptionError(
+                f"documents are put together by their lengths, which datasets of whole tokens have: {self!r} is not "
+                'one; pack it into tokens first (format="tokens")'
+            )
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or not 1 <= capacity <= MAX_ROW_TOKENS:
+            raise OptionError(f"documents are put together into 1 to {MAX_ROW_TOKENS:,} tokens: got {capacity!r}")
+        self._check_size(capacity * np.dtype(self.manifest.fields[FIELD].dtype).itemsize, f"a row of {capacity} tokens")
+        binning = bin_documents(self._files, self.manifest, self._indexes, layout, capacity)
+        if not binning.counts.sum():
+            raise OptionError(f"{self.url} has no tokens to put together")
+        return self._seen(replace(self._view, binning=binning))
+
+    @property
+    def least_block_bytes(self) -> int:
+        """What a block of a stream has to hold at least, so that nothing is read many times over; 0: anything."""
+        return self._view.least_block_bytes(self.manifest, self.pieces)
 
     def with_fields(self, names: Iterable[str]) -> Dataset:
         """This dataset with samples of `__key__` and these fields only; see `headrace.open(fields=)`.

@@ -6,10 +6,12 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+from headrace.dataset.binning import Binning, read_bins
 from headrace.dataset.shard_files import ShardFiles
 from headrace.errors import DamagedError
 from headrace.formats import Manifest, ShardIndex, get_format
 from headrace.formats.index import StoredIndex
+from headrace.formats.tokens.bins import BinIndex
 from headrace.formats.tokens.index import FIELD, TokensIndex
 
 INDEX_MEMORY_BYTES = 128 << 20
@@ -59,6 +61,20 @@ class Indexes:
                     self._windows.popitem(last=False)
         return cut
 
+    def bins(self, k: int, binning: Binning) -> ShardIndex:
+        """Shard k of tokens, its documents put together."""
+        with self._lock:
+            made = self._bins.get(k)
+        if made is None:
+            documents = self.get(k)
+            assert isinstance(documents, TokensIndex)
+            made = read_bins(binning, self._files, k, self._manifest.shards.file[k], documents, self.stem(k))
+            with self._lock:
+                self._bins[k] = made
+                while len(self._bins) > 1 and sum(one.nbytes for one in self._bins.values()) > INDEX_MEMORY_BYTES:
+                    self._bins.popitem(last=False)
+        return made
+
     def stem(self, k: int) -> str:
         """What the keys of windows of shard k begin with."""
         return self._manifest.shards.file[k].removesuffix(get_format("tokens").suffix)
@@ -86,6 +102,7 @@ class Indexes:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, StoredIndex] = OrderedDict()
         self._windows: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._bins: OrderedDict[int, BinIndex] = OrderedDict()
         self._num_bytes = 0
 
     def _check(self, index: StoredIndex, k: int, name: str) -> None:

@@ -55,6 +55,11 @@ class Joined:
         return any(part.is_remote for part in self.parts)
 
     @property
+    def least_block_bytes(self) -> int:
+        """As of a `Dataset`: the largest of theirs."""
+        return max(part.least_block_bytes for part in self.parts)
+
+    @property
     def fingerprint(self) -> str:
         """32 hex digits that say which datasets, and in which order."""
         return xxhash.xxh3_128_hexdigest(" ".join(part.fingerprint for part in self.parts).encode())

@@ -11,7 +11,7 @@ import heapq
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from headrace.dataset import Dataset
 from headrace.errors import HeadraceError
 from headrace.formats import Opened, ShardIndex
+from headrace.formats.index import Range
 from headrace.load.buffers import BufferPool
 from headrace.load.files import OpenFiles
 from headrace.load.whole import WholePieces
 from headrace.order import Run
+from headrace.storage import File
 from headrace.telemetry import Meter
 
 LOT_BYTES, LOT_RUNS = 1 << 20, 64
@@ -143,16 +145,18 @@ class ReadAhead:
             return LoadedRun(name, None, None, error=err)
 
     def _load_range(self, run: Run, index: ShardIndex, shard: int, name: str) -> LoadedRun:
-        base, size = index.extent(run.first, run.last)
+        ranges = index.ranges(run.first, run.last)
+        size = sum(part.length for part in ranges)
         began = time.perf_counter()
         buffer = self._buffers.take(size)
         data, file = buffer.data[:size], self._files.get(shard)
-        file.read_into(base, data)
+        _fill(data, file, ranges)
         read = time.perf_counter()
         opened = index.open(run.first, run.last, data)
         if opened.damage and file.is_remote:  # the network may have garbled it: once more
-            file.forget(base, size)
-            file.read_into(base, data)
+            for part in ranges:
+                file.forget(*part)
+            _fill(data, file, ranges)
             opened = index.open(run.first, run.last, data)
         checked = time.perf_counter()
         self._meters["read"].add(items=run.last - run.first, num_bytes=size, busy_sec=read - began)
@@ -226,3 +230,11 @@ class ReadAhead:
         if self._pieces.is_whole[run.piece]:
             return 0 if run.piece in self._holders else int(self._pieces.bytes[run.piece])
         return int(self._bytes_per_sample[run.piece] * (run.last - run.first)) + 1
+
+
+def _fill(data: memoryview, file: File, ranges: Sequence[Range]) -> None:
+    """Read what lies at these ranges, one behind the other."""
+    at = 0
+    for part in ranges:
+        file.read_into(part.offset, data[at : at + part.length])
+        at += part.length

@@ -123,7 +123,7 @@ class TokensIndex(RangedIndex, StoredIndex):
     def damage(self, first: int, last: int, data: memoryview) -> dict[int, str]:
         base = self.extent(first, last)[0]
         starts, ends = self._ranges(first, last)
-        return _touched(self._blocks.damaged(base, data), starts, ends, first)
+        return touched(self._blocks.damaged(base, data), starts, ends, first)
 
     def sample(self, i: int, data: memoryview, base: int) -> dict[str, Any]:
         tokens = np.frombuffer(data, self.dtype, self._length[i], self._start(i) - base)
@@ -132,6 +132,21 @@ class TokensIndex(RangedIndex, StoredIndex):
     @property
     def fields(self) -> Mapping[str, Field]:
         return {FIELD: Field("array", self.dtype.name)}
+
+    @property
+    def token_counts(self) -> I64:
+        """Tokens of each document."""
+        return self._lengths
+
+    @property
+    def starts(self) -> I64:
+        """Where each document begins in the shard, in bytes."""
+        return self.header_bytes + self._offsets * self._itemsize
+
+    @property
+    def blocks(self) -> Blocks:
+        """The checksums."""
+        return self._blocks
 
     def windows(self, stem: str, length: int, stride: int) -> WindowIndex:
         """This shard as windows of `length` tokens, one every `stride`; `stem` begins their keys."""
@@ -146,7 +161,7 @@ class TokensIndex(RangedIndex, StoredIndex):
         damaged = [(size, self.shard_bytes)] if size < self.shard_bytes else []
         for base in range(0, min(size, self.shard_bytes), PIECE_BYTES):
             damaged += self._blocks.damaged(base, read(base, min(PIECE_BYTES, size - base, self.shard_bytes - base)))
-        yield from sorted(_touched(damaged, *self._ranges(0, self.num_samples), 0).items())
+        yield from sorted(touched(damaged, *self._ranges(0, self.num_samples), 0).items())
 
     @classmethod
     def from_file(cls, data: memoryview, name: str, shard_bytes: int) -> TokensIndex:
@@ -211,7 +226,7 @@ class WindowIndex(RangedIndex):
     def damage(self, first: int, last: int, data: memoryview) -> dict[int, str]:
         base = self.extent(first, last)[0]
         starts = self._header_bytes + np.arange(first, last, dtype=np.int64) * (self._stride * self.dtype.itemsize)
-        return _touched(self._blocks.damaged(base, data), starts, starts + self._window * self.dtype.itemsize, first)
+        return touched(self._blocks.damaged(base, data), starts, starts + self._window * self.dtype.itemsize, first)
 
     def sample(self, i: int, data: memoryview, base: int) -> dict[str, Any]:
         return {"__key__": self.key(i), FIELD: np.frombuffer(data, self.dtype, self._window, self._start(i) - base)}
@@ -230,7 +245,8 @@ def count_windows(num_tokens: I64, length: int, stride: int) -> I64:
     return np.maximum(0, (num_tokens - length) // stride + 1)
 
 
-def _touched(damaged: list[tuple[int, int]], starts: I64, ends: I64, first: int) -> dict[int, str]:
+def touched(damaged: list[tuple[int, int]], starts: I64, ends: I64, first: int) -> dict[int, str]:
+    """Which of the byte ranges from `starts` to `ends`, numbered from `first` on, lie in damaged blocks."""
     found: dict[int, str] = {}
     for start, end in damaged:
         for i in np.flatnonzero((starts < end) & (ends > start)):
