@@ -66,6 +66,14 @@ def setter(*places, to):
     return change
 
 
+def test_classes_are_those_of_cls_unless_the_manifest_says_otherwise(tmp_path):
+    rewrite(tmp_path, lambda value: value.pop("class_field"))
+    assert Manifest.read(tmp_path) == make_manifest()
+    assert Manifest.read(tmp_path).class_field == "cls"
+    make_manifest(class_field="label").write(tmp_path)
+    assert Manifest.read(tmp_path).class_field == "label"
+
+
 LEADS_OUT = ["../up.tar", "/etc/passwd", "a/../b.tar", "a//b.tar", "a/", "./a.tar", "..", ".", "", "a\\b", "a\0"]
 
 
@@ -94,6 +102,7 @@ def test_shards_may_lie_in_folders_below(tmp_path):
         (setter("fields", to=[]), "fields must be an object"),
         (setter("fields", "png", "image_size", to=[1]), r"fields\.png\.image_size must be \[height, width\]"),
         (setter("classes", to=[1]), r"classes\[0\] must be a string"),
+        (setter("class_field", to=3), "class_field must be a string"),
         (setter("shards", to=None), "shards must be there"),
         (setter("shards", "file", to=["a.tar", "a.tar"]), "must name every shard once"),
         (setter("shards", "samples", to=[1]), r"one entry a shard: 2 shards, 1 entries"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import headrace as hr
-from headrace.errors import OptionError, SourceError
+from headrace.errors import DatasetError, OptionError, SourceError
 
 datasets = pytest.importorskip("datasets")
 
@@ -106,6 +106,63 @@ def test_several_labels_keep_their_names(tmp_path):
     dataset = datasets.Dataset.from_list([{"x": 0, "y": 1}], features=datasets.Features({"x": label, "y": label}))
     manifest = hr.pack(dataset, tmp_path / "out")
     assert (manifest.classes, set(manifest.fields)) == (None, {"x", "y"})
+
+
+def test_parquet_files_of_the_library_have_the_classes_that_packing_its_datasets_gives(labelled, tmp_path):
+    """Opened, indexed and packed; the field keeps its name, and the manifest says which one it is."""
+    expected = hr.pack(labelled, tmp_path / "object").classes
+    (tmp_path / "files").mkdir()
+    for k in range(2):
+        labelled.to_parquet(tmp_path / "files" / f"part-{k}.parquet")
+    opened = hr.open(tmp_path / "files")
+    assert opened[1]["label"] == 1
+    hr.pack(opened, tmp_path / "packed", format="parquet")
+    hr.pack(tmp_path / "packed", tmp_path / "again")
+    hr.index(tmp_path / "files")
+    manifests = [opened.manifest, *(hr.open(tmp_path / name).manifest for name in ("files", "packed", "again"))]
+    assert [(one.classes, one.class_field) for one in manifests] == [(expected, "label")] * 4
+    without = hr.pack(hr.open(tmp_path / "files", fields=["note"]), tmp_path / "notes")
+    assert (without.classes, set(without.fields)) == (None, {"note"})
+
+
+@pytest.mark.parametrize(
+    ("labels", "others", "classes", "field"),
+    [
+        (["cls"], [], ("a", "b"), "cls"),
+        (["x"], ["n"], ("a", "b"), "x"),
+        (["x", "y"], [], None, "cls"),
+        (["x"], ["cls"], None, "cls"),
+        ([], ["n"], None, "cls"),
+    ],
+)
+def test_classes_are_those_of_the_only_class_field_if_no_other_is_called_cls(tmp_path, labels, others, classes, field):
+    features = dict.fromkeys(labels, datasets.ClassLabel(names=["a", "b"]))
+    features |= dict.fromkeys(others, datasets.Value("int64"))
+    dataset = datasets.Dataset.from_list([dict.fromkeys(features, 1)] * 4, features=datasets.Features(features))
+    dataset.to_parquet(tmp_path / "rows.parquet")
+    manifest = hr.open(tmp_path / "rows.parquet").manifest
+    assert (manifest.classes, manifest.class_field) == (classes, field)
+    assert hr.pack(dataset, tmp_path / "object").classes == classes
+
+
+def test_files_that_number_classes_in_other_ways_are_refused(tmp_path):
+    for name, names in {"one": ["cat", "dog"], "two": ["dog", "cat"]}.items():
+        features = datasets.Features({"label": datasets.ClassLabel(names=names)})
+        datasets.Dataset.from_list([{"label": 0}], features=features).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(DatasetError, match=r"in two\.parquet those of 'label' are dog, cat, in others cat, dog; put"):
+        hr.open(tmp_path)
+    assert hr.open(tmp_path / "two.parquet").manifest.classes == ("dog", "cat")
+
+
+def test_classes_of_another_field_are_not_appended(labelled, tmp_path):
+    labelled.to_parquet(tmp_path / "rows.parquet")
+    hr.pack(labelled.select(range(30)), tmp_path / "out", format="parquet")
+    with pytest.raises(SourceError, match=r"has classes in the field 'label', .* appended to in 'cls': rename"):
+        hr.pack(tmp_path / "rows.parquet", tmp_path / "out", format="parquet", append=True)
+    hr.pack(tmp_path / "rows.parquet", tmp_path / "rows", format="parquet")
+    unnamed = [{"__key__": "new", "label": 2, "note": "n", "image": b"no image"}]
+    manifest = hr.pack(unnamed, tmp_path / "rows", format="parquet", append=True)
+    assert (manifest.classes, manifest.class_field) == (("cat", "dog", "eel"), "label")
 
 
 @pytest.mark.parametrize("make", [datasets.DatasetDict, datasets.IterableDatasetDict])

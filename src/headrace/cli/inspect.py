@@ -100,6 +100,7 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
         "bytes": manifest.bytes,
         "fields": {name: field.to_json() for name, field in dataset.schema.items()},
         "classes": manifest.classes,
+        "class_field": None if manifest.classes is None else manifest.class_field,
         "fingerprint": manifest.fingerprint,
     }
 
@@ -136,7 +137,8 @@ def _text(result: dict[str, Any]) -> str:
     if result["classes"]:
         names = result["classes"]
         more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
-        lines.append(f"  {len(names):,} classes: {', '.join(map(quoted, names[:10]))}{more}")
+        where = quoted(result["class_field"])
+        lines.append(f"  {len(names):,} classes in {where}: {', '.join(map(quoted, names[:10]))}{more}")
     lines += [
         "  " + "  ".join(f"{quoted(name)}={quoted(value)}" for name, value in sample.items())
         for sample in result.get("shown", [])

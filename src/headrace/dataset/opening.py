@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from headrace.dataset.chosen import field_names
+from headrace.dataset.classes import class_names
 from headrace.dataset.dataset import Dataset
 from headrace.dataset.folder import open_folder
 from headrace.dataset.listing import FolderListing
@@ -171,9 +172,9 @@ def manifest_of(ordinary: Ordinary, found: Sequence[tuple[StoredIndex, Shard]]) 
             fields[name] = field if known is None else join(known, field) if join else known.merged(field)
     for index, _ in found:
         index.read_as(fields)
-    classes = ordinary.found.classes
-    rows = [row for _, row in found]
-    return Manifest(ordinary.format.name, fields, Shards.of(rows), None if classes is None else tuple(classes))
+    shards = Shards.of([row for _, row in found])
+    class_field, classes = class_names(found, fields)
+    return Manifest(ordinary.format.name, fields, shards, classes, class_field=class_field)
 
 
 def _reconciled(name: str, known: Field, field: Field, file: str) -> Field:

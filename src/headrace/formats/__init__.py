@@ -4,6 +4,7 @@ from headrace.formats.fields import Field
 from headrace.formats.format import Format, Found, Listing, ScanOptions
 from headrace.formats.index import Opened, ShardIndex, key_hash
 from headrace.formats.manifest import (
+    CLASS_FIELD,
     INDEX_SUFFIX,
     MANIFEST_NAME,
     MANIFEST_VERSION,
@@ -15,6 +16,7 @@ from headrace.formats.shard import Encoded, ShardWriter
 from headrace.formats.shards import Shard, Shards
 
 __all__ = [
+    "CLASS_FIELD",
     "FORMATS",
     "INDEX_SUFFIX",
     "MANIFEST_NAME",

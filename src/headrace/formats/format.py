@@ -43,8 +43,6 @@ class Found:
     """Names within the dataset's folder, in storage order; with `/` where they lie in folders below."""
     hints: Sequence[Mapping[str, Any]] = ()
     """For each shard what `scan` has to know of it that the shard itself does not say; or none at all."""
-    classes: Sequence[str] | None = None
-    """Names of classes, if the dataset lists them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,11 @@ class StoredIndex(ShardIndex):
     def fields(self) -> Mapping[str, Field]:
         """What the shard's samples have, by field name, `__key__` aside."""
 
+    @property
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        """What the whole numbers of fields stand for, by field, where the shard says it itself."""
+        return {}
+
     def read_as(self, fields: Mapping[str, Field]) -> Self:
         """Give values as the types of the whole dataset's fields say, where shards may differ. Returns the index.
 

@@ -28,6 +28,7 @@ Buffer = bytes | memoryview
 MANIFEST_NAME = "headrace.json"
 MANIFEST_VERSION = 1
 INDEX_SUFFIX = ".idx"
+CLASS_FIELD = "cls"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +39,7 @@ class Manifest:
     fields: Mapping[str, Field]
     shards: Shards
     classes: tuple[str, ...] | None = None
-    """Names of the classes that the integers in the field `cls` stand for, in order."""
+    """Names of the classes that the integers in the field `class_field` stand for, in order."""
     request: str | None = None
     """Digest of the source and the options that `pack` was given; None for shards that headrace did not write."""
     skipped: int = 0
@@ -47,6 +48,8 @@ class Manifest:
     """How many times the dataset was written: 1, and one more for each time that samples were appended."""
     shards_url: str | None = None
     """Where the shards lie, if not beside the manifest: an ordinary dataset in a place that takes no files."""
+    class_field: str = CLASS_FIELD
+    """`cls`, unless shards that name their classes themselves call it otherwise."""
     version: int = MANIFEST_VERSION
     samples: int = field(init=False)
     bytes: int = field(init=False)
@@ -73,6 +76,7 @@ class Manifest:
             "bytes": self.bytes,
             "fields": {name: field.to_json() for name, field in self.fields.items()},
             "classes": None if self.classes is None else list(self.classes),
+            "class_field": None if self.classes is None else self.class_field,
             "fingerprint": self.fingerprint,
             "request": self.request,
             "skipped": self.skipped,
@@ -130,6 +134,7 @@ def _parse(value: Checked) -> Manifest:
         fields=fields_from_json(value["fields"]),
         shards=Shards.from_json(value["shards"]),
         classes=value.get("classes").optional(lambda item: tuple(name.text() for name in item.elements())),
+        class_field=value.get("class_field").optional(Checked.text) or CLASS_FIELD,
         request=value.get("request").optional(Checked.text),
         skipped=value.get("skipped").optional(Checked.integer) or 0,
         revision=value.get("revision").optional(Checked.integer) or 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import xxhash
 
@@ -37,18 +38,36 @@ def note_keys_of_shard(seen: Seen, folder: Place, shard: Shard, format_name: str
         seen.add(digest_of(index.key(i)))
 
 
-def joined_classes(source: Source, bases: Sequence[Manifest]) -> tuple[str, ...] | None:
+class Classes(NamedTuple):
+    """The classes of a dataset."""
+
+    names: tuple[str, ...] | None
+    field: str
+    """The field of their numbers."""
+
+
+def joined_classes(source: Source, bases: Sequence[Manifest]) -> Classes:
     """The classes of what is appended to and what is appended; numbers that are in use stay what they are.
 
     Raises SourceError if the numbers of the two mean different classes.
     """
     if not bases:
-        return source.classes
-    if any(base.classes != bases[0].classes for base in bases):
+        return Classes(source.classes, source.class_field)
+    if any((base.classes, base.class_field) != (bases[0].classes, bases[0].class_field) for base in bases):
         raise SourceError("the parts of the split that is appended to have different classes: pack them anew")
-    known, new = bases[0].classes, source.classes
+    field = source.class_field if bases[0].classes is None else bases[0].class_field
+    if source.classes is not None and source.class_field != field:
+        raise SourceError(
+            f"the source has classes in the field {source.class_field!r}, the dataset that it is appended to in "
+            f"{field!r}: rename the field in the source"
+        )
+    return Classes(_joined_names(source, bases[0], field), field)
+
+
+def _joined_names(source: Source, base: Manifest, field: str) -> tuple[str, ...] | None:
+    known, new = base.classes, source.classes
     if known is None or new is None or new == known[: len(new)]:
-        if known is None and new is not None and "cls" in bases[0].fields:
+        if known is None and new is not None and field in base.fields:
             raise SourceError(f"classes ({_shown(new)}) cannot be appended to numbers of classes that have no names")
         return known or new
     if isinstance(source, FolderSource):

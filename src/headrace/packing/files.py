@@ -32,7 +32,7 @@ class FilesSource(Source):
     def __init__(self, rows: Source, column: str, folder: Place) -> None:
         """`folder` is what paths are relative to."""
         self.title, self.classes, self.images = rows.title, rows.classes, rows.images - {column}
-        self.num_records = rows.num_records
+        self.class_field, self.num_records = rows.class_field, rows.num_records
         self.loader = self._files = FilesLoader(rows.loader, column, folder)
         self._rows, self._digest = rows, xxhash.xxh3_128()
 

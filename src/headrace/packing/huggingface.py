@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import DamagedError, OptionError, SourceError, StorageError
+from headrace.formats import CLASS_FIELD
 from headrace.packing.options import Options
 from headrace.packing.samples import SamplesSource
 from headrace.packing.source import Bad, Sample
 from headrace.storage import Place, exists, quoted, read_bytes
 
 _ROWS_AT_ONCE = 64
-_CLASS_FIELD = "cls"
 _SAVED, _SAVED_PARTS = ("dataset_info.json", "state.json"), "dataset_dict.json"
 
 _BEGINNINGS = {
@@ -74,7 +74,7 @@ class HuggingFaceSource(SamplesSource):
         self._files = [name for name, feature in features.items() if hasattr(feature, "decode")]
         labels = [name for name, feature in features.items() if isinstance(feature, self._datasets.ClassLabel)]
         self._label = labels[0] if len(labels) == 1 and labels[0] not in self._files else None
-        if self._label not in (None, _CLASS_FIELD) and _CLASS_FIELD in features:
+        if self._label not in (None, CLASS_FIELD) and CLASS_FIELD in features:
             self._label = None
         # Other readers of tars know what a field is by its extension; other formats keep the column's name.
         self._names_extension = options.format.name == "tar"
@@ -113,7 +113,7 @@ class HuggingFaceSource(SamplesSource):
                 if name in self._files and value is not None:
                     name, value = self._file(number, name, value)
                 elif name == self._label:
-                    name = _CLASS_FIELD
+                    name = CLASS_FIELD
                 sample[name] = value
         except SourceError as err:
             return Bad(str(row.get("__key__", f"{number:09d}")), err)

@@ -49,6 +49,7 @@ class _Referred(Source):
     def __init__(self, dataset: Dataset) -> None:
         self.title = f"the dataset at {quoted(dataset.url)}"
         self.classes, self.num_records = dataset.manifest.classes, len(dataset)
+        self.class_field = dataset.manifest.class_field
         self.images = images_of(dataset)
         self.loader = DatasetLoader(dataset)
         self._dataset = dataset
@@ -90,6 +91,7 @@ class _ReadOnce(SamplesSource):
             classes=dataset.manifest.classes,
             num_samples=len(dataset),
         )
+        self.class_field = dataset.manifest.class_field
         self.images = images_of(dataset)
         self._dataset = dataset
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from headrace.dataset.walk import is_clean
 from headrace.errors import DatasetError, HeadraceError, SourceError, TransformError
+from headrace.formats import CLASS_FIELD
 from headrace.packing.spool import Record
 from headrace.storage import quoted
 
@@ -63,7 +64,8 @@ class Source(ABC):
     """What it is called in messages."""
     loader: Loader
     classes: tuple[str, ...] | None = None
-    """Names of the classes that the integers in the field `cls` stand for."""
+    """Names of the classes that the integers in the field `class_field` stand for."""
+    class_field: str = CLASS_FIELD
     images: frozenset[str] = frozenset()
     """Fields that hold encoded images whatever their name says."""
     num_records: int | None = None

@@ -18,6 +18,7 @@ import xxhash
 
 from headrace.errors import SourceError
 from headrace.formats import Encoded, Field, Manifest, Shard, Shards, ShardWriter, shard_name
+from headrace.packing.appending import Classes
 from headrace.packing.finishing import Finisher
 from headrace.packing.journal import Milestone
 from headrace.packing.options import Options
@@ -86,7 +87,7 @@ class DatasetWriter:
         if not self._shards and self._target.base is None:
             raise SourceError(self._nothing_left())
 
-    def make_ready(self, request: str, classes: tuple[str, ...] | None) -> None:
+    def make_ready(self, request: str, classes: Classes) -> None:
         """Note what the dataset will be."""
         base = self._target.base
         shards = [*_rows(base), *self._shards]
@@ -94,7 +95,8 @@ class DatasetWriter:
             self._options.format.name,
             self._fields,
             Shards.of(shards),
-            classes=classes if "cls" in self._fields else None,
+            classes=classes.names if classes.field in self._fields else None,
+            class_field=classes.field,
             request=request if base is None else joined_requests(base, request),
             skipped=len(self._skipped) + (0 if base is None else base.skipped),
             revision=1 if base is None else base.revision + 1,

@@ -254,6 +254,10 @@ class ParquetIndex(StoredIndex):
         return self.content.fields
 
     @property
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        return self.content.classes
+
+    @property
     def unpacked_bytes(self) -> int:
         return int(self.content.groups.memory.sum())
 
