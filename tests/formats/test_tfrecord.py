@@ -515,10 +515,12 @@ def test_an_index_with_fields_that_a_tfrecord_has_not_is_refused(tmp_path):
         TFRECORD.read_index(memoryview(data), "idx", len(content))
 
 
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("tfrecord", "crc32c")),
+    reason="tfrecord is not installed (pip install --no-deps -r tests/peers.txt)",
+)
 def test_the_tfrecord_package_reads_ours_and_we_its(tmp_path):
-    """In processes of its own, as it imports torch; its tool writes the index of another tool, too."""
-    if importlib.util.find_spec("tfrecord") is None:
-        pytest.skip("needs the package tfrecord")
+    """In a process of its own, as it imports torch; its tool writes the index of another tool, too."""
     pack(tmp_path / "ours.tfrecord", [{"__key__": "k", "x": [1, -2], "f": 0.5, "b": b"\0\xff"}])
     code = f"""
 import tfrecord, tfrecord.tools.tfrecord2idx as tool
