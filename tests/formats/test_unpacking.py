@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import StorageError
-from headrace.formats.unpacking import CODECS, UnpackError, codec_of, unpack, unpacked, unpacked_head
+from headrace.formats.unpacking import CODECS, UnpackError, codec_of, unpack, unpack_exactly, unpacked, unpacked_head
 
 STREAMED = [codec for codec in CODECS if codec != "snappy"]
 DATA = os.urandom(140_000) + bytes(200_000) + b"the end"
@@ -88,6 +88,17 @@ def test_what_unpacks_to_too_much_is_refused(codec):
     with pytest.raises(UnpackError, match="more than 407 bytes"):
         unpack(packed(DATA, codec), codec, 407)
     assert bytes(unpack(packed(DATA, codec), codec, len(DATA))) == DATA
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@given(data=st.binary(min_size=1, max_size=3000), change=st.integers(1, 3000))
+def test_what_is_known_to_have_a_length_has_it_or_is_an_error(codec, data, change):
+    stored = packed(data, codec)
+    assert bytes(unpack_exactly(stored, codec, len(data))) == data
+    with pytest.raises(UnpackError, match=f"it unpacks to {len(data):,} bytes, not {len(data) + change:,}"):
+        unpack_exactly(stored, codec, len(data) + change)
+    with pytest.raises(UnpackError, match="more than"):
+        unpack_exactly(stored, codec, max(0, len(data) - change))
 
 
 @pytest.mark.parametrize("codec", ["gz", "bz2", "xz", "zst", "br"])

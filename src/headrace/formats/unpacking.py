@@ -62,6 +62,14 @@ def unpack(data: bytes | memoryview, codec: str, max_bytes: int) -> memoryview:
     return memoryview(made)
 
 
+def unpack_exactly(data: bytes | memoryview, codec: str, num_bytes: int) -> memoryview:
+    """What `data` unpacks to, which is known to be `num_bytes`. Raises UnpackError; frees the interpreter lock."""
+    made = unpack(data, codec, num_bytes)
+    if len(made) != num_bytes:
+        raise UnpackError(f"it unpacks to {len(made):,} bytes, not {num_bytes:,}")
+    return made
+
+
 def unpacked_head(head: bytes, codec: str, num_bytes: int) -> bytes:
     """Up to `num_bytes` of what a file begins with, as far as its first stored bytes go; none if they do not unpack."""
     with suppress(UnpackError):

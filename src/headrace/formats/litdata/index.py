@@ -2,8 +2,8 @@
 
     u32 n | u32 offsets[n + 1] | items          little-endian; an item: u32 length of each leaf, then the leaves
 
-What the leaves are stands in `index.json` (litdata_spec, litdata_leaves). Chunks may be packed by zstd: as whole files,
-in runs of items, or item by item; samples of plain values may be kept as an Arrow table instead (litdata_table). In
+What the leaves are stands in `index.json` (`spec`, `leaves`). Chunks may be packed by zstd: as whole files,
+in runs of items, or item by item; samples of plain values may be kept as an Arrow table instead (`table`). In
 datasets of tokens an item is the tokens themselves. LitData keeps no checksums, so damage is noticed with an index of
 headrace, or where it breaks the layout.
 """
@@ -28,7 +28,7 @@ from headrace.formats.litdata.spec import NAME, chunks_in
 from headrace.formats.litdata.table import KEY, OpenedTable, TableError, read_batch, read_schema
 from headrace.formats.records.frames import Frames
 from headrace.formats.records.index import RecordsIndex, Rows
-from headrace.formats.unpacking import unpack
+from headrace.formats.unpacking import unpack_exactly
 from headrace.storage import quoted
 
 
@@ -60,7 +60,7 @@ class LitDataIndex(RecordsIndex):
         return OpenedTable(self.key, batches, self._frames)
 
     def _decoded(self, i: int, record: memoryview) -> dict[str, Any]:
-        item = record if self._sizes is None else unpack(record, "zst", int(self._sizes[i]))
+        item = record if self._sizes is None else unpack_exactly(record, "zst", int(self._sizes[i]))
         sample = read_item(item, self._names, self._leaves, self._facts["is_tokens"])
         sample.pop(KEY, None)
         return sample

@@ -8,7 +8,7 @@
     tensor                    the same, but these numbers big-endian
     pil                       u32 width, height and length of the mode's name; the mode, the pixels
     jpeg_array                u32 count, u32 lengths, then the images
-    json                      a list or an object, see litdata_json
+    json                      a list or an object, see `json_leaves`
 
 `pickle` and `graph` hold pickled objects: they are refused. An encoding that is not known gives the bytes.
 Whatever the bytes are, reading one ends with a value or a ValueError.

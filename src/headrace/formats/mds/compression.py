@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from headrace.errors import DamagedError, DatasetError
-from headrace.formats.unpacking import UnpackError, unpack, unpacked
+from headrace.formats.unpacking import UnpackError, unpack_exactly, unpacked
 
 MAX_SHARD_BYTES = (1 << 32) - 1
 """Offsets in a shard are of 32 bits."""
@@ -28,10 +28,7 @@ def codec_of(compression: str, where: str) -> str:
 def unpack_shard(stored: memoryview, codec: str, num_bytes: int, name: str) -> memoryview:
     """What a shard unpacks to, which has to be so long. Raises DamagedError; `name` is the shard's, for messages."""
     with unpack_errors(name, codec):
-        data = unpack(stored, codec, num_bytes)
-        if len(data) != num_bytes:
-            raise UnpackError(f"it unpacks to {len(data):,} bytes, not {num_bytes:,}")
-    return data
+        return unpack_exactly(stored, codec, num_bytes)
 
 
 def open_shard(stored: memoryview, codec: str, num_bytes: int, name: str) -> io.RawIOBase | io.BytesIO:

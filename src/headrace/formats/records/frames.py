@@ -19,7 +19,7 @@ from headrace.errors import DamagedError
 from headrace.formats.checking import Checked
 from headrace.formats.columns import I64
 from headrace.formats.index import Opened, RangedIndex, ShardIndex
-from headrace.formats.unpacking import CODECS, UnpackError, unpack
+from headrace.formats.unpacking import CODECS, UnpackError, unpack_exactly
 
 AS_STORED = "as stored"
 """Of frames that the format unpacks itself."""
@@ -122,7 +122,12 @@ class Frames:
                 f"the checksum of its {frame.length:,} bytes from {frame.offset:,} on is {checksum:016x}, not "
                 f"{frame.checksum:016x}"
             )
-        return unpacked_frame(self.codec, packed, frame.size)
+        if self.codec == AS_STORED:
+            return packed
+        try:
+            return unpack_exactly(packed, self.codec, frame.size)
+        except UnpackError as err:
+            raise DamagedError(f"what is packed in it does not unpack ({err})") from err
 
 
 class FramePiece(ShardIndex):
@@ -183,19 +188,6 @@ class _Shifted(Opened):
 
     def sample(self, i: int) -> dict[str, Any]:
         return self._opened.sample(i + self._first)
-
-
-def unpacked_frame(codec: str, data: memoryview, size: int) -> memoryview:
-    """What `data` unpacks to, which must be exactly `size` bytes. Raises DamagedError. Frees the interpreter lock."""
-    if codec == AS_STORED:
-        return data
-    try:
-        content = unpack(data, codec, size)
-    except UnpackError as err:
-        raise DamagedError(f"what is packed in it does not unpack ({err})") from err
-    if len(content) != size:
-        raise DamagedError(f"what is packed in it gives {len(content):,} bytes, not {size:,}")
-    return content
 
 
 def _frame(row: Checked) -> Frame:
