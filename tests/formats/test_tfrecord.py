@@ -349,6 +349,7 @@ VALUES = {
     "strs": (["a", "ö"], Field("json", "str"), ["a", "ö"]),
     "one str": (["a"], Field("json", "str"), ["a"]),
     "blobs": ([b"a", b""], Field("json", "bytes"), [b"a", b""]),
+    "no list": ([], Field("json", "empty"), []),
     "dict": ({"a": [1, None]}, Field("json"), {"a": [1, None]}),
     "nested": ([[1], [2, 3]], Field("json"), [[1], [2, 3]]),
     "uint8": (ROWS, Field("array", "uint8", (2, 3)), ("uint8", (2, 3), [[0, 1, 2], [3, 4, 5]])),
@@ -432,7 +433,15 @@ def test_what_is_written_comes_back_and_a_scan_finds_the_same_records(tmp_path_f
         (["x"], "y", Field("json", "str"), [["x"], ["y"]]),
         ([b"x"], "y", Field("json", "bytes"), [[b"x"], [b"y"]]),
         (None, None, Field("null", nullable=True), [None, None]),
-        ([], [0.5], Field("array", "float32", (1,), nullable=True), [("float32", (0,), []), ("float32", (1,), [0.5])]),
+        ([], [0.5], Field("array", "float32"), [("float32", (0,), []), ("float32", (1,), [0.5])]),
+        ([], 3, Field("array", "int64"), [("int64", (0,), []), ("int64", (1,), [3])]),
+        ([], [True], Field("array", "bool"), [("bool", (0,), []), ("bool", (1,), [True])]),
+        ([], ["x"], Field("json", "str"), [[], ["x"]]),
+        ([], b"x", Field("json", "bytes"), [[], [b"x"]]),
+        ([], [{"a": 1}], Field("json", "json or empty"), [[], [{"a": 1}]]),
+        ([], {"a": 1}, Field("json", "json or empty"), [[], {"a": 1}]),
+        ([], [], Field("json", "empty"), [[], []]),
+        ([], None, Field("json", "empty", nullable=True), [[], []]),
     ],
 )
 def test_samples_may_differ_where_one_type_holds_both(tmp_path, one, other, field, back):
@@ -450,6 +459,18 @@ def test_all_shards_of_a_dataset_are_read_alike(tmp_path):
     assert ds.schema["x"] == Field("array", "int64")
     assert [one["x"].tolist() for one in ds] == [[i] if i < 50 else [i, i] for i in range(60)]
     assert ds[0]["s"] == "é"
+
+
+@pytest.mark.parametrize("other", [[], [1.5], ["a"], [{"a": 1}], [[1], []]])
+def test_empty_lists_come_back_whatever_other_shards_hold(tmp_path, other):
+    """Also where a whole shard has nothing but them, and where they come between others."""
+    lists = [[] if i < 40 or i % 3 else other for i in range(60)]
+    samples = [{"__key__": f"{i:02d}", "x": one, "pad": "-" * 40} for i, one in enumerate(lists)]
+    hr.pack(samples, tmp_path / "d", format="tfrecord", shard_size=1000, shuffle=False)
+    ds = hr.open(tmp_path / "d")
+    assert len(ds.manifest.shards) > 3
+    assert [list(one["x"]) for one in ds] == lists
+    assert ds.verify() == []
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ uint8 of 3 by 4) is not in it: it is said by the dataset's fields, which headrac
     list of int, float, bool        int64s or float32s          a flat array
     list of bytes or str            bytes, one each             the list
     dict, other lists               one bytes, JSON             the value
-    None, an empty list             without a list              None; an empty array in a field of arrays
+    None                            without a list              None; empty in a field of arrays or lists
+    an empty list                   without a list              an empty list; an empty array in a field of arrays
 
-One number and lists of numbers under one name are all read as arrays.
+One number and lists of numbers under one name are all read as arrays. An empty list has no kind that would suit all
+readers, whatever the other samples hold, so it is told from None by the dataset's fields alone.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ _NULL = Field("null", nullable=True)
 _KIND_OF_DTYPE = {"b": INTS, "i": INTS, "u": INTS, "f": FLOATS}
 # Lists of strings and what has no type at all are of the type json too; `dtype` tells them from JSON text.
 _MIXED = "mixed"
+_EMPTY = "empty"  # empty lists, of which nothing shows what others would hold
+_JSON_OR_EMPTY = "json or empty"
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
 _WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -81,6 +85,8 @@ def joined(one: Field, other: Field) -> Field | None:
     kind = _kind(one)
     if (one.type, one.dtype) == (other.type, other.dtype):
         return one.merged(other)
+    if _EMPTY in (one.dtype, other.dtype):
+        return replace(_or_empty(other if one.dtype == _EMPTY else one), nullable=nullable)
     if kind != _kind(other) or kind == 0:
         return None
     if kind == BYTES:
@@ -154,7 +160,7 @@ def _single(key: str, name: str, value: Any) -> tuple[Feature, Field]:
 
 def _list(key: str, name: str, values: Sequence[Any]) -> tuple[Feature, Field]:
     if not values:
-        return _NOTHING, _NULL
+        return _NOTHING, Field("json", _EMPTY)
     if all(isinstance(value, bytes | bytearray | memoryview) for value in values):
         return Feature(BYTES, [bytes(value) for value in values]), Field("json", "bytes")
     if all(isinstance(value, str) for value in values):
@@ -231,10 +237,20 @@ def _kind(field: Field) -> int:
     return FLOATS if field.type == "float" else 0
 
 
+def _or_empty(field: Field) -> Field:
+    """What holds for a field of which some samples are empty lists."""
+    if field.type == "json":
+        return Field("json", field.dtype or _JSON_OR_EMPTY)
+    if _kind(field) == BYTES:
+        return Field("json", "str" if field.type == "str" else "bytes")
+    return Field("array", field.dtype)
+
+
 def _joined_bytes(one: Field, other: Field, nullable: bool) -> Field | None:
     """Of text and bytes: bytes; of one and lists: lists. JSON goes with JSON alone."""
-    if any(field.type == "json" and field.dtype is None for field in (one, other)):
-        return None
+    are_json = [field.type == "json" and field.dtype in (None, _JSON_OR_EMPTY) for field in (one, other)]
+    if any(are_json):
+        return Field("json", _JSON_OR_EMPTY, nullable=nullable) if all(are_json) else None
     is_text = all("str" in (field.type, field.dtype) for field in (one, other))
     if "json" in (one.type, other.type):
         return Field("json", "str" if is_text else "bytes", nullable=nullable)
@@ -280,6 +296,8 @@ def _text(value: memoryview) -> str:
 _as_json = _single_reader(orjson.loads, BYTES)
 _READERS: Mapping[str, Reader] = {"str": _single_reader(_text, BYTES), "bool": _single_reader(bool, INTS)}
 _LIST_READERS: Mapping[str | None, Reader] = {
+    _EMPTY: _list_reader(lambda value: value),
+    _JSON_OR_EMPTY: lambda feature: _as_json(feature) if feature.kind else [],
     "bytes": _list_reader(lambda value: value),
     "str": _list_reader(_text),
     _MIXED: natural,
