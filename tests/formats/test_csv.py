@@ -107,7 +107,14 @@ def test_records_longer_than_what_is_read_at_a_time_are_found(tmp_path):
     [
         (["1", "-2", "0"], "int"),
         (["1", "", "3"], "int"),
-        (["9223372036854775807", "-9223372036854775808"], "int"),
+        (["9007199254740992", "-9007199254740992"], "int"),
+        (["9007199254740993", "1"], "wide"),
+        (["9223372036854775807", "-9223372036854775808"], "wide"),
+        (["9007199254740992", "0.5"], "float"),
+        (["9007199254740993", "0.5"], "str"),
+        (["1" + "0" * 400, "0.5"], "str"),
+        (["1e400", "0.5"], "str"),
+        (["1e300", "1e-400"], "float"),
         (["9223372036854775808"], "str"),
         (["1", "2.5", "-.5", "1e-3", "3."], "float"),
         (["1.0", "nan", "-inf", ""], "float"),
@@ -133,7 +140,8 @@ def test_a_column_is_of_numbers_if_all_its_cells_are(cells, kind):
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.none(), min_size=1))
 def test_whole_numbers_come_back_as_they_were(numbers):
     cells = ["" if number is None else str(number) for number in numbers]
-    assert kind_of(cells) == ("int" if any(cells) else "null")
+    is_wide = any(number is not None and int(float(number)) != number for number in numbers)
+    assert kind_of(cells) == ("wide" if is_wide else "int" if any(cells) else "null")
 
 
 @given(st.lists(st.floats() | st.none(), min_size=1))
@@ -147,6 +155,7 @@ def test_kinds_of_parts_make_that_of_the_whole():
     for i, one in enumerate(order):
         for j, other in enumerate(order):
             assert wider(one, other) == order[max(i, j)]
+        assert wider(one, "wide") == wider("wide", one) == ["wide", "wide", "str", "str"][i]
 
 
 def test_types_follow_from_all_records_and_empty_cells_are_none(tmp_path):
@@ -191,6 +200,8 @@ def test_a_column_is_read_as_the_dataset_has_it(tmp_path, whole, values):
         (Field("int", "int64", nullable=True), Field("str"), Field("str")),
         (Field("null", nullable=True), Field("int", "int64"), Field("int", "int64", nullable=True)),
         (Field("str"), Field("null", nullable=True), Field("str")),
+        (Field("int", "int64"), Field("int", "int64", wide=True), Field("int", "int64", wide=True)),
+        (Field("float", "float64"), Field("int", "int64", wide=True), Field("str")),
     ],
 )
 def test_files_of_one_dataset_may_have_columns_of_different_types(one, other, both):
@@ -353,3 +364,19 @@ def test_whole_numbers_are_never_rounded(tmp_path, number, other):
     (tmp_path / "a.csv").write_text(f"id,v\n{number},1\n{other},2\n{number[:-1]}7,3\n")
     first = hr.open(tmp_path)[0]["id"]
     assert str(first) == number
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 0, 2]])
+def test_whole_numbers_are_not_rounded_for_the_floats_of_other_files(tmp_path, order):
+    """Nor for those that come later in a file than what is read at a time. Columns that allow it are floats."""
+    parts = ["9007199254740993,9007199254740992", "0.5,0.5", "7,"]
+    for k, part in enumerate(order):
+        (tmp_path / f"{k}.csv").write_text(f"wide,exact\n{parts[part]}\n")
+    (tmp_path / "3.csv").write_text("wide,exact\n" + "9007199254740993,1\n" * 300_000 + "0.5,0.5\n")
+    for _ in range(2):
+        ds = hr.open(tmp_path)
+        assert [ds[order.index(k)]["wide"] for k in range(3)] == ["9007199254740993", "0.5", "7"]
+        assert [ds[order.index(k)]["exact"] for k in range(3)] == [9007199254740992.0, 0.5, None]
+        assert (ds[3]["wide"], ds[-1]["wide"], ds[-1]["exact"]) == ("9007199254740993", "0.5", 0.5)
+        if not (tmp_path / "headrace.json").exists():
+            hr.index(tmp_path)

@@ -18,12 +18,13 @@ from records_reading import (
     scan_or_error,
 )
 
+import headrace as hr
 from headrace.errors import DamagedError, DatasetError, ManifestError
 from headrace.formats.fields import Field
 from headrace.formats.jsonl import JSONL, join_fields
 
 NAMES = st.text(max_size=8).filter(lambda name: name != "__key__")
-LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
     LEAVES | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
@@ -79,6 +80,11 @@ def test_keys_are_those_of_the_lines_where_they_have_some(tmp_path):
         ("[true, false]", Field("bool", "bool")),
         ("[null, null]", Field("null", nullable=True)),
         ('[1, "a"]', Field("json")),
+        ("[9007199254740993, 1]", Field("int", "int64", wide=True)),
+        ("[9007199254740992, 0.5]", Field("float", "float64")),
+        ("[9007199254740993, 0.5]", Field("json")),
+        ("[9223372036854775807, 1]", Field("int", "int64", wide=True)),
+        ("[9223372036854775808, 1]", Field("json")),
         ("[[1], {}]", Field("json")),
         ("[1, true]", Field("json")),
     ],
@@ -101,6 +107,13 @@ def test_whole_numbers_are_floats_where_the_dataset_has_floats(tmp_path):
     [
         (Field("int", "int64"), Field("float", "float64"), Field("float", "float64")),
         (Field("int", "int64"), Field("str"), Field("json")),
+        (Field("int", "int64", wide=True), Field("float", "float64"), Field("json")),
+        (Field("int", "int64", wide=True), Field("int", "int64"), Field("int", "int64", wide=True)),
+        (
+            Field("int", "int64", wide=True),
+            Field("null", nullable=True),
+            Field("int", "int64", nullable=True, wide=True),
+        ),
         (Field("str"), Field("null", nullable=True), Field("str", nullable=True)),
         (Field("bool", "bool", nullable=True), Field("bool", "bool"), Field("bool", "bool", nullable=True)),
         (Field("json"), Field("json"), Field("json")),
@@ -120,6 +133,9 @@ def test_files_of_one_dataset_may_have_members_of_different_types(one, other, bo
         (b'{"a": "\xff"}', "line 2 is not JSON"),
         (b'{"__key__": 5, "a": 1}', "line 2: __key__ must be a string, got 5"),
         (b"[" * 100_000, "line 2 is not JSON"),
+        (b'{"a": 18446744073709551616}', "line 2: 18446744073709551616 is beyond 64 bits; write it as text"),
+        (b'{"a": [{"b": -9223372036854775809}]}', "line 2: -9223372036854775809 is beyond 64 bits"),
+        (b'{"a": 1%s}' % (b"0" * 300), "line 2: 1" + "0" * 39 + "... is beyond 64 bits"),
     ],
 )
 def test_a_line_that_is_no_object_is_a_damaged_sample_and_the_others_are_fine(tmp_path, line, reason):
@@ -266,3 +282,33 @@ def test_what_is_something_else_is_not_taken_for_json_lines(tmp_path, files):
     for name, content in files.items():
         write(tmp_path / name, content)
     assert find(JSONL, tmp_path) is None
+
+
+@given(st.recursive(st.integers() | st.floats(allow_nan=False, allow_infinity=False), st.lists))
+def test_numbers_are_exact_or_damage(tmp_path_factory, value):
+    """Of any size, alone or in lists."""
+    content = json.dumps({"x": value}).encode() + b'\n{"x": 1}\n'
+    index, _ = scan(JSONL, write(tmp_path_factory.mktemp("numbers") / "a.jsonl", content))
+    one = samples_of(index, content)[0]
+    assert one is None or one["x"] == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"123456789012345678901"', '"\\"123456789012345678901"', "0.123456789012345678901", "123456789012345678901.5e3"],
+)
+def test_digits_that_are_no_whole_number_are_no_damage(tmp_path, text):
+    content = b'{"x": %s}' % text.encode()
+    index, _ = scan(JSONL, write(tmp_path / "a.jsonl", content))
+    assert samples_of(index, content) == [{"__key__": "a:0", "x": json.loads(text)}]
+
+
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_whole_numbers_are_not_rounded_for_the_floats_of_other_files(tmp_path, is_indexed):
+    write(tmp_path / "a.jsonl", b'{"wide": 9007199254740993, "exact": 9007199254740992}\n')
+    write(tmp_path / "b.jsonl", b'{"wide": 0.5, "exact": 0.5}\n{"wide": 7, "exact": 7}\n')
+    if is_indexed:
+        hr.index(tmp_path)
+    rows = [{name: value for name, value in one.items() if name != "__key__"} for one in hr.open(tmp_path)]
+    assert rows == [{"wide": 9007199254740993, "exact": 2.0**53}, {"wide": 0.5, "exact": 0.5}, {"wide": 7, "exact": 7}]
+    assert [type(row["exact"]) for row in rows] == [float] * 3

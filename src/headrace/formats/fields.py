@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headrace.formats.checking import Checked
@@ -26,26 +26,31 @@ class Field:
     """(height, width) in pixels if every sample's field is an encoded image of this size, measured while packing."""
     nullable: bool = False
     """Whether some sample may have None."""
+    wide: bool = False
+    """Whether a float64 would round some of the whole numbers; noted of text formats, where one file of a dataset may
+    have floats and another such numbers."""
 
     def merged(self, other: Field) -> Field:
         """What holds for the samples of both; where types differ the first one's counts."""
         if self.type == "null" or other.type == "null":
             known = other if self.type == "null" else self
-            return Field(known.type, known.dtype, known.shape, known.image_size, nullable=True)
+            return replace(known, nullable=True)
         return Field(
             self.type,
             self.dtype,
             self.shape if self.shape == other.shape else None,
             self.image_size if self.image_size == other.image_size else None,
             self.nullable or other.nullable,
+            self.wide or other.wide,
         )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object without what is unknown."""
         values = {"type": self.type, "dtype": self.dtype, "shape": self.shape, "image_size": self.image_size}
-        return {name: value for name, value in values.items() if value is not None} | (
-            {"nullable": True} if self.nullable else {}
-        )
+        flags = {"nullable": self.nullable, "wide": self.wide}
+        return {name: value for name, value in values.items() if value is not None} | {
+            name: True for name, is_set in flags.items() if is_set
+        }
 
     @classmethod
     def from_json(cls, item: Checked) -> Field:
@@ -63,6 +68,7 @@ class Field:
             item.get("shape").optional(sizes),
             (image_size[0], image_size[1]) if image_size else None,
             item.get("nullable").value is True,
+            item.get("wide").value is True,
         )
 
 

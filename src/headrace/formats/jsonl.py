@@ -1,13 +1,16 @@
 """JSON lines: each line an object, whose members are the fields of a sample. Only read.
 
 A member `__key__`, if there is one, is the key. Blank lines are passed over; a line that is no JSON object is a damaged
-sample. JSON is what RFC 8259 says, so NaN is none; of members with the same name the last one counts. Packed files
+sample. JSON is what RFC 8259 says, so NaN is none; of members with the same name the last one counts. Whole numbers are
+exact: one beyond 64 bits is damage, and those that a float would round make no member of floats. Packed files
 (`.gz`, `.bz2`, `.xz`, `.zst`) are read as a whole, so they are for small data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import orjson
@@ -25,8 +28,18 @@ _KEY = "__key__"
 _NAMED = ("jsonl", "ndjson")
 _NONE = type(None)
 _LONG_LINE_BYTES = 64 << 10  # a first line longer than this is not looked at as a whole
-_OF_TYPES = {
+_WIDE_PART = re.compile(rb"\d{16}")  # whole numbers of fewer digits are exact as floats
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_LONG_INT = re.compile(rb"(?<![\d.eE+-])-?\d{19,}(?![\d.eE])")
+_MOST_DIGITS = 20  # of 64 bits, or 19 and a sign
+# Kinds of whole numbers that are not all that int64 and float64 hold exactly.
+_WIDE = "wide"  # a float64 would round it
+_UNSIGNED = "unsigned"  # 2^63 or more
+_Kind = type | str
+_OF_TYPES: dict[frozenset[_Kind], Field] = {
     frozenset({int}): Field("int", "int64"),
+    frozenset({_WIDE}): Field("int", "int64", wide=True),
+    frozenset({int, _WIDE}): Field("int", "int64", wide=True),
     frozenset({float}): Field("float", "float64"),
     frozenset({int, float}): Field("float", "float64"),
     frozenset({str}): Field("str"),
@@ -53,14 +66,16 @@ class JsonlIndex(RecordsIndex):
 
 
 def join_fields(one: Field, other: Field) -> Field:
-    """What holds for a member that is the one in some files and the other in others: numbers are floats, and what has
-    no type in common is as each line has it."""
+    """What holds for a member that is the one in some files and the other in others: numbers are floats unless that
+    would round some, and what has no type in common is as each line has it."""
     if "null" in (one.type, other.type):
         return one.merged(other)
     kind = one if one.type == other.type else Field("json")
-    if {one.type, other.type} == {"int", "float"}:
+    is_wide = one.wide or other.wide
+    if {one.type, other.type} == {"int", "float"} and not is_wide:
         kind = Field("float", "float64")
-    return Field(kind.type, kind.dtype, nullable=one.nullable or other.nullable)
+    is_nullable = one.nullable or other.nullable
+    return Field(kind.type, kind.dtype, nullable=is_nullable, wide=is_wide and kind.type == "int")
 
 
 def find_jsonl(listing: Listing, options: ScanOptions) -> Found | None:
@@ -88,7 +103,7 @@ class _Scan:
     def __init__(self, stream: ShardStream, file: str, max_sample_bytes: int) -> None:
         self.rows = RowsBuilder(file, stream.name)
         self._stream, self._max = stream, max_sample_bytes
-        self._types: dict[tuple[str, type], None] = {}
+        self._types: dict[tuple[str, _Kind], None] = {}
         self._line = 0
 
     def run(self) -> None:
@@ -104,7 +119,7 @@ class _Scan:
 
     def fields(self) -> dict[str, Field]:
         """What the lines' members are."""
-        types: dict[str, set[type]] = {}
+        types: dict[str, set[_Kind]] = {}
         for name, kind in self._types:
             types.setdefault(name, set()).add(kind)
         return {name: _field(kinds) for name, kinds in types.items() if name != _KEY}
@@ -117,11 +132,16 @@ class _Scan:
         except orjson.JSONDecodeError as err:
             self.rows.mark(len(self.rows), f"line {self._line:,} is not JSON ({err})")
         else:
-            key = self._look(value)
+            is_wide = _WIDE_PART.search(line) is not None
+            number = _beyond_64_bits(line) if is_wide else None
+            if number is None:
+                key = self._look(value, _kind if is_wide else type)
+            else:
+                self.rows.mark(len(self.rows), f"line {self._line:,}: {number} is beyond 64 bits; write it as text")
         self.rows.add(offset, len(line), self._checksum(line), key)
 
-    def _look(self, value: Any) -> str | None:
-        """Note the types of an object's members; its key, if it has one."""
+    def _look(self, value: Any, kind_of: Callable[[Any], _Kind]) -> str | None:
+        """Note the kinds of an object's members; its key, if it has one."""
         if not isinstance(value, dict):
             self.rows.mark(len(self.rows), f"line {self._line:,} must be a JSON object, got {shown(value)}")
             return None
@@ -129,7 +149,7 @@ class _Scan:
         if key is not None and not isinstance(key, str):
             self.rows.mark(len(self.rows), f"line {self._line:,}: {_KEY} must be a string, got {shown(key)}")
             return None
-        self._types.update(dict.fromkeys(zip(value, map(type, value.values()), strict=True)))
+        self._types.update(dict.fromkeys(zip(value, map(kind_of, value.values()), strict=True)))
         return key
 
     def _checksum(self, line: bytes) -> int:
@@ -151,9 +171,24 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _field(kinds: set[type]) -> Field:
+def _kind(value: Any) -> _Kind:
+    """The type of a value, but of whole numbers that float64 or int64 do not hold exactly."""
+    if type(value) is not int:
+        return type(value)
+    return _UNSIGNED if value >= 2**63 else int if int(float(value)) == value else _WIDE
+
+
+def _beyond_64_bits(line: bytes) -> str | None:
+    """The first whole number of a line that no 64 bits hold, of which orjson makes a float."""
+    for number in _LONG_INT.findall(_TEXT.sub(b'""', line)):
+        if len(number) > _MOST_DIGITS or not -(2**63) <= int(number) < 2**64:
+            return f"{number[:40].decode()}{'...' if len(number) > 40 else ''}"
+    return None
+
+
+def _field(kinds: set[_Kind]) -> Field:
     known = _OF_TYPES.get(frozenset(kinds - {_NONE}), Field("json"))
-    return Field(known.type, known.dtype, nullable=_NONE in kinds)
+    return replace(known, nullable=_NONE in kinds)
 
 
 JSONL = Format("jsonl", ".jsonl", find_jsonl, scan_jsonl, JsonlIndex.from_file, join=join_fields)

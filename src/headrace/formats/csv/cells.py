@@ -7,6 +7,7 @@ quote in the middle of a cell that has not begun with one is a character like ot
 from __future__ import annotations
 
 import re
+from math import isinf
 
 import numpy as np
 
@@ -16,9 +17,14 @@ DELIMITERS = (",", ";", "\t", "|")
 _QUOTE = ord('"')
 # What Python itself would print for a whole number; 007 and +1 are text, and so come back as they are.
 _INTS = re.compile(r"(?:(?:-?[1-9]\d{0,18}|0)?\0)*", re.ASCII)
-_WIDE_INT = re.compile(r"-?\d{16,300}", re.ASCII)
+_WIDE_INT = re.compile(r"-?\d{16,}", re.ASCII)  # any shorter one is exact as a float
+_WIDE_PART = re.compile(r"\d{16}", re.ASCII)
+_FLOAT_DIGITS = 300  # below 10^300 no whole number is too large for a float
 _LONG_INT = re.compile(r"\d{19}", re.ASCII)
+_LARGE_EXPONENT = re.compile(r"[eE]\+?\d{3}", re.ASCII)
 _FLOATS = re.compile(r"(?:(?:-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|-?(?i:inf|nan))?\0)*", re.ASCII)
+
+_WIDER = {frozenset(("int", "wide")): "wide", frozenset(("int", "float")): "float"}
 
 
 class CellError(ValueError):
@@ -68,7 +74,7 @@ def record_ends(block: bytes, line_ends: I64, delimiter: str) -> tuple[I64, bool
 
 def kind_of(cells: list[str]) -> str:
     """What a column of cells is: `null` if all are empty, else `int` or `float` where all but the empty ones are, or
-    `str`. Whole numbers are those of 64 bits."""
+    `str`. Whole numbers are those of 64 bits; they are `wide` if floats would round some of them."""
     if not any(cells):
         return "null"
     text = "\0".join(cells) + "\0"
@@ -76,12 +82,12 @@ def kind_of(cells: list[str]) -> str:
         return "str"
     if _INTS.fullmatch(text):
         is_long = _LONG_INT.search(text) and not all(-(2**63) <= int(cell) < 2**63 for cell in cells if cell)
-        return "str" if is_long else "int"
+        return "str" if is_long else "wide" if _has_wide(text, cells) else "int"
     if not _FLOATS.fullmatch(text):
         return "str"
-    # A whole number that a float would round stays as it is written.
-    whole = (cell for cell in cells if _WIDE_INT.fullmatch(cell))
-    return "str" if any(int(cell) != int(float(cell)) for cell in whole) else "float"
+    # What a float would round to another whole number, or to infinity, stays as it is written.
+    is_large = _LARGE_EXPONENT.search(text) and any(isinf(float(cell)) for cell in cells if "e" in cell.lower())
+    return "str" if is_large or _has_wide(text, cells) else "float"
 
 
 def wider(kind: str, other: str) -> str:
@@ -90,7 +96,15 @@ def wider(kind: str, other: str) -> str:
         return kind
     if kind == "null":
         return other
-    return "float" if {kind, other} == {"int", "float"} else "str"
+    return _WIDER.get(frozenset((kind, other)), "str")
+
+
+def _has_wide(text: str, cells: list[str]) -> bool:
+    """Whether a float would round one of the whole numbers; `text` has all cells."""
+    if not _WIDE_PART.search(text):
+        return False
+    whole = (cell for cell in cells if _WIDE_INT.fullmatch(cell))
+    return any(len(cell) > _FLOAT_DIGITS or int(cell) != int(float(cell)) for cell in whole)
 
 
 def _plain(text: str, at: int, delimiter: str) -> tuple[str, int]:

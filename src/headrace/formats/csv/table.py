@@ -2,7 +2,8 @@
 
 The first record names the columns; a column without a name is called by its number. The delimiter is a comma, a
 semicolon, a tab or a bar, whichever gives the first two records the most columns. A column of whole numbers gives int,
-one of numbers float, each with None for an empty cell; any other gives str. That is decided over the whole file, and
+one of numbers float, each with None for an empty cell; any other gives str, and so does one of numbers of which floats
+would round the whole ones. That is decided over the whole file, and
 over all files of a dataset. A column `__key__`, if there is one, holds the keys. A record with more or fewer cells than
 there are columns is a damaged sample. Packed files (`.gz`, `.bz2`, `.xz`, `.zst`) are read as a whole, so they are
 for small data.
@@ -11,6 +12,7 @@ for small data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import xxhash
@@ -31,12 +33,14 @@ from headrace.storage import File
 _KEY = "__key__"
 _FIELDS = {
     "int": Field("int", "int64"),
+    "wide": Field("int", "int64", wide=True),
     "float": Field("float", "float64"),
     "str": Field("str"),
     "null": Field("null", nullable=True),
 }
 _READERS: dict[str, Callable[[str], Any]] = {
     "int": lambda cell: int(cell) if cell else None,
+    "wide": lambda cell: int(cell) if cell else None,
     "float": lambda cell: float(cell) if cell else None,
     "null": lambda cell: cell or None,
 }
@@ -54,9 +58,7 @@ class CsvIndex(RecordsIndex):
 
     def _reader(self, name: str) -> Callable[[str], Any]:
         """What makes a value of a cell: as the dataset has the column, unless this file's cells do not allow it."""
-        own = self._own_fields[name].type
-        kind = wider(own, self._reads_as[name].type if self._reads_as[name].type in _FIELDS else "str")
-        return _READERS.get(kind, str)
+        return _READERS.get(wider(_kind(self._own_fields[name]), _kind(self._reads_as[name])), str)
 
     def _decoded(self, i: int, record: memoryview) -> dict[str, Any]:
         cells = split_record(str(record, "utf-8"), self._delimiter)
@@ -76,7 +78,7 @@ class CsvIndex(RecordsIndex):
 
 def join_fields(one: Field, other: Field) -> Field:
     """What holds for a column that is the one in some files and the other in others."""
-    kind = wider(one.type, other.type)
+    kind = wider(_kind(one), _kind(other))
     return _field(kind, has_empty=one.nullable or other.nullable)
 
 
@@ -186,7 +188,14 @@ class _Scan:
 
 def _field(kind: str, has_empty: bool) -> Field:
     known = _FIELDS[kind]
-    return Field(known.type, known.dtype, nullable=kind == "null" or (has_empty and kind != "str"))
+    return replace(known, nullable=kind == "null" or (has_empty and kind != "str"))
+
+
+def _kind(field: Field) -> str:
+    """The kind of cells that a field is made of."""
+    if field.wide:
+        return "wide"
+    return field.type if field.type in _FIELDS else "str"
 
 
 def _is_table(head: bytes) -> bool:
