@@ -1,11 +1,15 @@
 """What a place holds follows from its content: folders, files, files by braces, and indexes kept elsewhere."""
 
+import gzip
 import io
 import os
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import headrace as hr
@@ -65,6 +69,57 @@ def test_formats_do_not_mix(tars):
     np.arange(10, dtype="<u2").tofile(tars / "tokens.uint16.bin")
     with pytest.raises(DatasetError, match=r"several formats \(tar, tokens\)"):
         hr.open(tars)
+
+
+def test_text_formats_do_not_mix_either(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "b.jsonl").write_text('{"x": 1}\n')
+    with pytest.raises(DatasetError, match=r"several formats \(jsonl, csv\): put each into a folder of its own"):
+        hr.open(tmp_path)
+    assert [hr.open(tmp_path / name).manifest.format for name in ("a.csv", "b.jsonl")] == ["csv", "jsonl"]
+
+
+EMPTY = {
+    "a.jsonl": b"",
+    "a.jsonl.gz": gzip.compress(b""),
+    "a.csv": b"n,s\n",
+    "a.csv.gz": gzip.compress(b"n,s"),
+    "a.tfrecord": b"",
+    "a.parquet": None,
+}
+ONE = {"jsonl": b'{"n": 1, "s": "x"}\n', "csv": b"n,s\n1,x\n"}
+
+
+def write_one(path, rows):
+    """A file with these rows; of those formats that other packages write."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema([("n", pa.int64()), ("s", pa.string())])), path)
+    elif path.suffix == ".tfrecord":
+        hr.pack(rows, path.parent / "made", format="tfrecord")
+        (path.parent / "made/shard-000000.tfrecord").rename(path)
+        shutil.rmtree(path.parent / "made")
+    else:
+        path.write_bytes(ONE[path.suffix[1:]])
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_file_without_samples_is_a_shard_without_samples(tmp_path, name, is_alone):
+    """Alone, and before and behind others, whose types it does not change."""
+    names = [name] if is_alone else [name, "b." + name.split(".")[1], "c" + name[1:]]
+    for one in names[::2]:
+        write_one(tmp_path / one, []) if EMPTY[name] is None else (tmp_path / one).write_bytes(EMPTY[name])
+    if not is_alone:
+        write_one(tmp_path / names[1], [{"__key__": "b", "n": 1, "s": "x"}])
+    for _ in range(2):
+        ds = hr.open(tmp_path)
+        assert ds.manifest.shards.samples.tolist() == ([0] if is_alone else [0, 1, 0])
+        assert list(ds.manifest.shards.file) == names
+        assert [one["n"] for one in ds] == ([] if is_alone else [1])
+        assert is_alone or (ds.schema["n"].type, name == "a.parquet" or not ds.schema["n"].nullable) == ("int", True)
+        assert ds.verify() == []
+        if not (tmp_path / "headrace.json").exists():
+            hr.index(tmp_path)
 
 
 def test_what_is_none_is_refused(tmp_path):

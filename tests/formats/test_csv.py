@@ -260,9 +260,10 @@ def test_a_stray_quote_is_a_character_like_others(tmp_path):
         (b'x,y\n1,a\n2,"b\n3,c\n', DamagedError, "cut short, or has a quote too many: record 1, at byte 8"),
         (b"x,y,x\n1,2,3\n", DatasetError, "two columns are named 'x'; rename one of them"),
         (b'x,"y\n', DamagedError, "begins a quoted cell that never ends"),
-        (b'x,"y"z\n1,2\n', DatasetError, "the header of the table is broken"),
-        (b"x,\xff\n1,2\n", DatasetError, "the header of the table is broken"),
-        (b"", DatasetError, "is empty: the first record of a table names its columns"),
+        (b'x,"y"z\n1,2\n', DatasetError, "its first record, the header of the table, is broken .*'z' instead of"),
+        (b"x,\xff\n1,2\n", DatasetError, "header of the table, is broken .*: correct it, or save the file as UTF-8"),
+        (b"", DatasetError, "is empty, without the header that names a table's columns: restore or remove it"),
+        (b"\r\n\n", DatasetError, "is empty, without the header"),
         (b"x,y\n1\n2\n", DamagedError, "all records are broken, the first one like this: record 0, at byte 4"),
     ],
 )
@@ -288,6 +289,22 @@ def test_the_delimiter_follows_from_the_first_two_records(tmp_path, delimiter):
     content = delimiter.join(["a b", "c", "d"]).encode() + b"\n" + delimiter.join(["1", "x y", "z"]).encode() + b"\n"
     index, _ = scan(CSV, write(tmp_path / "a.csv", content))
     assert [*index.fields] == ["a b", "c", "d"]
+
+
+@pytest.mark.parametrize("delimiter", DELIMITERS)
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_broken_record_does_not_hide_the_delimiter(tmp_path, delimiter, broken):
+    rows = [["a", "b", "c"]] + [[str(i)] * (2 if i == broken else 3) for i in range(4)]
+    content = "".join(delimiter.join(row) + "\n" for row in rows).encode()
+    write(tmp_path / "a.csv", content)
+    for place in (tmp_path, tmp_path / "a.csv"):
+        ds = hr.open(place)
+        assert [*ds.schema] == ["a", "b", "c"]
+        with pytest.raises(DamagedError, match=f"a:{broken} .*: it has 2 cells, the table 3 columns"):
+            ds[broken]
+        assert len(ds.verify()) == 1
+    index, _ = scan(CSV, tmp_path / "a.csv")
+    assert [one and one["c"] for one in samples_of(index, content)] == [None if i == broken else i for i in range(4)]
 
 
 def test_a_table_of_one_column_has_no_delimiter(tmp_path):
@@ -333,7 +350,7 @@ def test_an_index_whose_columns_are_not_its_fields_is_refused(tmp_path):
         CSV.read_index(memoryview(data), "a.idx", len(TEXT))
 
 
-def test_it_is_found_by_name_and_content(tmp_path):
+def test_it_is_found_by_name(tmp_path):
     write(tmp_path / "a.csv", TEXT)
     write(tmp_path / "b.TSV", b"x\ty\n1\t2\n")
     write(tmp_path / "c.csv.gz", gzip.compress(TEXT))
@@ -345,11 +362,7 @@ def test_it_is_found_by_name_and_content(tmp_path):
     "files",
     [
         {"a.txt": b"x,y\n1,2\n", "b.txt": b"x,y\n1,2\n"},
-        {"a.csv": b"x,y\n1\n"},
-        {"a.csv": b""},
-        {"a.csv": b"\xff\xfe\x00"},
         {"labels.csv": TEXT, "a.jpg": b"\xff\xd8"},
-        {"a.csv": b'x,"y\n'},
     ],
 )
 def test_what_is_something_else_is_not_taken_for_a_table(tmp_path, files):
@@ -380,3 +393,19 @@ def test_whole_numbers_are_not_rounded_for_the_floats_of_other_files(tmp_path, o
         assert (ds[3]["wide"], ds[-1]["wide"], ds[-1]["exact"]) == ("9007199254740993", "0.5", 0.5)
         if not (tmp_path / "headrace.json").exists():
             hr.index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (b"x,y\n1\n", DamagedError, "all records are broken, the first one like this: record 0, at byte 4"),
+        (b"", DatasetError, "a.csv is empty, without the header"),
+        (b"\xff\xfe\x00", DatasetError, "the header of the table, is broken .*'utf-8' codec"),
+        (b'x,"y\n', DamagedError, "begins a quoted cell that never ends"),
+    ],
+)
+def test_of_a_file_named_like_one_it_is_said_what_is_wrong(tmp_path, content, error, message):
+    write(tmp_path / "a.csv", content)
+    for place in (tmp_path, tmp_path / "a.csv"):
+        with pytest.raises(error, match=message):
+            hr.open(place)

@@ -126,7 +126,7 @@ def test_files_of_one_dataset_may_have_members_of_different_types(one, other, bo
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"a": NaN}', "line 2 is not JSON"),
+        (b'{"a": NaN}', "line 2 is not JSON (unexpected character, expected a JSON value, at character 7)"),
         (b'{"a": 1', "line 2 is not JSON"),
         (b"[1, 2]", "line 2 must be a JSON object, got"),
         (b"7", "line 2 must be a JSON object, got 7"),
@@ -245,7 +245,7 @@ def test_a_garbled_index_is_refused_or_stays_within_the_shard(tmp_path_factory, 
         assert 0 <= offset <= offset + length <= len(content)
 
 
-def test_it_is_found_by_its_first_line(tmp_path):
+def test_it_is_found_by_its_name_or_its_first_lines(tmp_path):
     write(tmp_path / "a.jsonl", TEXT)
     write(tmp_path / "b.ndjson.gz", gzip.compress(TEXT))
     write(tmp_path / "c.jsonl.zst", zstd(TEXT * 50_000))
@@ -271,11 +271,10 @@ def test_a_first_line_longer_than_what_is_looked_at_is_enough(tmp_path):
     [
         {"annotations.json": b'{"images": []}'},
         {"a.json": b'{\n "a": 1\n}\n'},
-        {"a.jsonl": b"[1]\n[2]\n"},
         {"metadata.jsonl": TEXT, "a.jpg": b"\xff\xd8"},
         {"a.txt": TEXT},
-        {"a.jsonl": b""},
-        {"a.jsonl.gz": b"\x1f\x8b\x08garbage"},
+        {"a.json": b""},
+        {"a.json.gz": b"\x1f\x8b\x08garbage"},
     ],
 )
 def test_what_is_something_else_is_not_taken_for_json_lines(tmp_path, files):
@@ -312,3 +311,27 @@ def test_whole_numbers_are_not_rounded_for_the_floats_of_other_files(tmp_path, i
     rows = [{name: value for name, value in one.items() if name != "__key__"} for one in hr.open(tmp_path)]
     assert rows == [{"wide": 9007199254740993, "exact": 2.0**53}, {"wide": 0.5, "exact": 0.5}, {"wide": 7, "exact": 7}]
     assert [type(row["exact"]) for row in rows] == [float] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"[1]\n[2]\n", r"like this: line 1 must be a JSON object, got \[1\]"),
+        ("a.ndjson", b"\n\xff\xfe\0", "like this: line 2 is not JSON"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08garbage", "does not unpack behind byte 0"),
+    ],
+)
+def test_of_a_file_named_like_one_it_is_said_what_is_wrong(tmp_path, name, content, message):
+    write(tmp_path / name, content)
+    for place in (tmp_path, tmp_path / name):
+        with pytest.raises(DamagedError, match=message):
+            hr.open(place)
+
+
+def test_a_first_line_that_is_broken_is_a_damaged_sample_like_any_other(tmp_path):
+    write(tmp_path / "a.jsonl", b'{"a": 1,}\n{"a": 2}\n')
+    for place in (tmp_path, tmp_path / "a.jsonl"):
+        ds = hr.open(place)
+        with pytest.raises(DamagedError, match=r"a:0 .* is damaged: line 1 is not JSON .*, at character 8"):
+            ds[0]
+        assert (ds[1]["a"], len(ds.verify())) == (2, 1)

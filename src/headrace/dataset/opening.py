@@ -165,11 +165,13 @@ def manifest_of(ordinary: Ordinary, found: Sequence[tuple[StoredIndex, Shard]]) 
     """The manifest of scanned shards. Raises DatasetError if they do not go together."""
     fields: dict[str, Field] = {}
     for index, row in found:
-        for name, field in index.fields.items():
+        for name, field in index.fields.items() if row.samples else ():
             known, join = fields.get(name), ordinary.format.join
             if known is not None and (known.type, known.dtype) != (field.type, field.dtype) and join is None:
                 field = _reconciled(name, known, field, row.file)
             fields[name] = field if known is None else join(known, field) if join else known.merged(field)
+    for index, row in found:  # a shard without samples, as a table's header alone, says nothing of what others have
+        fields |= {} if row.samples else {name: field for name, field in index.fields.items() if name not in fields}
     for index, _ in found:
         index.read_as(fields)
     shards = Shards.of([row for _, row in found])

@@ -19,15 +19,13 @@ import xxhash
 from headrace.formats.fields import Field
 from headrace.formats.format import Format, Found, Listing, ScanOptions
 from headrace.formats.records.index import RecordsIndex, RowsBuilder
-from headrace.formats.records.lines import blocks, check_length, line_ends, shown, text_files
+from headrace.formats.records.lines import JSON_LINES, blocks, check_length, line_ends, shown, text_files
 from headrace.formats.records.stream import ShardStream
 from headrace.formats.shards import Shard
 from headrace.storage import File
 
 _KEY = "__key__"
-_NAMED = ("jsonl", "ndjson")
 _NONE = type(None)
-_LONG_LINE_BYTES = 64 << 10  # a first line longer than this is not looked at as a whole
 _WIDE_PART = re.compile(rb"\d{16}")  # whole numbers of fewer digits are exact as floats
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _LONG_INT = re.compile(rb"(?<![\d.eE+-])-?\d{19,}(?![\d.eE])")
@@ -79,8 +77,8 @@ def join_fields(one: Field, other: Field) -> Field:
 
 
 def find_jsonl(listing: Listing, options: ScanOptions) -> Found | None:
-    """The files of a folder whose first line is a JSON object: by the names `.jsonl` and `.ndjson`, or of two lines."""
-    files = text_files(listing, _NAMED, ("json",), _is_jsonl)
+    """The files of a folder named `.jsonl` and `.ndjson`, and those named `.json` whose first two lines are objects."""
+    files = text_files(listing, JSON_LINES, ("json",), _is_jsonl)
     return Found(files) if files else None
 
 
@@ -130,7 +128,8 @@ class _Scan:
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as err:
-            self.rows.mark(len(self.rows), f"line {self._line:,} is not JSON ({err})")
+            where = f"at character {err.colno:,}"
+            self.rows.mark(len(self.rows), f"line {self._line:,} is not JSON ({err.msg}, {where})")
         else:
             is_wide = _WIDE_PART.search(line) is not None
             number = _beyond_64_bits(line) if is_wide else None
@@ -156,12 +155,9 @@ class _Scan:
         return 0 if self._stream.codec else xxhash.xxh3_64_intdigest(line)
 
 
-def _is_jsonl(name: str, head: bytes) -> bool:
+def _is_jsonl(head: bytes) -> bool:
     lines = [line for line in head.split(b"\n") if line.strip()]
-    is_named = any(f".{extension}" in name.lower() for extension in _NAMED)
-    if is_named and b"\n" not in head and len(head) > _LONG_LINE_BYTES:
-        return head.lstrip().startswith(b"{")
-    return len(lines) >= (1 if is_named else 2) and all(map(_is_object, lines[:2]))
+    return len(lines) >= 2 and all(map(_is_object, lines[:2]))
 
 
 def _is_object(line: bytes) -> bool:

@@ -1,7 +1,8 @@
 """CSV and TSV tables: each record a sample, each column a field. Only read.
 
 The first record names the columns; a column without a name is called by its number. The delimiter is a comma, a
-semicolon, a tab or a bar, whichever gives the first two records the most columns. A column of whole numbers gives int,
+semicolon, a tab or a bar, whichever gives the first two records the most columns, or where one of these is broken most
+of the first records as many as the header. A column of whole numbers gives int,
 one of numbers float, each with None for an empty cell; any other gives str, and so does one of numbers of which floats
 would round the whole ones. That is decided over the whole file, and
 over all files of a dataset. A column `__key__`, if there is one, holds the keys. A record with more or fewer cells than
@@ -25,12 +26,14 @@ from headrace.formats.fields import Field
 from headrace.formats.format import Found, Listing, ScanOptions
 from headrace.formats.records.frames import Frames
 from headrace.formats.records.index import RecordsIndex, Rows, RowsBuilder
-from headrace.formats.records.lines import blocks, check_length, line_ends, shown, text_files
+from headrace.formats.records.lines import TABLES, blocks, check_length, line_ends, shown, text_files
 from headrace.formats.records.stream import ShardStream
 from headrace.formats.shards import Shard
 from headrace.storage import File
 
 _KEY = "__key__"
+_LOOKED_AT = 16
+"""Records that may show the delimiter."""
 _FIELDS = {
     "int": Field("int", "int64"),
     "wide": Field("int", "int64", wide=True),
@@ -83,8 +86,8 @@ def join_fields(one: Field, other: Field) -> Field:
 
 
 def find_csv(listing: Listing, options: ScanOptions) -> Found | None:
-    """The files of a folder named `.csv` or `.tsv` whose first two records have as many cells."""
-    files = text_files(listing, ("csv", "tsv"), (), lambda name, head: _is_table(head))
+    """The files of a folder named `.csv` or `.tsv`."""
+    files = text_files(listing, TABLES)
     return Found(files) if files else None
 
 
@@ -132,7 +135,9 @@ class _Scan:
                 f"{base:,}, begins a quoted cell that never ends"
             )
         if not self.columns:
-            raise DatasetError(f"{self._stream.name} is empty: the first record of a table names its columns")
+            raise DatasetError(
+                f"{self._stream.name} is empty, without the header that names a table's columns: restore or remove it"
+            )
 
     def fields(self) -> dict[str, Field]:
         """What the columns are."""
@@ -158,7 +163,10 @@ class _Scan:
         try:
             names = split_record(record.decode(), self.delimiter)
         except ValueError as err:  # CellError is one, and what is not UTF-8
-            raise DatasetError(f"{self._stream.name}: the header of the table is broken: {err}") from err
+            raise DatasetError(
+                f"{self._stream.name}: its first record, the header of the table, is broken ({err}): correct it, or "
+                "save the file as UTF-8"
+            ) from err
         self.columns = [name or str(at) for at, name in enumerate(names)]
         twice = next((name for at, name in enumerate(self.columns) if name in self.columns[:at]), None)
         if twice is not None:
@@ -198,36 +206,29 @@ def _kind(field: Field) -> str:
     return field.type if field.type in _FIELDS else "str"
 
 
-def _is_table(head: bytes) -> bool:
-    if not head.strip():
-        return False
-    try:
-        records = _first_records(head, _delimiter(head))
-    except ValueError:
-        return False
-    return len({len(cells) for cells in records}) == 1
-
-
 def _delimiter(head: bytes) -> str:
-    """The delimiter that gives the first two records the most cells, as many in both."""
-    best, most = DELIMITERS[0], 1
-    for delimiter in DELIMITERS:
-        try:
-            counts = [len(cells) for cells in _first_records(head, delimiter)]
-        except ValueError:
-            continue
-        if counts and min(counts) == max(counts) > most:
-            best, most = delimiter, counts[0]
-    return best
+    """The delimiter that gives the first two records the most cells, as many in both.
+
+    Where none does, as one of them is broken, that by which most of the first records have as many as the header.
+    """
+    counts = {delimiter: _cell_counts(head, delimiter) for delimiter in DELIMITERS}
+    several = {delimiter: found for delimiter, found in counts.items() if found and found[0] > 1}
+    fits = [delimiter for delimiter, found in several.items() if found[0] == found[:2][-1]]
+    if not fits:
+        fits = [delimiter for delimiter, found in several.items() if 2 * found.count(found[0]) > len(found)]
+    return max(fits, key=lambda delimiter: several[delimiter][0], default=DELIMITERS[0])
 
 
-def _first_records(head: bytes, delimiter: str) -> list[list[str]]:
-    """The cells of the first two records. Raises ValueError if they are broken."""
-    ends, start, records = record_ends(head, line_ends(head), delimiter)[0].tolist(), 0, []
+def _cell_counts(head: bytes, delimiter: str) -> list[int]:
+    """How many cells the first records have; 0 for a broken one."""
+    ends, start, counts = record_ends(head, line_ends(head), delimiter)[0].tolist(), 0, list[int]()
     for end in ends:
         record, start = head[start:end], end
         if record.strip(b"\r\n"):
-            records.append(split_record(record.decode(), delimiter))
-        if len(records) == 2:
+            try:
+                counts.append(len(split_record(record.decode(), delimiter)))
+            except ValueError:
+                counts.append(0)
+        if len(counts) == _LOOKED_AT:
             break
-    return records
+    return counts

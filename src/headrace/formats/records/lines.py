@@ -13,6 +13,11 @@ from headrace.formats.columns import I64
 from headrace.formats.format import Listing
 from headrace.formats.records.stream import ShardStream, content_head
 
+TABLES = ("csv", "tsv")
+JSON_LINES = ("jsonl", "ndjson")
+TEXTS = (*TABLES, *JSON_LINES)
+"""Extensions of all text formats."""
+
 BOM = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 4 << 20
 _HEAD_BYTES = 256 << 10  # a zstd file shows nothing before its first block of 128 KiB is whole
@@ -58,23 +63,25 @@ def check_length(name: str, offset: int, length: int, max_record_bytes: int) -> 
 
 
 def text_files(
-    listing: Listing, named: Sequence[str], maybe: Sequence[str], is_one: Callable[[str, bytes], bool]
+    listing: Listing,
+    named: Sequence[str],
+    maybe: Sequence[str] = (),
+    is_one: Callable[[bytes], bool] = lambda head: False,
 ) -> list[str]:
     """The files of a folder that are of a text format, if there is nothing but them and what describes them.
 
-    named: extensions, such as `csv`, whose files all belong if one file shows by its content what they are: one that is
-    damaged is not to go missing. maybe: extensions whose files belong if their content shows it. Packed ones end in
-    `.gz`, `.bz2`, `.xz` or `.zst` too.
-    is_one: for a file's name and its first lines, or the start of the first one if that is very long.
+    named: extensions, such as `csv`, whose files belong whatever they hold: one that is damaged is not to go missing.
+    maybe: extensions whose files belong if their content shows it. Packed ones end in `.gz`, `.bz2`, `.xz` or `.zst`
+    too. is_one: for a file's first lines, or the start of the first one if that is very long.
+
+    Beside files that are named so there may be those of other text formats: then the folder holds several formats.
     """
     sure = {name for name in listing.names if _has_extension(name, named)}
     unsure = {name for name in listing.names if _has_extension(name, maybe)} - sure
-    if not all(name in sure or name in unsure or _BESIDE.fullmatch(name) for name in listing.names):
+    others = [name for name in listing.names if name not in sure | unsure and not _BESIDE.fullmatch(name)]
+    if others and not (sure and all(_has_extension(name, TEXTS) for name in others)):
         return []
-    found = {name for name in unsure if is_one(name, _head(listing, name))}
-    if not found and not any(is_one(name, _head(listing, name)) for name in sorted(sure)):
-        return []
-    return sorted(sure | found)
+    return sorted(sure | {name for name in unsure if is_one(_head(listing, name))})
 
 
 def _has_extension(name: str, extensions: Sequence[str]) -> bool:
