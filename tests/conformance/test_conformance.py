@@ -179,6 +179,29 @@ def test_shards_that_are_missing_swapped_or_followed_by_junk_are_never_silent(ma
         check_never_silent(kind, folder, True)
 
 
+def test_a_key_is_there_once_but_for_tars_of_others(made, tmp_path, kind):
+    """The first shard again, as the last: adopting it is refused, verification says it, the first sample is found."""
+    folder = tmp_path / "copy"
+    shutil.copytree(made(kind)[0], folder)
+    (folder / "index.json").unlink(missing_ok=True)  # in which MDS lists its shards
+    first = shards_of(folder)[0]
+    shutil.copyfile(first, folder / f"zz-{first.name}")
+    ds, num_twice = hr.open(folder), int(hr.open(folder).manifest.shards.samples[0])
+    assert len(ds) == len(SAMPLES) + num_twice
+    errors = ds.verify()
+    if kind.startswith("tar"):
+        assert errors == []
+        hr.index(folder)
+        ds = hr.open(folder)
+    else:
+        assert len(errors) == num_twice
+        assert f"the key d/k000 is there twice: as sample 0 of {first.name} and sample 0 of zz-{first.name}" in errors
+        with pytest.raises(DatasetError, match=r"the key d/k\d+ is there twice: as sample .*; give every sample"):
+            hr.index(folder)
+        assert not (folder / "headrace.keys").exists()
+    assert plain_sample(ds.lookup("d/k000")) == read_back(kind)[0]
+
+
 def missing(paths):
     paths[1].unlink()
 

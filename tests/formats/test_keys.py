@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import DamagedError, DatasetError, ManifestError, StorageError
-from headrace.formats import key_hash, keys
+from headrace.formats import key_hash, key_runs
 from headrace.formats.keys import KeyTable, write_keys
 from headrace.storage import LocalFile
 
@@ -98,24 +98,39 @@ def test_runs_that_are_spilled_and_merged_give_the_same_file(tmp_path_factory, s
     values = np.random.default_rng(seed).integers(0, 2**64, sum(sizes), np.uint64) >> np.uint64(seed % 64)
     chunks = np.split(values, np.cumsum(sizes)[:-1]) if sizes else []
     write(folder / "in-memory", *chunks)
-    normal, keys._RUN_KEYS = keys._RUN_KEYS, 100
+    normal, key_runs.RUN_KEYS = key_runs.RUN_KEYS, 100
     try:
         write(folder / "spilled", *chunks)
     finally:
-        keys._RUN_KEYS = normal
+        key_runs.RUN_KEYS = normal
     assert (folder / "in-memory").read_bytes() == (folder / "spilled").read_bytes()
     assert sorted(os.listdir(folder)) == ["in-memory", "spilled"]
 
 
+@given(st.lists(st.lists(st.integers(0, 99), max_size=60), max_size=5), st.integers(1, 200))
+def test_hashes_that_several_samples_have_are_all_found(tmp_path_factory, chunks, run_keys):
+    """In order of the hashes, through the unnamed file too; writing the index meets the same."""
+    folder = tmp_path_factory.mktemp("shared")
+    spread = [np.array(chunk, np.uint64) << np.uint64(57) for chunk in chunks]  # over all ranges
+    expected = [n for _, n in sorted(numbers_by_hash(np.concatenate([*spread, []])).items()) if len(n) > 1]
+    normal, key_runs.RUN_KEYS = key_runs.RUN_KEYS, run_keys
+    try:
+        met = []
+        write_keys(folder / "k", SOURCE, spread, lambda numbers: met.append(numbers.tolist()))
+        assert [numbers.tolist() for numbers in key_runs.shared_hashes(spread, folder)] == met == expected
+    finally:
+        key_runs.RUN_KEYS = normal
+
+
 def test_numbers_beyond_32_bits_are_kept(tmp_path, monkeypatch):
     hashes = np.arange(1000, dtype=np.uint64) * np.uint64(2**50)
-    real = keys._Runs.__init__
+    real = key_runs.KeyRuns.__init__
 
     def far(self, folder):
         real(self, folder)
         self.num_keys = 2**32 + 5
 
-    monkeypatch.setattr(keys._Runs, "__init__", far)
+    monkeypatch.setattr(key_runs.KeyRuns, "__init__", far)
     write_keys(tmp_path / "k", SOURCE, [hashes])
     with LocalFile(tmp_path / "k") as file:
         table = KeyTable.read(file)

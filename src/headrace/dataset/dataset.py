@@ -19,6 +19,7 @@ from headrace.dataset.chosen import chosen_fields
 from headrace.dataset.indexes import Indexes
 from headrace.dataset.lookup import AllIndexes, Lookup, WindowNames, is_replaced, keys_damage, open_keys
 from headrace.dataset.reading import LastWhole, open_run
+from headrace.dataset.repeated import repeated_keys
 from headrace.dataset.scanning import groups_of, matching
 from headrace.dataset.selection import Drawn, Listed, numbers_of, share_of
 from headrace.dataset.shard_files import ShardFiles
@@ -89,7 +90,7 @@ class Dataset:
         """The sample with this key, read and verified as by `ds[i]`. Raises KeyError if there is none.
 
         It is found by one small read of `headrace.keys`, the index of keys beside the manifest; without that file the
-        first look-up reads all indexes. Of equal keys in several shards the first is found.
+        first look-up reads all indexes. Of equal keys the first is found.
         """
         for number in self._numbers_of(key):
             piece, i = self.pieces.find(number)
@@ -248,8 +249,10 @@ class Dataset:
         return self._files.names()
 
     def keys_damage(self) -> Iterable[str]:
-        """What is wrong with the index of keys, if there is one."""
-        return () if self._indexes.scanned is not None else keys_damage(self._files.home, self.manifest)
+        """What is wrong with the index of keys; without one, as of a dataset that is not indexed, with the keys."""
+        if self._indexes.scanned is None:
+            return keys_damage(self._files.home, self.manifest)
+        return repeated_keys(self) if self._windows is None else ()  # keys of windows are arithmetic
 
     def shard_name(self, shard: int) -> str:
         """The name of a shard within the dataset."""

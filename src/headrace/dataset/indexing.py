@@ -11,6 +11,7 @@ import xxhash
 from headrace.dataset.dataset import Dataset
 from headrace.dataset.lookup import save_keys
 from headrace.dataset.opening import find_ordinary, manifest_of
+from headrace.dataset.repeated import refuse_repeated
 from headrace.dataset.shard_files import ShardFiles, lasting, shown
 from headrace.errors import StorageError, TargetError
 from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME, Manifest, ScanOptions, Shard, Shards
@@ -32,7 +33,8 @@ def index(
     target: a folder for manifest and indexes where the shards' own takes no files; it is then what is opened.
 
     From then on the dataset opens at once and its bytes are verified. Raises TargetError if there is a manifest
-    already, and what `headrace.open` raises for what is no dataset.
+    already, DatasetError if two samples have the same key (of tars: two of one shard), and what `headrace.open` raises
+    for what is no dataset.
     """
     ordinary = find_ordinary(url, ScanOptions(dtype=dtype))
     if isinstance(ordinary, Dataset):
@@ -48,10 +50,13 @@ def index(
             advance(1, row.file)
     manifest = manifest_of(ordinary, found)  # so nothing is written beside shards that do not go together
     files = ShardFiles(shown(url), home, ordinary.folder)
+    indexes = tuple(shard_index for shard_index, _ in found)
+    scanned = Dataset(files, manifest, ordinary.options.max_sample_bytes, scanned=indexes)
+    hashes = (shard_index.key_hashes() for shard_index in indexes)
+    save_keys(home, manifest, hashes, refuse_repeated(scanned))  # first, as it may refuse
     rows = [_with_index(files, shard_index, row) for shard_index, row in found]
     shards_url = None if target is None else ordinary.folder.text
     manifest = replace(manifest, shards=Shards.of(rows), shards_url=shards_url)
-    save_keys(home, manifest, (shard_index.key_hashes() for shard_index, _ in found))
     write_bytes(files.manifest_place, manifest.to_bytes())
     return manifest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,15 +108,17 @@ def is_replaced(home: Place, manifest: Manifest) -> bool:
     return not exists(home / KEYS_NAME) or not KeysFile(home / KEYS_NAME).belongs_to(manifest)
 
 
-def save_keys(home: Place, manifest: Manifest, hashes: Iterable[U64]) -> None:
+def save_keys(
+    home: Place, manifest: Manifest, hashes: Iterable[U64], check: Callable[[U64], None] | None = None
+) -> None:
     """Write the index of keys into the folder that the manifest goes to, whole or not at all.
 
-    `hashes` are those of all samples' keys in storage order, in chunks: `key_hashes()` of each index. Memory and
-    errors as for `write_keys`.
+    `hashes` are those of all samples' keys in storage order, in chunks: `key_hashes()` of each index. `check`, memory
+    and errors as for `write_keys`.
     """
     place = home / KEYS_NAME
     with _local_file(place) as path:
-        write_keys(path, keys_source(manifest), hashes)
+        write_keys(path, keys_source(manifest), hashes, check)
         upload(path, place)
 
 

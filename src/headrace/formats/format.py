@@ -83,3 +83,5 @@ class Format:
     join: Callable[[Field, Field], Field] | None = None
     """What holds for a field that is the one in some shards and the other in others, where they may differ: every
     shard's index is told by `read_as`. None: shards of one dataset have one type."""
+    shards_share_keys: bool = False
+    """Whether a key may be in several shards of an ordinary dataset: others number the samples of each tar from 0."""

@@ -11,16 +11,14 @@ what is found are candidates whose keys have to be compared.
 The seed of a page's checksum is its number and what the index belongs to. So where the file was replaced by that of a
 later revision of the dataset, whoever opened the earlier one takes no page of the later for its own.
 
-It is written in bounded memory, whatever the number of keys: runs of keys are sorted, kept in an unnamed file, and
-merged range by range.
+It is written in bounded memory, whatever the number of keys: see `key_runs`.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -30,6 +28,7 @@ import xxhash
 
 from headrace.errors import DamagedError, ManifestError
 from headrace.formats.columns import U64
+from headrace.formats.key_runs import ENTRY, Entries, KeyRuns, shared
 from headrace.formats.manifest import Manifest
 from headrace.storage import File, storage_refusals
 
@@ -41,12 +40,6 @@ _MAGIC = b"HRKEYS\0\1"
 _FOOTER = struct.Struct("<8s16sQQQQQ")
 _TAIL_BYTES = 64 << 10
 """What is read at first: footer and fences of up to some 2.7 million keys."""
-_RUN_KEYS = 1 << 21
-_NUM_RANGES = 1 << 12
-_RANGE_STARTS = np.arange(_NUM_RANGES, dtype=np.uint64) << np.uint64(52)
-
-Entries = npt.NDArray[Any]
-_ENTRY = np.dtype([("hash", "<u8"), ("number", "<u8")])
 
 
 def keys_source(manifest: Manifest) -> bytes:
@@ -143,96 +136,28 @@ class KeyTable:
         return hashes, np.frombuffer(data, self._number_type, count, _SUM_BYTES + 8 * self._in_page)
 
 
-def write_keys(path: Path, source: bytes, hashes: Iterable[U64]) -> int:
+def write_keys(path: Path, source: bytes, hashes: Iterable[U64], check: Callable[[U64], None] | None = None) -> int:
     """Write the index of keys whose hashes come in chunks, in storage order; returns how many there are.
+
+    `check` is called with the numbers of the samples whose keys have one hash, for each hash that several have.
 
     `path` gets its bytes, on the disk for good, as they are: whoever needs a whole file or none writes to another name
     and renames. Takes about 150 MB at most, unless millions of keys are the same, and 16 bytes a key of an unnamed file
     in the same folder.
     """
-    with storage_refusals("write", path), path.open("wb") as file, _Runs(path.parent) as runs:
+    with storage_refusals("write", path), path.open("wb") as file, KeyRuns(path.parent) as runs:
         for chunk in hashes:
             runs.add(chunk)
         pages = _Pages(file, 4 if runs.num_keys <= 2**32 else 8, source)
         for entries in runs.merged():
+            if check is not None:
+                for numbers in shared(entries):
+                    check(numbers)
             pages.add(entries)
         pages.finish()
         file.flush()
         os.fsync(file.fileno())
         return runs.num_keys
-
-
-class _Runs:
-    """Keys on their way into order: in memory at first, then as sorted runs in a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.num_keys = 0
-        self._folder = folder
-        self._chunks: list[Entries] = []
-        self._num_waiting = 0
-        self._file: IO[bytes] | None = None
-        self._bounds: list[npt.NDArray[np.int64]] = []
-        """For each run the number, in the file, of its first key in each range of hashes, and of the one behind it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, hashes: U64) -> None:
-        """The hashes of the samples that come next."""
-        for at in range(0, len(hashes), _RUN_KEYS):
-            part = hashes[at : at + _RUN_KEYS]
-            entries = np.empty(len(part), _ENTRY)
-            entries["hash"] = part
-            entries["number"] = np.arange(self.num_keys, self.num_keys + len(part))
-            self.num_keys += len(part)
-            if self._num_waiting + len(part) > _RUN_KEYS:
-                self._spill()
-            self._chunks.append(entries)
-            self._num_waiting += len(part)
-
-    def merged(self) -> Iterator[Entries]:
-        """Every key in order of its hash, equal ones in the order in which they came."""
-        if self._file is None:
-            yield self._sorted()
-            return
-        self._spill()
-        bounds = np.stack(self._bounds)
-        counts = np.diff(bounds, axis=1).sum(axis=0)
-        first = 0
-        while first < _NUM_RANGES:
-            last, total = first + 1, int(counts[first])
-            while last < _NUM_RANGES and total + counts[last] <= _RUN_KEYS:
-                total += int(counts[last])
-                last += 1
-            parts = [self._read(int(run[first]), int(run[last])) for run in bounds]
-            yield _in_order(np.concatenate(parts))
-            first = last
-
-    def _sorted(self) -> Entries:
-        entries = np.concatenate(self._chunks) if self._chunks else np.empty(0, _ENTRY)
-        self._chunks, self._num_waiting = [], 0
-        return _in_order(entries)
-
-    def _spill(self) -> None:
-        entries = self._sorted()
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # closed by __exit__
-        before = self._file.tell() // _ENTRY.itemsize
-        starts = np.searchsorted(entries["hash"], _RANGE_STARTS)
-        self._bounds.append(np.append(starts, len(entries)) + before)
-        self._file.write(entries.data)
-
-    def _read(self, first: int, last: int) -> Entries:
-        assert self._file is not None
-        entries = np.empty(last - first, _ENTRY)
-        self._file.seek(first * _ENTRY.itemsize)
-        count = self._file.readinto(entries.view(np.uint8).data)  # type: ignore[attr-defined]
-        assert count == entries.nbytes
-        return entries
 
 
 class _Pages:
@@ -241,7 +166,7 @@ class _Pages:
     def __init__(self, file: IO[bytes], number_bytes: int, source: bytes) -> None:
         self._file, self._number_bytes, self._source = file, number_bytes, source
         self._in_page = _keys_in_page(number_bytes)
-        self._rest = np.empty(0, _ENTRY)
+        self._rest = np.empty(0, ENTRY)
         self._fences: list[U64] = []
         self._num_keys = self._num_pages = 0
 
@@ -263,7 +188,7 @@ class _Pages:
 
     def _write(self, entries: Entries) -> None:
         num_pages = -(-len(entries) // self._in_page)
-        padded = np.zeros(num_pages * self._in_page, _ENTRY)
+        padded = np.zeros(num_pages * self._in_page, ENTRY)
         padded[: len(entries)] = entries
         pages = np.zeros((num_pages, _PAGE_BYTES), np.uint8)
         hashes = padded["hash"].reshape(num_pages, self._in_page)
@@ -282,10 +207,6 @@ class _Pages:
 
 def _keys_in_page(number_bytes: int) -> int:
     return (_PAGE_BYTES - _SUM_BYTES) // (8 + number_bytes)
-
-
-def _in_order(entries: Entries) -> Entries:
-    return entries[np.argsort(entries["hash"], kind="stable")]
 
 
 def _page_sum(data: memoryview, number: int, source: bytes) -> int:

@@ -65,16 +65,6 @@ def find_mds(listing: Listing, options: ScanOptions) -> Found | None:
     return Found([name for name, _ in found], [{"listed": listed} for _, listed in found]) if found else None
 
 
-def key_stem(file: str) -> str:
-    """What begins the keys of a shard whose samples have none: `shard.00000.mds.zstd` gives `shard-00000:7`.
-
-    Without the dots, since a key with a dot in its last part could not be one in a tar.
-    """
-    folder, slash, name = file.rpartition("/")
-    stem = name.rpartition(SUFFIX)[0] or name
-    return folder + slash + stem.replace(".", "-")
-
-
 def make_index(place: Place, shards: Sequence[Shard]) -> Mapping[str, bytes]:
     """The `index.json` of finished shards, which all have the columns of the first."""
     config = _config(place / shards[0].file) if shards else {}

@@ -22,8 +22,9 @@ from headrace.formats.mds.columns import Columns, MalformedError
 from headrace.formats.mds.compression import codec_of, open_shard, unpack_errors
 from headrace.formats.mds.hashes import Hashes
 from headrace.formats.mds.index import CompressedIndex, MdsIndex
-from headrace.formats.mds.listed import VERSION, Listed, key_stem
+from headrace.formats.mds.listed import VERSION, Listed
 from headrace.formats.shards import Shard
+from headrace.formats.stems import key_stem
 from headrace.storage import File
 
 _CHUNK_BYTES = 1 << 20

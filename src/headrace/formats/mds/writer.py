@@ -17,9 +17,10 @@ from headrace.formats.mds.compression import MAX_SHARD_BYTES
 from headrace.formats.mds.encode import encoding_of, kind_of
 from headrace.formats.mds.encodings import parse_encoding
 from headrace.formats.mds.index import MdsIndex
-from headrace.formats.mds.listed import config_of, key_stem
+from headrace.formats.mds.listed import config_of
 from headrace.formats.shard import Encoded, ShardWriter
 from headrace.formats.shards import Shard
+from headrace.formats.stems import key_stem
 from headrace.storage import quoted, storage_refusals
 
 _MEMORY_BYTES = 96 << 20

@@ -6,7 +6,6 @@ import io
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from headrace.formats.parquet.index import Content, ParquetIndex, RowGroups
 from headrace.formats.parquet.schema import Column, FileSchema
 from headrace.formats.parquet.unpack import Stored, plan_unpacking, unpack
 from headrace.formats.shards import Shard
+from headrace.formats.stems import key_stem
 from headrace.storage import File
 
 _CHUNK_BYTES = 1 << 20
@@ -52,8 +52,7 @@ def scan_parquet(file: File, hints: Mapping[str, Any], options: ScanOptions) -> 
             scan.run()
     except (DamagedError, DatasetError) as err:
         raise type(err)(f"{file.name} cannot be read: {err}") from err
-    stem = PurePosixPath(hints["file"]).with_suffix("")
-    index = ParquetIndex(scan.content(str(stem)))
+    index = ParquetIndex(scan.content(key_stem(hints["file"])))
     counts = tuple(piece.num_samples for piece in index.pieces)
     return index, Shard("", index.num_samples, file.size, scan.digest.hexdigest(), "", counts, index.unpacked_bytes)
 

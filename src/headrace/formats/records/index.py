@@ -14,7 +14,6 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +28,7 @@ from headrace.formats.fields import Field, fields_from_json
 from headrace.formats.index import Opened, OpenedRange, RangedIndex, ShardIndex, StoredIndex
 from headrace.formats.records.frames import Frames, OpenedFrames
 from headrace.formats.shards import Shard
+from headrace.formats.stems import key_stem
 
 MOST_DAMAGED = 1000
 """More broken records than this in one shard, and it is refused: it is something else than it seems."""
@@ -220,7 +220,7 @@ class RowsBuilder:
     def __init__(self, file: str, name: str) -> None:
         """`file` is the shard's name in the dataset, `name` what it is called in messages."""
         self.damage: dict[int, str] = {}
-        self._name, self._stem = name, stem_of(file)
+        self._name, self._stem = name, key_stem(file)
         self._offsets, self._lengths, self._checksums = array("q"), array("q"), array("Q")
         self._key_ends, self._key_text = array("q", [0]), bytearray()
 
@@ -265,12 +265,6 @@ class RowsBuilder:
     def _add_key(self, key: str) -> None:
         self._key_text += key.encode()
         self._key_ends.append(len(self._key_text))
-
-
-def stem_of(file: str) -> str:
-    """A shard's name without its folders and extensions."""
-    name = PurePosixPath(file).name
-    return name.partition(".")[0] or name
 
 
 def _damage(damage: Checked, num_rows: int) -> dict[int, str]:

@@ -10,6 +10,6 @@ from headrace.formats.tar.index import TarIndex, read_tar_index
 from headrace.formats.tar.scan import scan_tar
 from headrace.formats.tar.writer import TarWriter, encode_tar
 
-TAR = Format("tar", ".tar", find_tars, scan_tar, read_tar_index, encode_tar, TarWriter)
+TAR = Format("tar", ".tar", find_tars, scan_tar, read_tar_index, encode_tar, TarWriter, shards_share_keys=True)
 
 __all__ = ["TAR", "TarIndex", "TarWriter", "encode_tar", "find_tars", "read_tar_index", "scan_tar"]
