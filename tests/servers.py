@@ -65,30 +65,21 @@ class Web:
     folder: Path
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextlib.contextmanager
 def serving(command, **options):
     """The port of a server that answers; `command(port)` is what starts it."""
-    with tempfile.TemporaryFile() as log, contextlib.ExitStack() as stack:
-        for _ in range(3):  # another process may take the port in between
-            port = free_port()
-            process = stack.enter_context(running(command(port), stdout=log, stderr=log, **options))
-            if _started(process, port):
-                yield port
-                return
-        log.seek(0)
-        raise RuntimeError(f"{command(port)} ended with {process.returncode}: {log.read().decode()[-2000:]}")
-
-
-def _started(process, port):
-    """Whether the process came to listen on the port; False if it ended."""
-    wait_for(lambda: answers(port) or process.poll() is not None, f"{process.args[0]} to listen")
-    return process.poll() is None
+    with tempfile.TemporaryFile() as log, socket.socket() as probe:
+        # Kept until the end: nobody else is given the port, and with this option the server may listen there all the
+        # same.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        with running(command(port), stdout=log, stderr=log, **options) as process:
+            wait_for(lambda: answers(port) or process.poll() is not None, f"{process.args[0]} to listen")
+            if process.poll() is not None:
+                log.seek(0)
+                raise RuntimeError(f"{process.args} ended with {process.returncode}: {log.read().decode()[-2000:]}")
+            yield port
 
 
 def answers(port):

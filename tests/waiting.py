@@ -3,6 +3,7 @@
 A deadline costs time only where a test fails, so it is far beyond what any machine needs.
 """
 
+import os
 import subprocess
 import time
 from contextlib import contextmanager
@@ -51,6 +52,11 @@ def alive(pids):
 def wait_gone(pids):
     """Wait for the end of processes that are not ours to reap."""
     wait_for(lambda: not alive(pids), f"the end of the processes {pids}")
+
+
+def wait_own_gone(before):
+    """Wait for the end of this process's descendants but for those in `before`, such as servers of other tests."""
+    wait_for(lambda: set(family(os.getpid())) <= set(before), "the end of every process that was started")
 
 
 def _fields(stat):

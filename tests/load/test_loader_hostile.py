@@ -17,7 +17,7 @@ import torch
 import headrace as hr
 from headrace.errors import LoaderError, OptionError, StateError, TransformError
 from headrace.load.channel import Channel
-from waiting import DEADLINE_SEC, alive, family, running, wait_for, wait_gone
+from waiting import DEADLINE_SEC, alive, family, running, wait_for, wait_gone, wait_own_gone
 
 NUM_SAMPLES = 200
 
@@ -281,18 +281,19 @@ def test_an_interrupted_start_leaves_no_process(stream, monkeypatch):
     def interrupted(self, body, fds=()):
         raise Interrupted
 
-    def possessions():
-        return set(family(os.getpid())), set(os.listdir("/proc/self/fd"))
+    def descriptors():
+        return set(os.listdir("/proc/self/fd"))
 
     with hr.Loader(stream, batch_size=4) as loader:
         next(iter(loader))  # so that what is loaded once is loaded
         loader.close()
-        before = possessions()
+        processes, before = family(os.getpid()), descriptors()
         with monkeypatch.context() as patch:
             patch.setattr(Channel, "send_bytes", interrupted)
             with pytest.raises(Interrupted):
                 next(iter(loader))
-        assert [after - earlier for after, earlier in zip(possessions(), before, strict=True)] == [set(), set()]
+        wait_own_gone(processes)
+        wait_for(lambda: descriptors() <= before, "the end of every descriptor")
         assert len(keys_of(loader)) == NUM_SAMPLES
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import headrace as hr
 from headrace.errors import OptionError, TransformError
-from waiting import DEADLINE_SEC, alive, family, running, wait_for, wait_gone
+from waiting import DEADLINE_SEC, alive, family, running, wait_for, wait_gone, wait_own_gone
 
 SAMPLES = [{"__key__": f"k{i:03d}", "txt": f"text {i}"} for i in range(200)]
 
@@ -93,11 +93,12 @@ def test_the_sample_that_workers_die_of_is_named(tmp_path, on_error):
             os._exit(3)
         return sample
 
+    before = family(os.getpid())
     with pytest.raises(
         TransformError, match=r"worker processes ended \(exit code 3, then exit code 3\) over sample k100"
     ):
         hr.pack(SAMPLES, tmp_path / "out", transform=transform, on_error=on_error)
-    assert family(os.getpid()) == [os.getpid()]
+    wait_own_gone(before)
 
 
 def test_an_error_leaves_no_process_and_shows_where_it_came_from(tmp_path):
@@ -106,10 +107,11 @@ def test_an_error_leaves_no_process_and_shows_where_it_came_from(tmp_path):
             raise ValueError("no good")
         return sample
 
+    before = family(os.getpid())
     with pytest.raises(TransformError, match="the transform failed on sample k100: ValueError: no good") as caught:
         hr.pack(SAMPLES, tmp_path / "out", transform=transform)
     assert any('raise ValueError("no good")' in note or "in transform" in note for note in caught.value.__notes__)
-    assert family(os.getpid()) == [os.getpid()]
+    wait_own_gone(before)
 
 
 def test_what_cannot_be_sent_is_refused_before_any_work(tmp_path):

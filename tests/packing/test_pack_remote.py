@@ -215,14 +215,13 @@ def test_a_commit_that_is_cut_off_is_carried_on(store, monkeypatch, mode, step):
     assert hr.open(cut.text).verify() == []
 
 
+# Its transform never comes to an end with HELD_KEY.
 SCRIPT = """
-import sys, time
+import os, sys, time
 import headrace as hr
 
-seconds = float(sys.argv[2])
-
 def transform(sample):
-    time.sleep(seconds)
+    time.sleep(600 if sample["__key__"] == os.environ.get("HELD_KEY") else 0.01)
     return sample
 
 samples = [{"__key__": f"k{i:03d}", "txt": f"text {i} " * 40, "cls": i % 3} for i in range(200)]
@@ -234,25 +233,25 @@ def num_indexes(place):
     return sum(entry.name.endswith(".idx") for entry in list_folder(place))
 
 
-def start(place, seconds):
-    return running([sys.executable, "-c", SCRIPT, place.text, str(seconds)])
+def start(place, held_key=""):
+    return running([sys.executable, "-c", SCRIPT, place.text], env=os.environ | {"HELD_KEY": held_key})
 
 
 @pytest.mark.slow
 def test_a_pack_killed_again_and_again_ends_as_one_that_was_not(s3_strict, tmp_path):
     """SIGKILL at random moments; in between the target never opens; nothing stays behind on this disk."""
     whole, killed = s3_strict / "whole", s3_strict / "killed"
-    with start(whole, 0) as process:
+    with start(whole) as process:
         assert process.wait(DEADLINE_SEC) == 0
+    last_key = hr.open(whole.text)[-1]["__key__"]
     chance = random.Random(3)
     for num_shards in (0, 2, 5):
-        with start(killed, 0.01) as process:
-            while process.poll() is None and num_indexes(killed) < num_shards:
-                time.sleep(0.01)
-            time.sleep(chance.uniform(0, 0.1))
+        with start(killed, last_key):
+            wait_for(lambda n=num_shards: num_indexes(killed) >= n, "shards")
+            time.sleep(chance.uniform(0, 0.1))  # to hit different moments; every moment must do
         with pytest.raises(DatasetError):
             hr.open(killed.text)
-    with start(killed, 0) as process:
+    with start(killed) as process:
         assert process.wait(DEADLINE_SEC) == 0
     assert content_of(killed) == content_of(whole)
     assert os.listdir(tmp_path / "tmp") == []
@@ -260,7 +259,7 @@ def test_a_pack_killed_again_and_again_ends_as_one_that_was_not(s3_strict, tmp_p
 
 def test_a_second_pack_is_refused_while_the_first_lives(s3_strict):
     place = s3_strict / "out"
-    with start(place, 60):
+    with start(place, "k000"):
         wait_for(lambda: any(entry.name == "headrace.partial" for entry in list_folder(place)), "the marker")
         with pytest.raises(TargetError, match="is being written by process"):
             pack(place)

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
@@ -15,14 +14,15 @@ from interrupting import Stop, count_steps
 import headrace as hr
 from headrace.errors import DatasetError, TargetError, TransformError
 from headrace.packing import targets
+from waiting import DEADLINE_SEC, running, wait_for
 
-# A pack that takes a while: its transform sleeps a little, and gives several samples at times.
+# Its transform sleeps a little, gives several samples at times, and never comes to an end with HELD_KEY.
 SCRIPT = """
-import sys, time
+import os, sys, time
 import headrace as hr
 
 def transform(sample):
-    time.sleep(0.004)
+    time.sleep(600 if sample["__key__"] == os.environ.get("HELD_KEY") else 0.004)
     number = int(sample["txt"])
     if number % 7 == 0:
         raise ValueError("unlucky")
@@ -44,29 +44,29 @@ def texts(tmp_path):
     return folder
 
 
-def start(source, target, kind):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(source), str(target), kind])
+def start(source, target, kind, held_key=""):
+    command = [sys.executable, "-c", SCRIPT, str(source), str(target), kind]
+    return running(command, env=os.environ | {"HELD_KEY": held_key})
 
 
 @pytest.mark.parametrize("kind", ["folder", "iterable"])
 def test_a_pack_killed_again_and_again_ends_as_one_that_was_not(texts, tmp_path, content, kind):
     """SIGKILL at random moments; in between the target never opens, and at the end it is the same byte for byte."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(texts, whole, kind).wait() == 0
+    with start(texts, whole, kind) as process:
+        assert process.wait(DEADLINE_SEC) == 0
     assert len(list(whole.glob("shard-*.tar"))) > 18
+    last_key = hr.open(whole)[-1]["__key__"].partition("/")[0]
     chance = random.Random(5)
     for num_shards in (0, 1, 4, 8, 12, 16):
-        process = start(texts, killed, kind)
-        while process.poll() is None and len(list(killed.glob("shard-*.tar"))) < num_shards:
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.03))
-        process.kill()
-        # The samples of an iterable are all made before the first shard is, and the shards then follow quickly.
-        if process.wait() == 0 and kind == "iterable":
-            break
-        assert process.returncode == -signal.SIGKILL
-        assert not opens(killed) or content(killed) == content(whole)
-    assert start(texts, killed, kind).wait() == 0
+        with start(texts, killed, kind, last_key) as process:
+            wait_for(lambda n=num_shards: len(list(killed.glob("shard-*.tar"))) >= n, "shards")
+            time.sleep(chance.uniform(0, 0.03))  # to hit different moments; every moment must do
+            process.kill()
+            assert process.wait(DEADLINE_SEC) == -signal.SIGKILL
+        assert not opens(killed)
+    with start(texts, killed, kind) as process:
+        assert process.wait(DEADLINE_SEC) == 0
     assert content(killed) == content(whole)
     assert "headrace.skipped.jsonl" in content(whole)
 
@@ -179,10 +179,10 @@ def test_a_half_done_target_of_other_options_is_refused(half_done, tmp_path):
 
 
 def test_resuming_may_be_switched_off(half_done, tmp_path, content):
-    stamp = (tmp_path / "out" / "shard-000000.tar").stat().st_mtime_ns
+    os.utime(tmp_path / "out" / "shard-000000.tar", (0, 0))
     (tmp_path / "mark").unlink()
     half_done(resume=False)
-    assert (tmp_path / "out" / "shard-000000.tar").stat().st_mtime_ns != stamp
+    assert (tmp_path / "out" / "shard-000000.tar").stat().st_mtime_ns
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 

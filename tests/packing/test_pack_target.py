@@ -4,12 +4,12 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 import headrace as hr
 from headrace.errors import DatasetError, StorageError, TargetError, TransformError
+from waiting import running, wait_for
 
 
 def test_packing_again_does_nothing(images, tmp_path, content):
@@ -128,23 +128,17 @@ def test_an_empty_folder_is_a_fine_target(images, tmp_path):
 SLOW = """
 import sys, time
 import headrace as hr
-hr.pack(sys.argv[1], sys.argv[2], transform=lambda sample: time.sleep(60), workers=1)
+hr.pack(sys.argv[1], sys.argv[2], transform=lambda sample: time.sleep(600), workers=1)
 """
 
 
 def test_a_second_pack_into_one_target_is_refused_while_the_first_lives(images, tmp_path):
     """The lock goes with the process: after kill -9 the target is free again."""
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(images), str(tmp_path / "out")])
-    try:
+    with running([sys.executable, "-c", SLOW, images, tmp_path / "out"]) as process:
         marker = tmp_path / "out" / "headrace.partial"
-        while not (marker.exists() and marker.stat().st_size):
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_for(lambda: process.poll() is not None or (marker.exists() and marker.stat().st_size), "the marker")
         with pytest.raises(TargetError, match="another pack is writing into"):
             hr.pack(images, tmp_path / "out")
-    finally:
-        process.kill()
-        process.wait()
     assert hr.pack(images, tmp_path / "out").samples == 60
 
 

@@ -85,7 +85,7 @@ def test_the_deadline_holds_for_all_attempts_and_the_last_cause_is_told(server, 
     ):
         content(place, ReadOptions(timeout_sec=2))
     assert time.monotonic() - started < 60
-    assert 2 < len(server.requests) < 30
+    assert 1 <= len(server.requests) < 30
 
 
 def test_a_server_that_says_nothing_ends_at_the_deadline(server, place):

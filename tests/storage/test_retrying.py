@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import DamagedError, StorageError
-from headrace.storage import Entry, ReadOptions, locate, operations, retrying
+from headrace.storage import Entry, ReadOptions, calls, locate, operations, retrying
 from headrace.storage.calls import begin, interruptible, limited
 from headrace.storage.retrying import persist
 from headrace.storage.store import Denied, Missing, Refused, Short, Trouble
@@ -117,7 +117,11 @@ def test_threads_for_calls_are_used_again():
     def name():
         return threading.current_thread().ident
 
-    assert len({limited(120, name) for _ in range(50)}) < 10
+    names = set()
+    for _ in range(50):
+        names.add(limited(120, name))
+        wait_for(lambda: calls._IDLE, "the thread's return")
+    assert len(names) < 10
     futures = [begin(threading.Event().wait, 0.01) for _ in range(100)]
     assert [future.result() for future in futures] == [False] * 100
     wait_for(
