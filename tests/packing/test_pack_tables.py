@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pytest
 
 import headrace as hr
 from headrace.errors import OptionError, SourceError, TargetError
+from headrace.packing.sorting import sorted_strings
 
 ROWS = [{"__key__": f"r{i:03d}", "label": i % 3, "txt": f"row {i}"} for i in range(90)]
 
@@ -208,6 +210,7 @@ def test_types_of_sql_become_types_of_samples(tmp_path, query_of):
         ("select 1; select 2", "must be one SELECT"),
         ("selec", "is not understood"),
         ("select nope from source order by 1", "does not run: Binder Error"),
+        ("select error('no') from source order by 1", "the query failed: .*no"),
         ("select * from read_text('{secret}') order by 1", "does not run: Permission Error"),
         ("select * from '{secret}' order by 1", "does not run"),
         ("select * from read_csv('http://127.0.0.1:1/x.csv') order by 1", "does not run"),
@@ -228,24 +231,85 @@ def test_without_an_order_nothing_that_depends_on_it_is_done(table, tmp_path, qu
             query_of(table, tmp_path / "out", "select * from source", **options)
 
 
+ORDERED = """
+select case when i % 7 = 3 then null else (i * 37) % 50 end as number, chr(((i * 31) % 700 + 33)::int) as text,
+    [i % 3, null, i] as list, {'a': i % 4, 'b': 'x'} as struct, (i * 77 % 19)::decimal(9, 2) as exact,
+    date '2024-01-01' + (i * 13 % 40)::int as day, (i * 41 % 23) / 0.3 as real, i % 2 = 0 as even, i as i
+from range(300) t(i)
+"""
+ORDERS = ["number, i", "number desc nulls first, i desc", "2, i", "text desc, I", "list, i", "struct desc, i"]
+ORDERS += ["exact, 6, i", "real, i", "even, day desc, i", "number nulls first, even, i"]
+
+
+@pytest.mark.parametrize("terms", ORDERS)
+def test_rows_are_sorted_as_duckdb_sorts_them(tmp_path, monkeypatch, terms):
+    """Though it is done here, with the help of the disk."""
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect(str(tmp_path / "data.db")) as connection:
+        connection.execute(f"create table numbers as {ORDERED}")
+        expected = [row[-1] for row in connection.execute(f"{ORDERED} order by {terms}").fetchall()]
+    monkeypatch.setattr("headrace.packing.sorting.MOST_RUNS", 3)
+    monkeypatch.setattr("headrace.packing.sql_order.sorted_strings", partial(sorted_strings, memory_bytes=2000))
+    query = f"select * from source order by {terms}"
+    hr.pack(tmp_path / "data.db", tmp_path / "out", query=query, shuffle=False, format="parquet")
+    assert [sample["i"] for sample in hr.open(tmp_path / "out")] == expected
+    assert sorted(os.listdir(tmp_path)) == ["data.db", "out"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select name from source order by id desc",
+        "select name from source order by name collate nocase, id",
+        "select name from source order by lower(name), id",
+        "select name from source order by id desc limit 3",
+        "select name from source order by all",
+        "select distinct on (lower(name)) name from source order by name",
+        "select name as name, id from source order by source.id desc",
+        "select min(name) as name from source group by lower(name) order by count(*), 1",
+        "select name from loud order by name, id",
+    ],
+)
+def test_what_duckdb_alone_can_sort_it_sorts(tmp_path, query_of, query):
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect(str(tmp_path / "data.db")) as connection:
+        name = "chr((65 + i % 5 + i % 2 * 32)::int)"
+        connection.execute(f"create table source as select i as id, {name} as name from range(9) t(i)")
+        connection.execute("create table loud (name varchar collate nocase, id bigint)")
+        connection.execute("insert into loud select name, id from source")
+        expected = connection.execute(query).fetchall()
+    query_of(tmp_path / "data.db", tmp_path / "out", query, shuffle=False)
+    assert [sample["name"] for sample in hr.open(tmp_path / "out")] == [row[0] for row in expected]
+
+
 BIG = """
 import pathlib, sys
 import headrace as hr
 query = "select i as __key__, pad, md5(i::text) as hash from source order by hash"
 assert hr.pack(sys.argv[1], sys.argv[2], query=query, format="tokens",
-               transform=lambda sample: {"tokens": [1, 2, 3]}).samples == 100_000
+               transform=lambda sample: {"tokens": [1, 2, 3]}).samples == 200_000
 print(int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024)
 """
 
 
 def test_a_query_sorts_more_than_its_memory(tmp_path):
-    """What DuckDB does not hold lies in a folder that is gone afterwards."""
+    """What memory does not hold lies in files that are gone afterwards."""
     duckdb = pytest.importorskip("duckdb")
     with duckdb.connect(str(tmp_path / "data.db")) as connection:
-        connection.execute("create table numbers as select i, repeat('x', 1500) as pad from range(100000) t(i)")
+        connection.execute("create table numbers as select i, repeat('x', 1500) as pad from range(200000) t(i)")
     done = subprocess.run(
         [sys.executable, "-c", BIG, tmp_path / "data.db", tmp_path / "out"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 500
     assert sorted(os.listdir(tmp_path)) == ["data.db", "out"]
+
+
+def test_a_query_that_needs_too_much_memory_says_so(tmp_path, query_of):
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect(str(tmp_path / "data.db")) as connection:
+        connection.execute("create table numbers as select i, repeat('x', 1500) as pad from range(10) t(i)")
+    query = "select sum(len(l)) as n from (select list(pad || j) as l from source, range(40000) t(j)) order by n"
+    with pytest.raises((OptionError, SourceError), match="needs more memory than the 200MB that DuckDB may take"):
+        query_of(tmp_path / "data.db", tmp_path / "out", query)
+    assert sorted(os.listdir(tmp_path)) == ["data.db"]

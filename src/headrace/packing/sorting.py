@@ -1,4 +1,4 @@
-"""Sorting more byte strings than memory should hold: sorted runs in nameless temporary files, then one merge."""
+"""Sorting more byte strings than memory should hold: sorted runs in nameless temporary files, then merges of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from headrace.storage import storage_refusals
 
 MEMORY_BYTES = 48 << 20
 """Of the strings that are sorted at a time, with what Python needs for each."""
+MOST_RUNS = 64
+"""Of one length; so many are merged into one, so that neither descriptors nor buffers grow with what is sorted."""
 
 _OBJECT_BYTES = 48
 _BUFFER_BYTES = 256 << 10
@@ -27,7 +29,7 @@ def sorted_strings(
 
     What memory does not hold waits in nameless files on the disk of `folder`, or of the nearest one above it.
     """
-    runs: list[IO[bytes]] = []
+    runs = _Runs(folder)
     part: list[bytes] = []
     num_bytes = 0
     try:
@@ -35,16 +37,53 @@ def sorted_strings(
             part.append(string)
             num_bytes += len(string) + _OBJECT_BYTES
             if num_bytes > memory_bytes:
-                runs.append(_written(sorted(part), folder))
+                part.sort()
+                runs.add(part)
                 part, num_bytes = [], 0
         part.sort()
-        yield from heapq.merge(*(_read(run, folder) for run in runs), part) if runs else part
+        yield from heapq.merge(*runs.read(), part) if runs else part
     finally:
-        for run in runs:
-            run.close()
+        runs.close()
 
 
-def _written(strings: list[bytes], folder: Path) -> IO[bytes]:
+class _Runs:
+    """Sorted runs; those of one level are about equally long."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._levels: list[list[IO[bytes]]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._levels)
+
+    def add(self, strings: Iterable[bytes], level: int = 0) -> None:
+        """Write a run of strings that are in order."""
+        run = _written(strings, self._folder)
+        if level == len(self._levels):
+            self._levels.append([])
+        self._levels[level].append(run)
+        if len(self._levels[level]) >= MOST_RUNS:
+            self.add(heapq.merge(*self._read(level)), level + 1)
+            _close(self._levels[level])
+
+    def read(self) -> list[Iterator[bytes]]:
+        """The strings of each run."""
+        return [strings for level in range(len(self._levels)) for strings in self._read(level)]
+
+    def close(self) -> None:
+        for runs in self._levels:
+            _close(runs)
+
+    def _read(self, level: int) -> list[Iterator[bytes]]:
+        return [_strings(run, self._folder) for run in self._levels[level]]
+
+
+def _close(runs: list[IO[bytes]]) -> None:
+    while runs:
+        runs.pop().close()
+
+
+def _written(strings: Iterable[bytes], folder: Path) -> IO[bytes]:
     with storage_refusals("write a temporary file in", folder):
         run = tempfile.TemporaryFile(dir=nearest_folder(folder), buffering=_BUFFER_BYTES)  # noqa: SIM115
         try:
@@ -58,7 +97,7 @@ def _written(strings: list[bytes], folder: Path) -> IO[bytes]:
     return run
 
 
-def _read(run: IO[bytes], folder: Path) -> Iterator[bytes]:
+def _strings(run: IO[bytes], folder: Path) -> Iterator[bytes]:
     with storage_refusals("read a temporary file in", folder):
         while head := run.read(_LENGTH.size):
             yield run.read(_LENGTH.unpack(head)[0])

@@ -8,8 +8,7 @@ has to say their order.
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -24,6 +23,7 @@ from headrace.packing.options import Options
 from headrace.packing.samples import SamplesSource
 from headrace.packing.scratch import ScratchFolder
 from headrace.packing.source import Sample
+from headrace.packing.sql_order import Row, in_order, order_of, with_sort_key
 from headrace.storage import LocalFile, Place
 
 _READERS = {
@@ -32,7 +32,7 @@ _READERS = {
     "parquet": "read_parquet([{}])",
 }
 _TABLE = "source"
-_MEMORY_LIMIT = "160MB"
+_MEMORY_LIMIT = "200MB"
 """What DuckDB may take for itself; what it needs beyond lies in files in the folder for temporary ones."""
 _ROWS_AT_ONCE = 1024
 _DATABASE_MAGIC, _MAGIC_OFFSET = b"DUCK", 8
@@ -55,18 +55,23 @@ class QuerySource(SamplesSource):
             self._scratch.close()
             raise
         try:
-            ordered = self._check(query)
-            self._cursor = self._run(query)
+            self._check(query)
             self._names = self._column_names(query)
-            if not ordered:
+            order = order_of(self._connection, query)
+            if not order:
                 self._check_order_is_idle(options)
+            sorted_here = with_sort_key(self._connection, query, self._names) if order else None
         except BaseException:
             self._let_go()
             raise
-        super().__init__(self._rows(), "the query", ordered=ordered)
+        rows = self._fetched(sorted_here or query)
+        self._sorted = in_order(rows, scratch) if sorted_here else rows
+        super().__init__(self._samples_of(self._sorted), "the query", ordered=bool(order))
+        self.fields = frozenset(self._names)
 
     def close(self) -> None:
         super().close()
+        self._sorted.close()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -103,26 +108,23 @@ class QuerySource(SamplesSource):
             quoted_name = '"' + names[0].replace('"', '""') + '"'
             connection.execute(f"CREATE TEMP VIEW {_TABLE} AS SELECT * FROM {quoted_name}")  # noqa: S608 - quoted
 
-    def _check(self, query: str) -> bool:
-        """Whether the query says the order of its rows. Raises OptionError unless it is a single SELECT."""
+    def _check(self, query: str) -> None:
+        """Raise OptionError unless it is a single SELECT."""
         try:
             kinds = [statement.type for statement in self._connection.extract_statements(query)]
         except self._duckdb.Error as err:
             raise OptionError(f"the query is not understood: {_line(err)}") from err
         if kinds != [self._duckdb.StatementType.SELECT]:
             raise OptionError(f"query must be one SELECT: got {query!r}")
-        tree = json.loads(self._connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()[0])
-        modifiers = [] if tree.get("error") else tree["statements"][0]["node"].get("modifiers", [])
-        return any(modifier["type"] == "ORDER_MODIFIER" for modifier in modifiers)
 
     def _run(self, query: str) -> Any:
         try:
             return self._connection.execute(query)
         except self._duckdb.Error as err:
-            raise OptionError(f"the query does not run: {_line(err)}") from err
+            raise OptionError(f"the query does not run: {self._reason(err)}") from err
 
     def _column_names(self, query: str) -> list[str]:
-        names = [column[0] for column in self._cursor.description]
+        names = [row[0] for row in self._run(f"DESCRIBE {query}").fetchall()]
         if len(set(names)) != len(names):
             raise OptionError(f"the query must name each column once: it gives {', '.join(names)}")
         return names
@@ -139,16 +141,28 @@ class QuerySource(SamplesSource):
                 "depends on the order of the rows"
             )
 
-    def _rows(self) -> Iterator[Sample]:
+    def _fetched(self, query: str) -> Generator[Row, None, None]:
         try:
-            while rows := self._cursor.fetchmany(_ROWS_AT_ONCE):
-                for row in rows:
-                    sample = dict(zip(self._names, map(_plain, row), strict=True))
-                    if isinstance(sample.get("__key__"), int):
-                        sample["__key__"] = str(sample["__key__"])
-                    yield sample
+            cursor = self._connection.execute(query)
+            while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+                yield from rows
         except self._duckdb.Error as err:
-            raise SourceError(f"the query failed: {_line(err)}") from err
+            raise SourceError(f"the query failed: {self._reason(err)}") from err
+
+    def _samples_of(self, rows: Iterable[Row]) -> Iterator[Sample]:
+        for row in rows:
+            sample = dict(zip(self._names, map(_plain, row), strict=True))
+            if isinstance(sample.get("__key__"), int):
+                sample["__key__"] = str(sample["__key__"])
+            yield sample
+
+    def _reason(self, err: Exception) -> str:
+        if isinstance(err, self._duckdb.OutOfMemoryException):
+            return (
+                f"it needs more memory than the {_MEMORY_LIMIT} that DuckDB may take; order by columns that are "
+                "selected, select less, or give each row a key (SELECT id AS __key__, ...) instead of an order"
+            )
+        return _line(err)
 
 
 def _tables(place: Place) -> tuple[list[str], str | None]:
