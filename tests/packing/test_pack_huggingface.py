@@ -179,6 +179,15 @@ def test_a_part_of_a_saved_folder_has_to_be_chosen(labelled, tmp_path):
     assert hr.pack(tmp_path / "saved" / "train", tmp_path / "out").samples == 60
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_misspelt_field_is_said_before_any_work(labelled, tmp_path, is_streamed):
+    """Fields have the names that they will have in samples: an image by its extension, which its content decides."""
+    source = labelled.to_iterable_dataset() if is_streamed else labelled
+    with pytest.raises(OptionError, match=r"has no field 'image', which .* asks for: did you mean 'image\.\*'\?"):
+        hr.pack(source, tmp_path / "out", require=["image"])
+    assert hr.pack(source, tmp_path / "out", require=["image.png", "cls"]).samples > 0
+
+
 def test_what_cannot_be_had_is_said(labelled, tmp_path):
     gone = [
         {"image": {"bytes": None, "path": str(tmp_path / "gone.png")}},

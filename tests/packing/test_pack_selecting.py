@@ -1,5 +1,6 @@
 """Choosing and changing samples while packing: what is kept is exact, in its stated order, and the same every time."""
 
+import json
 from collections import Counter
 from io import BytesIO
 
@@ -142,6 +143,45 @@ def test_a_field_that_is_not_there_is_said(tmp_path):
     for options in ({"dedup": ["nothing"]}, {"sample": 0.5, "stratify": "nothing"}):
         with pytest.raises(SourceError, match="has no field 'nothing'"):
             hr.pack(samples(9), tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"where": "lable == 3"}, "no field 'lable', which where and require asks for: did you mean 'label'?"),
+        ({"require": ["Text"]}, "no field 'Text', which where and require asks for: did you mean 'text'?"),
+        ({"where": "zzz > 3"}, "which where and require asks for: the fields are 'label', 'n', 'text'"),
+        ({"dedup": ["texts"]}, "which dedup asks for: did you mean 'text'?"),
+        ({"sample": 0.5, "stratify": "labels"}, "which sample asks for: did you mean 'label'?"),
+    ],
+)
+def test_a_misspelt_field_is_said_before_any_work(tmp_path, monkeypatch, options, said):
+    hr.pack(samples(9), tmp_path / "packed", format="mds")
+    rows = "".join(f"{json.dumps(sample)}\n" for sample in samples(9))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    monkeypatch.setattr("headrace.packing.survey.Survey._look_through", None)  # nothing gets as far as that
+    for source in ("packed", "rows.jsonl"):
+        with pytest.raises(OptionError) as caught:
+            hr.pack(tmp_path / source, tmp_path / "out", **options)
+        assert said in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_field_of_what_is_only_known_when_read_is_said_at_the_end(tmp_path, caplog):
+    said = "no sample had a field 'lable', which where and require asks for: did you mean 'label'?"
+    with pytest.raises(SourceError, match="of 9 samples 9 are left out by where and require; ") as caught:
+        hr.pack(samples(9), tmp_path / "out", where="lable == 1")
+    assert said in str(caught.value)
+    with caplog.at_level("WARNING"):
+        hr.pack(samples(9), tmp_path / "out", where="lable is None or label == 1")
+    assert caplog.messages == [said]
+
+
+def test_a_field_that_only_some_samples_have_or_that_is_filled_in_is_no_mistake(tmp_path, caplog):
+    source = [{"__key__": f"{i}", "n": i} | ({"rare": 1} if i == 400 else {}) for i in range(500)]
+    options = {"where": "rare is None or rare == 1", "fill": {"new": 7}, "require": ["new"]}
+    assert hr.pack(source, tmp_path / "out", **options).samples == 500
+    assert caplog.messages == []
 
 
 def test_nothing_left_says_why(tmp_path):

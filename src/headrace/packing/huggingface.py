@@ -15,6 +15,7 @@ from typing import Any
 
 from headrace.errors import DamagedError, OptionError, SourceError, StorageError
 from headrace.formats import CLASS_FIELD
+from headrace.packing.fields import ANY_EXTENSION
 from headrace.packing.options import Options
 from headrace.packing.samples import SamplesSource
 from headrace.packing.source import Bad, Sample
@@ -85,9 +86,16 @@ class HuggingFaceSource(SamplesSource):
             classes=None if self._label is None else tuple(features[self._label].names),
             num_samples=len(dataset) if isinstance(dataset, self._datasets.Dataset) else None,
         )
+        if features:
+            self.fields = frozenset(map(self._field_of, features))
         if not self._names_extension:
             images = (name for name in self._files if isinstance(features[name], self._datasets.Image))
             self.images = frozenset(images)
+
+    def _field_of(self, column: str) -> str:
+        if column in self._files:
+            return f"{column}{ANY_EXTENSION}" if self._names_extension else column
+        return _CLASS_FIELD if column == self._label else column
 
     def _loaded(self, folder: Place) -> Any:
         try:

@@ -14,6 +14,7 @@ from headrace.dataset import Dataset
 from headrace.errors import TargetError
 from headrace.formats import Manifest, get_written_format
 from headrace.packing.appending import joined_classes, note_keys, note_keys_of_shard
+from headrace.packing.fields import check_fields, unseen_fields
 from headrace.packing.nearest import scratch_folder
 from headrace.packing.options import OnError, Options, usable_cpus
 from headrace.packing.pipeline import Transform
@@ -186,6 +187,7 @@ def pack(
         for selection in options.selections:
             stack.callback(selection.close)
         opened = stack.enter_context(closing(open_source(source, scratch, options)))
+        check_fields(opened, options.selections)
         options = replace(options, steps=preparation.steps(opened.images))
         manifests = _Packing(opened, places, scratch, options).run()
     return manifests[0] if split is None else dict(zip(split, manifests, strict=True))
@@ -203,6 +205,8 @@ class _Packing:
         self._classes = joined_classes(self._source, [base for base in bases if base is not None])
         appended = [place for place, base in zip(self._places, bases, strict=True) if base is not None]
         with closing(Survey(self._source, self._options, self._scratch, appended)) as survey:
+            if unseen := unseen_fields(self._options.selections):
+                _log.warning("%s", unseen)
             return self._carry_out(survey, bases)
 
     def _carry_out(self, survey: Survey, bases: Sequence[Manifest | None]) -> list[Manifest]:

@@ -12,7 +12,7 @@ shards.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,12 @@ class Selection(ABC):
     """What samples that it leaves out are counted under."""
     needs_sample: bool = True
     """Whether `examine` looks at the sample; to choose by the key alone costs no reading."""
+    fields: frozenset[str] = frozenset()
+    """Fields of samples that it speaks of."""
+    unseen: Set[str] = frozenset()
+    """Those of them that no sample has had so far, where that is no error of its own."""
+    seen: Set[str] = frozenset()
+    """Names of fields that samples had, or some of them, as long as any is unseen."""
 
     def examine(self, key: str, sample: Sample | None) -> Any:
         """What `keeps` has to know of a sample; called from several threads. `sample` is None if it is not needed.

@@ -50,7 +50,7 @@ class _Referred(Source):
         self.title = f"the dataset at {quoted(dataset.url)}"
         self.classes, self.num_records = dataset.manifest.classes, len(dataset)
         self.class_field = dataset.manifest.class_field
-        self.images = images_of(dataset)
+        self.images, self.fields = images_of(dataset), dataset.schema.keys()
         self.loader = DatasetLoader(dataset)
         self._dataset = dataset
 
@@ -92,7 +92,7 @@ class _ReadOnce(SamplesSource):
             num_samples=len(dataset),
         )
         self.class_field = dataset.manifest.class_field
-        self.images = images_of(dataset)
+        self.images, self.fields = images_of(dataset), dataset.schema.keys()
         self._dataset = dataset
 
     @property

@@ -22,20 +22,32 @@ from headrace.packing.steps import Fill, Require, Where
 from headrace.storage import quoted
 
 _MAX_STRATA = 1_000_000
+_MAX_NAMES = 1000  # of fields, to be shown
 _MAX_NAME = 64  # bytes of a value by which its stratum is named; longer ones by their hash
 
 
-@dataclass(frozen=True)
 class Filtered(Selection):
     """Keeps what passes every condition, seen with missing values filled in."""
 
-    conditions: tuple[Fill | Where | Require, ...]
     title = "where and require"
+
+    def __init__(self, conditions: Sequence[Fill | Where | Require]) -> None:
+        self._conditions = tuple(conditions)
+        filled = {name for condition in conditions if isinstance(condition, Fill) for name, _ in condition.values}
+        asked = {name for condition in conditions if not isinstance(condition, Fill) for name in condition.fields}
+        self.fields = frozenset(asked - filled - {"__key__"})
+        self.unseen: set[str] = set(self.fields)
+        self.seen: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Filtered(conditions={self._conditions!r})"
 
     def examine(self, key: str, sample: Sample | None) -> bool:
         """Whether it passes. Raises TransformError where values do not fit a condition."""
-        for condition in self.conditions:
-            assert sample is not None
+        assert sample is not None
+        if self.unseen:
+            self._note(sample)
+        for condition in self._conditions:
             sample = condition(sample)
             if sample is None:
                 return False
@@ -43,6 +55,11 @@ class Filtered(Selection):
 
     def keeps(self, key: str, examined: Any) -> bool:
         return bool(examined)
+
+    def _note(self, sample: Sample) -> None:
+        self.unseen.difference_update(sample)
+        if len(self.seen) < _MAX_NAMES:
+            self.seen.update(name for name in sample if isinstance(name, str) and name != "__key__")
 
 
 class Deduplicated(Selection):
@@ -53,6 +70,7 @@ class Deduplicated(Selection):
     def __init__(self, fields: Sequence[str] | None, folder: Path) -> None:
         """`fields` are those that count; None: all but the key. Digests beyond memory go to files in `folder`."""
         self._fields = None if fields is None else tuple(fields)
+        self.fields = frozenset(self._fields or ()) - {"__key__"}
         self._seen = Seen(folder)
 
     def __repr__(self) -> str:
@@ -96,6 +114,7 @@ class Sampled(Selection):
         self._draws_kept = self._fraction <= 0.5
         self._share = self._fraction if self._draws_kept else 1 - self._fraction
         self.needs_sample = stratify is not None
+        self.fields = frozenset() if stratify is None else frozenset({stratify}) - {"__key__"}
         self._strata: dict[str, _Stratum] = {}
 
     def __repr__(self) -> str:

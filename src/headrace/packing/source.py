@@ -7,7 +7,7 @@ else it holds the sample itself. Which of both, only the source and its loader k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,8 @@ class Source(ABC):
     class_field: str = CLASS_FIELD
     images: frozenset[str] = frozenset()
     """Fields that hold encoded images whatever their name says."""
+    fields: Set[str] | None = None
+    """Names of the fields that samples may have, if that is known before any is read; `NAME.*` has any extension."""
     num_records: int | None = None
     """How many records there will be, if that is known."""
 

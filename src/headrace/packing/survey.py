@@ -20,6 +20,7 @@ import xxhash
 
 from headrace.errors import SourceError
 from headrace.packing.appending import digest_of, note_keys
+from headrace.packing.fields import unseen_fields
 from headrace.packing.options import Options
 from headrace.packing.pipeline import Selection, name_of
 from headrace.packing.seen import Seen
@@ -150,7 +151,9 @@ class Survey:
         first = next((each.skipped.first for each in self.parts if each.skipped.first), None)
         found = [f"{num_bad:,} are broken (the first: {first.reason})"] if first else []
         found += [f"{count:,} are left out by {name}" for name, count in sorted(self.dropped.items())]
-        return f"nothing is left to pack: of {num_bad + num_dropped:,} samples {' and '.join(found)}"
+        unseen = unseen_fields(self._options.selections)
+        why = " and ".join(found) + (f"; {unseen}" if unseen else "")
+        return f"nothing is left to pack: of {num_bad + num_dropped:,} samples {why}"
 
 
 def twice(key: str) -> SourceError:
