@@ -252,7 +252,7 @@ class Dataset:
         """What is wrong with the index of keys; without one, as of a dataset that is not indexed, with the keys."""
         if self._indexes.scanned is None:
             return keys_damage(self._files.home, self.manifest)
-        return repeated_keys(self) if self._windows is None else ()  # keys of windows are arithmetic
+        return repeated_keys(self)
 
     def shard_name(self, shard: int) -> str:
         """The name of a shard within the dataset."""

@@ -85,5 +85,5 @@ def _said(dataset: Dataset, repeated: Repeated) -> str:
 def _place(dataset: Dataset, number: int) -> str:
     """Where a sample lies, for people: shard, and number in it from 0."""
     shard = dataset.pieces.place(dataset.pieces.find(number)[0])[0]
-    first = int(dataset.pieces.sample_starts[dataset.pieces.of_shard(shard)[0]])
+    first = int(dataset.manifest.shards.samples[:shard].sum())
     return f"sample {number - first:,} of {quoted(dataset.shard_name(shard))}"

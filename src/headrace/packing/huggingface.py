@@ -95,7 +95,7 @@ class HuggingFaceSource(SamplesSource):
     def _field_of(self, column: str) -> str:
         if column in self._files:
             return f"{column}{ANY_EXTENSION}" if self._names_extension else column
-        return _CLASS_FIELD if column == self._label else column
+        return CLASS_FIELD if column == self._label else column
 
     def _loaded(self, folder: Place) -> Any:
         try:
