@@ -18,16 +18,17 @@ from headrace.errors import DamagedError, DatasetError
 from headrace.formats.arrow import Column, IndexFile, index_to_bytes
 from headrace.formats.columns import I64, U64, Strings
 from headrace.formats.fields import Field
-from headrace.formats.index import Opened, OpenedRange, RangedIndex, StoredIndex
+from headrace.formats.index import Opened, OpenedRange
 from headrace.formats.mds.columns import Columns
 from headrace.formats.mds.compression import MAX_SHARD_BYTES, codec_of, unpack_shard
+from headrace.formats.spans import SpansIndex
 from headrace.storage import quoted
 
 _COLUMNS = (("key", "text"), ("offset", "int64"), ("length", "int64"), ("checksum", "uint64"))
 _CHECKSUM = re.compile(r"[0-9a-f]{16}")
 
 
-class MdsIndex(RangedIndex, StoredIndex):
+class MdsIndex(SpansIndex):
     """The index of a plain shard."""
 
     format: ClassVar[str] = "mds"
@@ -43,26 +44,16 @@ class MdsIndex(RangedIndex, StoredIndex):
         checksums: U64,
     ) -> None:
         """`stem` begins the keys where no column has them; then `keys` is None."""
-        self.shard_bytes, self.columns = shard_bytes, columns
+        super().__init__(shard_bytes, offsets, lengths, checksums)
+        self.columns = columns
         self._stem, self._keys = stem, keys
-        self._arrays = (offsets, lengths, checksums)
-        # A memoryview gives a Python int in a third of the time that an array takes, without holding a list of them.
-        self._offsets, self._lengths, self._checksums = offsets.data, lengths.data, checksums.data
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self.shard_bytes, self._stem, self.columns.pairs, self._keys, *self._arrays)
-
-    @property
-    def num_samples(self) -> int:
-        return len(self._lengths)
+        return _restored, (type(self), self.shard_bytes, self._stem, self.columns.pairs, self._keys, *self._spans)
 
     @property
     def nbytes(self) -> int:
-        return (self._keys.nbytes if self._keys is not None else 0) + sum(array.nbytes for array in self._arrays)
-
-    @property
-    def sample_bytes(self) -> I64:
-        return self._arrays[1]
+        return (self._keys.nbytes if self._keys is not None else 0) + sum(array.nbytes for array in self._spans)
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -71,29 +62,13 @@ class MdsIndex(RangedIndex, StoredIndex):
     def key(self, i: int) -> str:
         return f"{self._stem}:{i}" if self._keys is None else self._keys[i]
 
-    def extent(self, first: int, last: int) -> tuple[int, int]:
-        if first >= last:
-            return 0, 0
-        offset = self._offsets[first]
-        return offset, self._offsets[last - 1] + self._lengths[last - 1] - offset
-
-    def damage(self, first: int, last: int, data: memoryview) -> dict[int, str]:
-        base = self._offsets[first] if first < last else 0
-        found = {}
-        for i in range(first, last):
-            at = self._offsets[i] - base
-            checksum = xxhash.xxh3_64_intdigest(data[at : at + self._lengths[i]])
-            if checksum != self._checksums[i]:
-                found[i] = f"its checksum is {checksum:016x}, not {self._checksums[i]:016x}"
-        return found
-
     def sample(self, i: int, data: memoryview, base: int) -> dict[str, Any]:
         """Sample i; its values are made here. Raises DamagedError for one that its column cannot have."""
         at = self._offsets[i] - base
         return self.columns.sample(data[at : at + self._lengths[i]], self.key(i))
 
     def to_file(self) -> bytes:
-        offsets, lengths, checksums = self._arrays
+        offsets, lengths, checksums = self._spans
         keys = Strings.of([""] * len(lengths)) if self._keys is None else self._keys
         table: dict[str, Column] = {"key": keys, "offset": offsets, "length": lengths, "checksum": checksums}
         return index_to_bytes(self.format, table, self._facts())
