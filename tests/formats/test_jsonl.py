@@ -66,7 +66,7 @@ def test_what_json_says_comes_back(tmp_path_factory, objects, between):
 
 def test_keys_are_those_of_the_lines_where_they_have_some(tmp_path):
     index, _ = scan(JSONL, write(tmp_path / "a.b.jsonl", b'{"x": 0}\n{"__key__": "", "x": 1}\n{"x": 2}\n'))
-    assert [index.key(i) for i in range(3)] == ["a:0", "", "a:2"]
+    assert [index.key(i) for i in range(3)] == ["a-b:0", "", "a-b:2"]
     assert index.fields == {"x": Field("int", "int64")}
 
 

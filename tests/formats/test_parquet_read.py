@@ -246,8 +246,8 @@ def test_row_groups_are_pieces_and_keys_count_rows_of_the_shard(tmp_path):
     index, row = scan(path)
     assert row.pieces == (4, 4, 2)
     assert [piece.is_ranged for piece in index.pieces] == [False] * 3
-    assert [piece.key(0) for piece in index.pieces] == ["part-3.data:0", "part-3.data:4", "part-3.data:8"]
-    assert index.key(9) == "part-3.data:9"
+    assert [piece.key(0) for piece in index.pieces] == ["part-3-data:0", "part-3-data:4", "part-3-data:8"]
+    assert index.key(9) == "part-3-data:9"
     ends = [sum(piece.extent(0, piece.num_samples)) for piece in index.pieces]
     assert ends == sorted(ends)
     assert row.unpacked_bytes == index.unpacked_bytes > 0
