@@ -371,9 +371,16 @@ def test_odd_values_arrive_as_they_are(stream, processes):
     assert [bytes(one["view"]) for one in batch["nested"]] == [bytes([i]) * i for i in range(4)]
 
 
-def test_an_int_that_is_too_large_names_its_sample(stream):
-    with pytest.raises(TransformError, match=r"sample '000017': it ended in OverflowError"):
-        list(hr.Loader(stream.map(lambda s: {"x": 2**63 if number(s) == 17 else 1}), batch_size=4))
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**5000], ids=["2^63", "-2^63-1", "10^5000"])
+def test_an_int_that_no_tensor_holds_is_named_with_its_sample(stream, value):
+    message = r"sample '000017': field 'x' is an int that int64 does not hold, but in this stream it is int64 \(\): bring it to"
+    with pytest.raises(TransformError, match=message):
+        list(hr.Loader(stream.map(lambda s: {"x": value if number(s) == 17 else 1}), batch_size=4))
+
+
+def test_ints_of_which_no_tensor_holds_any_come_as_a_list(stream):
+    batch = next(iter(hr.Loader(stream.map(lambda s: {"x": 2**64}), batch_size=4)))
+    assert batch["x"] == [2**64] * 4
 
 
 def test_an_error_stops_the_feed(stream, tmp_path):

@@ -55,6 +55,8 @@ def checked_value(name: str, value: Any, spec: ArraySpec) -> Any:
     if found is not None and found.shape == spec.shape and np.can_cast(found.dtype, spec.dtype, "safe"):
         return value
     shown = f"{found.dtype} {found.shape}" if found else type(value).__name__
+    if found is None and isinstance(value, int):
+        shown = "an int that int64 does not hold"
     raise TransformError(
         f"field {name!r} is {shown}, but in this stream it is {spec.dtype} {spec.shape}: bring it to that type and "
         f"shape, or declare that it varies by .map(fn, shapes={{{name!r}: None}})"

@@ -81,9 +81,14 @@ def array_spec(dtype: str, shape: tuple[int | None, ...]) -> ArraySpec | Ragged:
 
 
 def spec_of(value: object) -> ArraySpec | None:
-    """What a value of a real sample shows: arrays and numbers have a spec, anything else has none."""
+    """What a value of a real sample shows: arrays and numbers have a spec, anything else has none.
+
+    Nor has a whole number that int64 does not hold: it goes into no tensor.
+    """
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
         return ArraySpec(value.dtype.name, value.shape)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return None
     for kind, dtype in ((bool, "bool"), (int, "int64"), (float, "float64")):
         if isinstance(value, kind):
             return ArraySpec(dtype, ())
