@@ -118,3 +118,15 @@ def test_a_shard_damaged_in_the_store_is_an_error_as_without_a_cache(files, cach
         with hr.Loader(hr.Stream(ds, seed=3), batch_size=BATCH, on_error="skip", max_skipped=2) as loader:
             for _ in range(2):
                 assert sum(len(batch["__key__"]) for batch in loader) == NUM_SAMPLES - 1
+
+
+def test_a_loader_that_ends_leaves_no_block_half_written(files, tmp_path):
+    """Law 9: it ends in the middle of its reading ahead, after one batch."""
+    with FaultyServer(files) as server:
+        for number in range(12):
+            folder = tmp_path / str(number)
+            ds = hr.open(server.url + "/photos", cache=folder)
+            with hr.Loader(hr.Stream(ds, seed=number), batch_size=2, threads=4) as loader:
+                next(iter(loader))
+            assert [path.name for path in folder.glob("*/blocks/*/*")]
+            assert [path.name for path in folder.glob("*/parts/*")] == []

@@ -12,7 +12,7 @@ from headrace.load.batch import Batch
 from headrace.load.channel import Channel, Frame, Kind, receive_frame
 from headrace.load.fields import Specs, resolve_specs
 from headrace.load.job import STAGES, Delivery, Job
-from headrace.load.launch import watch_parent
+from headrace.load.launch import end_now, watch_parent
 from headrace.load.pipeline import Pipeline, unexpected
 from headrace.load.rows import Chain
 from headrace.load.slots import SlotPool
@@ -36,7 +36,7 @@ def main(parent: int, channel_fd: int, orders_fd: int) -> None:
             feed.obey(frame)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the trainer is gone
-    os._exit(0)  # threads may be inside a read or a user's function: nothing of theirs is wanted any more
+    end_now()
 
 
 class Feed:
@@ -91,4 +91,4 @@ class Feed:
         try:
             self._channel.send(delivery, fds)
         except (BrokenPipeError, ConnectionResetError):
-            os._exit(0)  # the trainer is gone
+            end_now()  # the trainer is gone

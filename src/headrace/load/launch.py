@@ -15,9 +15,11 @@ import socket
 import subprocess
 import sys
 import threading
+from typing import NoReturn
 
 from headrace.load.channel import Channel
 from headrace.storage import child_environment
+from headrace.storage.cache import stop_publishing
 
 # The new interpreter looks for modules where this one does, before it imports anything of ours.
 _BOOT = """
@@ -69,7 +71,14 @@ def _watch(parent: int, line: int) -> None:
     poll.register(line, 0)  # a hang-up is reported unasked
     while not poll.poll(PARENT_CHECK_MS) and os.getppid() == parent:
         pass
-    os._exit(0)  # nothing that runs here is wanted any more
+    end_now()
+
+
+def end_now() -> NoReturn:
+    """End this process, whatever its threads are at: inside a read or a user's function, of which nothing is wanted
+    any more. Only what goes into a cache is not left half-written."""
+    stop_publishing()
+    os._exit(0)
 
 
 def exit_reason(code: int | None) -> str:

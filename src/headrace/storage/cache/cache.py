@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import time
 from abc import ABC, abstractmethod
 
@@ -20,6 +21,10 @@ from headrace.storage.place import quoted
 REST_SEC = 60.0
 """How long nothing is put into a cache after it failed."""
 
+SETTLE_SEC = 2.0
+"""How long the end of a process waits for a block that is being written."""
+
+_publishing = threading.Lock()
 _log = logging.getLogger("headrace.storage")
 _warned: set[tuple[int, str]] = set()
 
@@ -61,7 +66,8 @@ class Cache(ABC):
         if self.is_resting:
             return
         try:
-            self._publish(key, data)
+            with _publishing:
+                self._publish(key, data)
         except OSError as err:
             self._rest(err)
 
@@ -91,6 +97,12 @@ class Cache(ABC):
         if here not in _warned:
             _warned.add(here)
             _log.warning("%s", f"{quoted(self.label)} {_reason(err)}; reading goes on without it")
+
+
+def stop_publishing() -> None:
+    """Begin no further block in this process, and wait for one under way: right before `os._exit`, which would leave
+    half of it."""
+    _publishing.acquire(timeout=SETTLE_SEC)
 
 
 def _reason(err: OSError) -> str:
