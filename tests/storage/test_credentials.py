@@ -11,6 +11,8 @@ from faulty import FaultyServer, status
 from headrace.errors import StorageError
 from headrace.storage import ReadOptions, clients, locate, read_bytes, write_bytes
 from headrace.storage.causes import scrubbed
+from headrace.storage.object_store import ObjectStore
+from headrace.storage.store import Refused
 from servers import AZURE_ACCOUNT, AZURE_KEY
 
 QUICK = ReadOptions(timeout_sec=60)
@@ -143,6 +145,68 @@ def test_a_wrong_azure_key_is_told_without_it(azure, monkeypatch):
     with pytest.raises(StorageError, match="check the credentials in the environment") as caught:
         read_bytes(azure / "a")
     assert "d3Jvbmctc2VjcmV0" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "variables", "words"),
+    [
+        (
+            "az://bucket/a",
+            {"AZURE_STORAGE_ACCOUNT_KEY": "not base64, but secret"},
+            "Invalid Access Key.*AZURE_STORAGE_",
+        ),
+        ("az://bucket/a", {"AZURE_STORAGE_SAS_TOKEN": "secret"}, "SAS query pair; check .*AZURE_STORAGE_SAS_TOKEN"),
+        (
+            "gs://bucket/a",
+            {"GOOGLE_APPLICATION_CREDENTIALS": "/none.json"},
+            "/none.json: No such file.*; check .*GOOGLE",
+        ),
+        ("gs://bucket/a", {"GOOGLE_SERVICE_ACCOUNT_KEY": '{"private_key_id": ["secret"]}'}, "check the credentials"),
+        ("s3://bucket/a", {"AWS_ACCESS_KEY_ID": "AKIA"}, "Missing SecretAccessKey; check .*AWS_SECRET_ACCESS_KEY"),
+    ],
+    ids=["azure-key", "azure-sas", "google-file", "google-key", "aws-half"],
+)
+def test_credentials_of_which_no_request_can_be_made_are_final_and_not_shown(
+    endpoint, monkeypatch, url, variables, words
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match=words) as caught:
+        read_bytes(url, options=QUICK)
+    assert "secret" not in str(caught.value)
+    assert "gave up" not in str(caught.value)
+    assert endpoint.requests == []
+
+
+@pytest.mark.parametrize(
+    "value", ["localhost:9000", "notaurl", "ftp://host", "http://", "http://a host", "http://k:s@h"]
+)
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT"])
+def test_an_endpoint_that_is_no_url_is_told(endpoint, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match=r"endpoint must be a URL with its scheme, such as http://host:9000: got "):
+        read_bytes("s3://bucket/a" if name.startswith("AWS") else "az://bucket/a", options=QUICK)
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+def test_a_key_that_ends_in_a_line_break_is_told(endpoint, monkeypatch, name):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv(name, "some-secret\n")
+    with pytest.raises(StorageError, match=rf"^{name} holds a line break or another control character") as caught:
+        read_bytes("s3://bucket/a", options=QUICK)
+    assert "some-secret" not in str(caught.value)
+
+
+def test_obstore_breaking_down_is_an_error_of_ours(endpoint):
+    """What Rust's panics become is no Exception, and would end a thread that others wait for."""
+    panic = type("PanicException", (BaseException,), {})
+
+    def call():
+        raise panic("called `Result::unwrap()` on an `Err` value")
+
+    with pytest.raises(Refused, match="obstore broke down: called"):
+        ObjectStore(locate("s3://bucket/a"))._call(call)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,10 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _NO_STORE = re.compile("Bucket|Container")
 _KIND = re.compile(r"kind: (Timeout|Connect|Interrupted|Redirect|TooManyRedirects)\b")
+_WAS_SENT = re.compile("HTTP|Http|Error performing|kind: (Timeout|Connect)")
+"""In the text of what went wrong with a request. Without it none was sent: what it would have been made of is wrong."""
+_GENERIC = re.compile(r"^Generic \w+ error: ")
+_QUOTED = re.compile(r'"[^"]*"')
 _SYSTEM = re.compile(r'(?:message|error): "([^"?&=]{1,120})"')
 _METADATA = ("/latest/api/token", "/latest/meta-data", "metadata.google.internal", "/metadata/identity", "169.254.")
 _MAY_PASS = frozenset({408, 409, 423, 425, 429})
@@ -70,6 +74,8 @@ def object_failure(err: Exception, scheme: str, *, has_worked: bool) -> Failure:
             return Refused(meaning)
     if "Could not parse path" in text or (status and not _may_pass(status)) or "TooManyRedirects" in text:
         return Refused(words)
+    if not _WAS_SENT.search(text) and not has_worked:
+        return _unsendable(text, scheme)
     return Refused(words) if _NO_SUCH_HOST in text and not has_worked else Trouble(words)
 
 
@@ -122,6 +128,12 @@ def _words(text: str, status: int) -> str:
     kind = found[1] if (found := _KIND.search(text)) else ""
     known = {"Timeout": "no answer within the time limit", "Connect": "no connection", "Interrupted": "connection lost"}
     return known.get(kind) or scrubbed(text) if not system else known.get(kind, "fault") + system
+
+
+def _unsendable(text: str, scheme: str) -> Failure:
+    """A key that is no key, a file of credentials that is missing or broken; of its content nothing is repeated."""
+    words = _QUOTED.sub('"..."', scrubbed(_GENERIC.sub("", text)))
+    return Denied(denied(scheme, words)) if scheme in VARIABLES else Refused(words)
 
 
 def _no_credentials(scheme: str, *, has_worked: bool) -> Failure:

@@ -29,6 +29,7 @@ Client = Any
 """Any of obstore's stores."""
 
 _STALL_SHARE, _SHORTEST_STALL_SEC, _CONNECT_SEC = 0.25, 5.0, 5.0
+_ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.IGNORECASE)
 _SET = ("1", "true", "yes", "on")
 _HAS_CREDENTIALS = re.compile(
     r"^\s*(aws_access_key_id|role_arn|credential_process|sso_\w+|login_session)\s*=", re.MULTILINE
@@ -89,7 +90,8 @@ def _behaviour(limit: float, use: Use) -> dict[str, Any]:
 
 
 def _s3(place: Place) -> Callable[..., Client]:
-    endpoint = _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    endpoint = _checked_endpoint(_first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"))
+    _check_printable("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     config: dict[str, Any] = {"disable_bulk_delete": True}  # not every S3-compatible store has it
     config |= _s3_credentials(is_own=bool(endpoint) or _is_set("AWS_EC2_METADATA_DISABLED"))
     if not _first("AWS_REGION", "AWS_DEFAULT_REGION"):
@@ -173,6 +175,7 @@ def _az(place: Place) -> Callable[..., Client]:
     endpoint = config.get("endpoint") or _first("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
     if _is_set("AZURE_STORAGE_USE_EMULATOR"):
         endpoint = endpoint or _first("AZURITE_BLOB_STORAGE_URL") or "http://127.0.0.1:10000"
+    _checked_endpoint(endpoint)
     signs = {"account_key", "sas_key", "use_emulator"} & config.keys() or _first(*_AZ_CREDENTIALS)
     if endpoint and not signs:
         config["skip_signature"] = True
@@ -218,6 +221,22 @@ def _allowing_http(make: Callable[..., Client], endpoint: str) -> Callable[..., 
         return make(client_options=client_options | {"allow_http": allow_http}, **behaviour)
 
     return build
+
+
+def _checked_endpoint(endpoint: str) -> str:
+    """The endpoint, if there is one. Raises StorageError for one that is no URL, on which obstore panics."""
+    if endpoint and not _ENDPOINT.fullmatch(endpoint):
+        raise StorageError(
+            f"a store's endpoint must be a URL with its scheme, such as http://host:9000: got {scrubbed(endpoint)!r}"
+        )
+    return endpoint
+
+
+def _check_printable(*names: str) -> None:
+    """Raises StorageError for a key with a line break, as files of secrets end in, on which obstore panics."""
+    for name in names:
+        if not os.environ.get(name, "").isprintable():
+            raise StorageError(f"{name} holds a line break or another control character: set it without")
 
 
 def _first(*names: str) -> str:

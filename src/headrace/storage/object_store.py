@@ -17,7 +17,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from headrace.storage.calls import interruptible
-from headrace.storage.causes import object_failure
+from headrace.storage.causes import object_failure, scrubbed
 from headrace.storage.clients import Client, Use, maker
 from headrace.storage.place import WEB_SCHEMES, Place
 from headrace.storage.store import Data, Denied, Entry, Missing, Range, Refused, Store, Trouble, Version
@@ -30,6 +30,7 @@ _PART_BYTES = 8 << 20
 _MOST_PARTS = 9_000  # S3 takes 10,000
 _PARTS_AT_ONCE = 4
 _PAGE = 1_000
+_PANIC = "PanicException"  # of pyo3, which exports it nowhere
 
 _NO_LISTING = (
     "this web server has no listing of folders; give the URL of a file or of a dataset with its manifest, "
@@ -218,6 +219,10 @@ class ObjectStore(Store):
             return function(*args, **kwargs)
         except (BaseError, OSError, ValueError, NotImplementedError) as err:
             failure = object_failure(err, self._scheme, has_worked=self._has_worked)
+        except BaseException as err:
+            if type(err).__name__ != _PANIC:
+                raise
+            failure = Refused(f"obstore broke down: {scrubbed(str(err))}")
         raise failure  # out here, so that the library's own error is not its context
 
 
