@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import headrace as hr
+from headrace.dataset import dataset as dataset_module
 from headrace.dataset import indexes as indexes_module
 from headrace.errors import DamagedError, DatasetError, ManifestError, OptionError, TargetError
 
@@ -108,6 +109,22 @@ def test_a_sample_over_the_limit_is_an_error(texts):
         hr.open(texts, max_sample_bytes=2047)[0]
     with pytest.raises(OptionError, match="max_sample_bytes must be"):
         hr.open(texts, max_sample_bytes="lots")
+
+
+def test_what_unpacks_to_too_much_as_a_whole_is_refused_by_number_too(tmp_path, monkeypatch):
+    """A manifest may say anything of a small file, and come from anyone."""
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for name in ("a.bin", "b.bin"):
+            info = tarfile.TarInfo(name)
+            info.size = 1 << 20
+            tar.addfile(info, io.BytesIO(bytes(1 << 20)))
+    hr.index(tmp_path)
+    assert bytes(hr.open(tmp_path)[1]["bin"]) == bytes(1 << 20)
+    monkeypatch.setattr(dataset_module, "MAX_UNPACKED_BYTES", 1 << 20)
+    with pytest.raises(
+        DatasetError, match=r"a\.tar\.gz is unpacked as a whole, to 2,\d+,\d+ bytes, .* 1,048,576: repack"
+    ):
+        hr.open(tmp_path)[1]
 
 
 def test_windows_of_tokens(tmp_path):

@@ -101,6 +101,10 @@ def test_shards_may_lie_in_folders_below(tmp_path):
         (setter("fingerprint", to=HEX), "fingerprint must agree"),
         (setter("fields", to=[]), "fields must be an object"),
         (setter("fields", "png", "image_size", to=[1]), r"fields\.png\.image_size must be \[height, width\]"),
+        (
+            setter("fields", "png", "type", to="byteq"),
+            r"fields\.png\.type must be one of bytes, image, .*, got 'byteq'",
+        ),
         (setter("classes", to=[1]), r"classes\[0\] must be a string"),
         (setter("class_field", to=3), "class_field must be a string"),
         (setter("shards", to=None), "shards must be there"),

@@ -28,6 +28,7 @@ from headrace.dataset.view import View, Windows
 from headrace.errors import DamagedError, DatasetError, OptionError
 from headrace.formats import Field, Manifest, Opened, ShardIndex
 from headrace.formats.columns import I64
+from headrace.formats.format import MAX_UNPACKED_BYTES
 from headrace.formats.index import StoredIndex
 from headrace.formats.tokens.bins import Layout
 from headrace.formats.tokens.index import FIELD
@@ -306,10 +307,20 @@ class Dataset:
                 return open_run(file, index, first, last)
         opened = self._last_whole.get(piece)
         if opened is None:
+            self._check_unpacked(piece, shard)
             with self.open_shard(shard) as file:
                 opened = open_run(file, index, 0, index.num_samples)
             self._last_whole.put(piece, opened)
         return opened
+
+    def _check_unpacked(self, piece: int, shard: int) -> None:
+        # A manifest may come from anywhere, and a small file may unpack to any size.
+        num_bytes = int(self.pieces.bytes[piece])
+        if num_bytes > MAX_UNPACKED_BYTES:
+            raise DatasetError(
+                f"{self.shard_name(shard)} is unpacked as a whole, to {num_bytes:,} bytes, and read like this are at "
+                f"most {MAX_UNPACKED_BYTES:,}: repack the dataset (headrace pack)"
+            )
 
     def _check_size(self, num_bytes: int, what: str) -> None:
         if num_bytes > self._max_sample_bytes:

@@ -62,6 +62,8 @@ class Field:
         image_size = item.get("image_size").optional(sizes)
         if image_size is not None and len(image_size) != 2:
             raise item["image_size"].error("must be [height, width]")
+        if item["type"].value not in FIELD_TYPES:
+            raise item["type"].error(f"must be one of {', '.join(FIELD_TYPES)}")
         return cls(
             item["type"].text(),
             item.get("dtype").optional(Checked.text),

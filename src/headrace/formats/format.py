@@ -14,6 +14,9 @@ from headrace.formats.shard import Encoded, ShardWriter
 from headrace.formats.shards import Shard
 from headrace.storage import File, Place
 
+MAX_UNPACKED_BYTES = 4 << 30
+"""What is compressed as a whole may unpack to: the bound on what a small file can ask for."""
+
 
 class Listing(ABC):
     """The files of a folder that may be a dataset, for formats to recognise themselves by content."""
@@ -53,8 +56,8 @@ class ScanOptions:
     """The type of bare token files."""
     max_sample_bytes: int = 256 << 20
     """What a single sample may take, unpacked: the bound on what a wrong length can ask for."""
-    max_unpacked_bytes: int = 4 << 30
-    """What a shard that is compressed as a whole may unpack to: the bound on what a small file can ask for."""
+    max_unpacked_bytes: int = MAX_UNPACKED_BYTES
+    """What a shard that is compressed as a whole may unpack to."""
 
 
 @dataclass(frozen=True, slots=True)
