@@ -1,5 +1,6 @@
 """Laws 1 to 4 of the order, over sample counts, shard counts, world sizes and interruption points."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from headrace.errors import OptionError
 from headrace.order import Batches, Order, check_world_size, default_partitions
 from headrace.order import blocks as blocks_module
-from headrace.order.keyed import derive_key, hash_sequence, permutation, permutation_rows
+from headrace.order.keyed import derive_key, hash_sequence, permutation, permutation_rows, permuted
 
 shard_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
@@ -127,9 +128,48 @@ def test_the_order_is_the_same_in_every_release():
     ]
 
 
+uneven = np.arange(40) ** 2 * 7 % 901
+
+
+@pytest.mark.parametrize(
+    ("order", "digest"),
+    [
+        pytest.param(Order(uneven, uneven * 1500, 3, True, 48), "e693257e", id="defaults"),
+        pytest.param(Order(uneven, uneven * 1500, 3, True, 12, block_size=20_000, window=100), "2169168f", id="window"),
+        pytest.param(Order(uneven, uneven * 1500, 2**62, True, 6, window=0), "5a8d34e3", id="no window"),
+        pytest.param(Order(uneven, uneven * 1500, 3, True, 2, window=2000), "414009d4", id="wide window"),
+        pytest.param(Order(uneven * 10, uneven * 10, 3, True, 48, block_size=1), "ec69c9a1", id="groups of blocks"),
+    ],
+)
+def test_whole_epochs_are_the_same_in_every_release(order, digest):
+    """As above, of all that a saved state counts on: each way of permuting blocks and windows, and another epoch."""
+    places = order.epoch(9).locate(np.arange(order.num_samples))
+    digested = hashlib.sha256(np.stack((places.piece, places.sample), axis=1).astype("<i8").tobytes())
+    assert digested.hexdigest()[:8] == digest
+
+
 @given(st.integers(0, 2**64 - 1), st.integers(0, 500))
 def test_a_permutation_has_every_number_once(key, size):
     assert sorted(permutation(key, size).tolist()) == list(range(size))
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(1, 2000))
+def test_a_permutation_computed_value_by_value_has_every_number_once(key, size):
+    keys, values = np.full(size, key, np.uint64), np.arange(size, dtype=np.uint64)
+    places = permuted(keys, size, values)
+    assert sorted(places.tolist()) == list(range(size))
+    assert permuted(keys[:1], size, values[-1:]) == places[-1]
+
+
+def test_permutations_computed_value_by_value_look_random():
+    """Each value goes everywhere about as often, and neighbours part: chi-square within 5 standard deviations."""
+    size, num_keys = 1200, 4000
+    keys = np.arange(num_keys, dtype=np.uint64)
+    at, beside = (permuted(keys, size, np.full(num_keys, value, np.uint64)) for value in (700, 701))
+    for values in (at, (beside - at) % size):
+        counts = np.bincount(values // 12, minlength=100)
+        chi_square = ((counts - num_keys / 100) ** 2 / (num_keys / 100)).sum()
+        assert abs(chi_square - 99) < 5 * math.sqrt(2 * 99)
 
 
 def test_rows_of_permutations_equal_single_ones():
@@ -149,14 +189,18 @@ def test_epochs_and_seeds_differ():
     assert len(seen) == 9
 
 
-@given(orders())
-def test_many_blocks_are_ordered_in_groups_without_losing_any(order):
+@given(orders(), st.data())
+def test_many_blocks_are_ordered_in_groups_without_losing_any(order, data):
     """The two-level order of very large datasets obeys law 1 as well: shown at a size that can be counted."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks_module, "MAX_PERMUTED_BLOCKS", 4)
-        patch.setattr(blocks_module, "GROUP_BLOCKS", 3)
+        patch.setattr(blocks_module, "GROUP_BLOCKS", data.draw(st.sampled_from([1, 3, 10])))
+        patch.setattr(blocks_module, "MIN_NUM_STRETCHES", data.draw(st.sampled_from([1, 4, 1000])))
+        patch.setattr(blocks_module, "_DEALT_AT_ONCE", data.draw(st.sampled_from([1, 8])))
         every = [(k, i) for k, n in enumerate(order.piece_samples.tolist()) for i in range(n)]
         assert sorted(located(order, 2, range(order.num_samples))) == every
+        runs = list(order.epoch(2).runs(0, 1))
+    assert sorted((run.piece, i) for run in runs for i in range(run.first, run.last)) == every
 
 
 def test_a_world_size_that_does_not_divide_is_refused_with_the_nearest_that_do():

@@ -34,7 +34,7 @@ class Stream:
     """False gives storage order: position g of an epoch is sample g."""
     block_size: int | str | None = None
     """Bytes, such as "1MiB", that are read by one request and stay together in the shuffle. None: 4 MiB, or less for a
-    small dataset (its bytes / 3,072, at least one sample), so that it is shuffled finely."""
+    small dataset (its bytes / 3,072, at least one sample), so that it is shuffled finely. At most 2^30 a dataset."""
     window: int | None = None
     """How many neighbouring samples of one partition are shuffled among themselves. None: those of a block."""
     partitions: int | None = None

@@ -70,21 +70,18 @@ class Batches:
         incomplete last batch every rank's share is as large as the largest: a rank with one sample fewer repeats the
         last that it owns, or, owning none in the epoch, one of another rank.
         """
-        sizes = [self._local_size(step) for step in range(first_step, last_step)]
-        starts = np.repeat(np.arange(first_step, last_step) * self.global_batch_size, sizes)
-        within = np.concatenate([np.arange(n) for n in sizes]) if sizes else np.empty(0, np.int64)
-        wanted = starts + within * self.world_size + self.rank
+        starts = np.arange(first_step, last_step) * self.global_batch_size
+        sizes = -(-np.minimum(self.global_batch_size, self.num_samples - starts) // self.world_size)
+        ends = np.cumsum(sizes)
+        within = np.arange(sizes.sum()) - np.repeat(ends - sizes, sizes)
+        wanted = np.repeat(starts, sizes) + within * self.world_size + self.rank
         real = wanted < self.num_samples
-        return np.where(real, wanted, self._repeated()), real, sizes
+        return np.where(real, wanted, self._repeated()), real, sizes.tolist()
 
     def has_repeats(self, step: int) -> bool:
         """Whether some rank repeats samples in this step."""
         count = min(self.global_batch_size, self.num_samples - step * self.global_batch_size)
         return count % self.world_size != 0
-
-    def _local_size(self, step: int) -> int:
-        count = min(self.global_batch_size, self.num_samples - step * self.global_batch_size)
-        return -(-count // self.world_size)
 
     def _repeated(self) -> int:
         last = self.num_samples - 1

@@ -2,29 +2,119 @@
 
 Shards of b bytes and s samples have ceil(b / block size) blocks of equal sample counts, at most s of them: arithmetic
 on the manifest alone. The blocks of an epoch, permuted and laid end to end, are one *virtual sequence* of all samples.
-Up to 2^20 blocks are permuted as a whole. Above that, pieces are permuted and cut into groups, and blocks within each
-group, so that only the groups in use are ever in memory.
+
+Up to 2^16 blocks are permuted as a whole. More are dealt to *groups* of about 4,096; the groups are permuted, and the
+blocks within each. So only the groups in use are ever in memory, and an epoch begins without sorting what may be a
+million shards. What is dealt are *stretches*: neighbouring blocks of one piece, the whole piece unless it is large.
+They are dealt in rounds, from the start of storage to its end, one to each group, every round from another group on.
+So a group has stretches from everywhere in storage, others each epoch, however uneven the pieces are.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from headrace.order.keyed import I64, derive_key, permutation
+from headrace.errors import OptionError
+from headrace.order.keyed import I64, derive_key, hash_sequence, permutation
 
 MAX_BLOCK_BYTES = 4 << 20
 MIN_NUM_BLOCKS = 3072
-MAX_PERMUTED_BLOCKS = 1 << 20
-GROUP_BLOCKS = 1 << 14
-_PIECES, _BLOCKS = 1, 2  # what a key is for
+MAX_NUM_BLOCKS = 1 << 30
+MAX_PERMUTED_BLOCKS = 1 << 16
+GROUP_BLOCKS = 1 << 12
+MIN_NUM_STRETCHES = 1 << 18
+_DEALT_AT_ONCE = 1 << 16
+_GROUPS, _BLOCKS, _ROUNDS = 1, 2, 3  # what a key is for
 
 
 def default_block_bytes(dataset_bytes: int) -> int:
-    """4 MiB, or less for a small dataset so that it still has some 3,072 blocks to shuffle."""
-    return max(1, min(MAX_BLOCK_BYTES, dataset_bytes // MIN_NUM_BLOCKS))
+    """4 MiB; less for a small dataset, which has some 3,072 blocks to shuffle, and more where 2^30 do not suffice."""
+    return max(1, min(MAX_BLOCK_BYTES, dataset_bytes // MIN_NUM_BLOCKS), _least_block_bytes(dataset_bytes))
+
+
+def _least_block_bytes(dataset_bytes: int) -> int:
+    return -(-dataset_bytes // MAX_NUM_BLOCKS)
+
+
+class Blocks:
+    """The blocks of a dataset in storage order, and their stretches: the same in every epoch."""
+
+    def __init__(self, piece_samples: I64, piece_bytes: I64, block_bytes: int) -> None:
+        """Raises OptionError for blocks so small that there are more than 2^30, besides one a piece."""
+        self.piece_samples = piece_samples
+        self._of_piece = _blocks_of_pieces(piece_samples, piece_bytes, block_bytes)
+        self.count = int(self._of_piece.sum())
+        if self.count > MAX_NUM_BLOCKS + len(piece_samples):
+            raise OptionError(
+                f"block_size must leave at most {MAX_NUM_BLOCKS:,} blocks: got {block_bytes:,}, which makes "
+                f"{self.count:,}; give at least {_least_block_bytes(int(piece_bytes.sum())):,}"
+            )
+        is_whole = self.count <= MAX_PERMUTED_BLOCKS
+        self.num_groups = 1 if is_whole else -(-self.count // GROUP_BLOCKS)
+        self._stretch_blocks = max(1, self.count if is_whole else self.count // MIN_NUM_STRETCHES)
+        cut = np.flatnonzero(self._of_piece > self._stretch_blocks)
+        # Before the first cut piece comes one that is none, so that every stretch has a cut piece at or before it.
+        self._cut = np.concatenate(([-1], cut))
+        self._cut_stretches = np.concatenate(([1], -(-self._of_piece[cut] // self._stretch_blocks)))
+        self._more = np.cumsum(self._cut_stretches - 1)
+        """Stretches up to and with each cut piece, less the pieces."""
+        self._cut_starts = self._cut + self._more - (self._cut_stretches - 1)
+        self.num_stretches = len(piece_samples) + int(self._more[-1])
+        self.num_rounds = -(-self.num_stretches // self.num_groups)
+
+    @cached_property
+    def stretch_samples(self) -> I64:
+        """Samples of each stretch."""
+        if len(self._cut) == 1:
+            return self.piece_samples
+        counts, starts = self._cut_stretches[1:], self._cut_starts[1:]
+        times = np.ones(len(self.piece_samples), np.int64)
+        times[self._cut[1:]] = counts
+        samples = np.repeat(self.piece_samples, times)
+        ends = np.cumsum(counts)
+        number = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+        piece, stretches = np.repeat(self._cut[1:], counts), np.repeat(starts, counts) + number
+        first = self.first_sample(piece, number * self._stretch_blocks)
+        after = np.append(first[1:], 0)
+        after[ends - 1] = self.piece_samples[self._cut[1:]]
+        samples[stretches] = after - first
+        return samples
+
+    def blocks_of(self, stretches: I64) -> tuple[I64, I64]:
+        """(piece, number in its piece) of each block of these stretches."""
+        piece, begin = self._locate(stretches)
+        counts = np.minimum(self._stretch_blocks, self._of_piece[piece] - begin)
+        ends = np.cumsum(counts)
+        number = np.arange(ends[-1]) - np.repeat(ends - counts - begin, counts)
+        return np.repeat(piece, counts), number
+
+    def first_sample(self, piece: I64, number: I64) -> I64:
+        """Where in its piece block `number` begins; the piece's length for the block after its last."""
+        count = np.maximum(1, self._of_piece[piece])
+        size, rest = np.divmod(self.piece_samples[piece], count)
+        # number x samples // count, in a form that stays below 2^63: a piece may have 10^12 samples.
+        first: I64 = number * size + number * rest // count
+        return first
+
+    def _locate(self, stretches: I64) -> tuple[I64, I64]:
+        """Each stretch's piece, and the number of its first block there."""
+        before = np.searchsorted(self._cut_starts, stretches, side="right") - 1
+        number = stretches - self._cut_starts[before]
+        inside = number < self._cut_stretches[before]
+        piece = np.where(inside, self._cut[before], stretches - self._more[before])
+        return piece, np.where(inside, number * self._stretch_blocks, 0)
+
+
+def _blocks_of_pieces(piece_samples: I64, piece_bytes: I64, block_bytes: int) -> I64:
+    """Blocks of each piece. In place: with a million pieces most of the cost is memory not touched before."""
+    count: I64 = piece_bytes + (block_bytes - 1)
+    count //= block_bytes
+    np.maximum(count, 1, out=count)
+    return np.minimum(piece_samples, count, out=count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +131,14 @@ class BlockRow:
 class BlockSequence:
     """The virtual sequence of one epoch. Not thread-safe: groups in use are remembered."""
 
-    def __init__(self, piece_samples: I64, piece_bytes: I64, block_bytes: int, key: int | None, num_kept: int) -> None:
+    def __init__(self, blocks: Blocks, key: int | None, num_kept: int) -> None:
         """`key` None keeps the storage order. The `num_kept` groups used last stay in memory."""
-        self._samples = piece_samples
-        self._num_blocks = np.minimum(piece_samples, np.maximum(1, -(-piece_bytes // block_bytes)))
+        self._blocks = blocks
         self._key = key
         self._num_kept = num_kept
         self._rows: OrderedDict[int, BlockRow] = OrderedDict()
-        self._pieces = self._permute_pieces()
-        self._group_pieces = self._cut_groups()
-        samples_before = np.concatenate(([0], np.cumsum(piece_samples[self._pieces])))
-        self.group_starts: I64 = samples_before[self._group_pieces]
-        self.num_samples = int(samples_before[-1])
-
-    @property
-    def num_blocks(self) -> int:
-        """How many blocks the dataset has."""
-        return int(self._num_blocks.sum())
+        self._labels, self._turns = self._deal()
+        self.group_starts: I64 = np.concatenate(([0], np.cumsum(self._group_samples())))
 
     def row(self, group: int) -> BlockRow:
         """The blocks of one group."""
@@ -73,30 +154,53 @@ class BlockSequence:
         """The group that holds each place of the virtual sequence."""
         return np.searchsorted(self.group_starts, places, side="right") - 1
 
-    def _permute_pieces(self) -> I64:
-        num_pieces = len(self._samples)
-        if self._key is None or self.num_blocks <= MAX_PERMUTED_BLOCKS:
-            return np.arange(num_pieces, dtype=np.int64)
-        return permutation(derive_key(self._key, _PIECES), num_pieces)
+    def _deal(self) -> tuple[I64, I64]:
+        """The groups' order in the epoch, and how far each round is turned: it begins with its stretch of that number.
 
-    def _cut_groups(self) -> I64:
-        """Places in the list of pieces where groups begin, and the list's end."""
-        num_pieces = len(self._pieces)
-        if self.num_blocks <= MAX_PERMUTED_BLOCKS:
-            return np.array([0, num_pieces], np.int64)
-        blocks_before = np.cumsum(self._num_blocks[self._pieces]) - self._num_blocks[self._pieces]
-        cuts = np.flatnonzero(np.diff(blocks_before // GROUP_BLOCKS)) + 1
-        return np.concatenate(([0], cuts, [num_pieces])).astype(np.int64)
+        Group g of the deal gets stretch (g + turn) mod groups of each round.
+        """
+        num_groups, num_rounds = self._blocks.num_groups, self._blocks.num_rounds
+        if self._key is None:
+            return np.arange(num_groups), np.zeros(num_rounds, np.int64)
+        key = np.array([derive_key(self._key, _ROUNDS)], np.uint64)
+        turns = hash_sequence(key, np.arange(num_rounds, dtype=np.uint64)) % np.uint64(num_groups)
+        return permutation(derive_key(self._key, _GROUPS), num_groups), turns.astype(np.int64)
+
+    def _group_samples(self) -> I64:
+        """Samples of each group, in the order of the epoch."""
+        samples, num_groups = self._blocks.stretch_samples, self._blocks.num_groups
+        if self._key is None:
+            return np.add.reduceat(samples, np.arange(0, len(samples), self._blocks.num_rounds))
+        full, rest = divmod(len(samples), num_groups)
+        dealt = np.zeros(num_groups, np.int64)
+        at_once = max(1, _DEALT_AT_ONCE // num_groups)
+        for first in range(0, full, at_once):
+            rounds = np.arange(first, min(first + at_once, full))
+            dealt += samples[self._dealt(rounds, np.arange(num_groups))].sum(axis=0)
+        if rest:
+            last = np.concatenate((samples[-rest:], np.zeros(num_groups - rest, np.int64)))
+            dealt += np.roll(last, -self._turns[-1])
+        return dealt[self._labels]
+
+    def _dealt(self, rounds: I64, groups: I64) -> I64:
+        """Stretches that groups of the deal get in some rounds, shape (rounds, groups)."""
+        num_groups = self._blocks.num_groups
+        return rounds[:, None] * num_groups + (groups + self._turns[rounds, None]) % num_groups
+
+    def _stretches(self, group: int) -> I64:
+        rounds = np.arange(self._blocks.num_rounds)
+        if self._key is None:
+            stretches = group * len(rounds) + rounds
+        else:
+            stretches = self._dealt(rounds, self._labels[group : group + 1])[:, 0]
+        return stretches[stretches < self._blocks.num_stretches]
 
     def _make_row(self, group: int) -> BlockRow:
-        pieces = self._pieces[self._group_pieces[group] : self._group_pieces[group + 1]]
-        counts = self._num_blocks[pieces]
-        piece = np.repeat(pieces, counts)
-        number = np.arange(len(piece)) - np.repeat(np.cumsum(counts) - counts, counts)
-        samples, blocks = self._samples[piece], self._num_blocks[piece]
-        first, last = number * samples // np.maximum(blocks, 1), (number + 1) * samples // np.maximum(blocks, 1)
+        piece, number = self._blocks.blocks_of(self._stretches(group))
         if self._key is not None:
             order = permutation(derive_key(self._key, _BLOCKS, group), len(piece))
-            piece, first, last = piece[order], first[order], last[order]
-        starts = self.group_starts[group] + np.concatenate(([0], np.cumsum(last - first)))
-        return BlockRow(starts.astype(np.int64), piece, first)
+            piece, number = piece[order], number[order]
+        first = self._blocks.first_sample(piece, number)
+        lengths = self._blocks.first_sample(piece, number + 1) - first
+        starts = self.group_starts[group] + np.concatenate(([0], np.cumsum(lengths)))
+        return BlockRow(starts, piece, first)

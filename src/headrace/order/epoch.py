@@ -11,22 +11,31 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from headrace.order.blocks import BlockSequence, default_block_bytes
-from headrace.order.keyed import I64, derive_key, hash_sequence, permutation_rows
+from headrace.errors import OptionError
+from headrace.order.blocks import Blocks, BlockSequence, default_block_bytes
+from headrace.order.keyed import I64, U64, derive_key, hash_sequence, permutation_rows, permuted
 
 _SEQUENCE, _WINDOWS = 1, 2  # what a key is for
 RUNS_AT_ONCE = 64
+MAX_SORTED_WINDOW = 1024
+"""Samples of a window up to which its permutation is made as a whole, by sorting; wider ones are computed sample by
+sample, which costs more for each and nothing for those not yet asked for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """What decides the order of a dataset's samples, for all epochs."""
+    """What decides the order of a dataset's samples, for all epochs.
+
+    Raises OptionError for more samples than 64-bit numbers can order, and, when first asked for a block or an epoch,
+    for a `block_size` of which the dataset has too many.
+    """
 
     piece_samples: I64
     """Samples of each piece of the dataset, in storage order: a shard, or a part of one that is read on its own."""
@@ -35,9 +44,21 @@ class Order:
     shuffle: bool
     partitions: int
     block_size: int | None = None
-    """Bytes of a block; None: 4 MiB, less for a small dataset."""
+    """Bytes of a block; None: 4 MiB, less for a small dataset, more for one of over 4 PiB."""
     window: int | None = None
     """Samples of one partition that are shuffled among themselves, 0 or 1 for none; None: those of a mean block."""
+
+    def __post_init__(self) -> None:
+        most = 2**62 // self.partitions
+        if self.num_samples > most:
+            raise OptionError(
+                f"an epoch of {self.partitions:,} partitions has at most {most:,} samples: got {self.num_samples:,}; "
+                "choose fewer partitions"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The description alone: what is cached may be several times as large, and costs less to make than to send."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def num_samples(self) -> int:
@@ -61,7 +82,7 @@ class Order:
     @cached_property
     def block_samples(self) -> int:
         """Samples of a mean block, rounded up."""
-        return max(1, -(-self.num_samples // max(1, self._sequence(None).num_blocks)))
+        return max(1, -(-self.num_samples // max(1, self._blocks.count)))
 
     @cached_property
     def open_bytes(self) -> int:
@@ -73,10 +94,11 @@ class Order:
     def epoch(self, epoch: int) -> EpochOrder:
         """The order of one epoch."""
         key = derive_key(self.seed, epoch, _SEQUENCE) if self.shuffle else None
-        return EpochOrder(self, epoch, self._sequence(key))
+        return EpochOrder(self, epoch, BlockSequence(self._blocks, key, 2 * self.partitions))
 
-    def _sequence(self, key: int | None) -> BlockSequence:
-        return BlockSequence(self.piece_samples, self.piece_bytes, self.block_bytes, key, 2 * self.partitions)
+    @cached_property
+    def _blocks(self) -> Blocks:
+        return Blocks(self.piece_samples, self.piece_bytes, self.block_bytes)
 
 
 class Run(NamedTuple):
@@ -136,7 +158,7 @@ class EpochOrder:
         self._window = max(1, min(order.window_samples, -(-self.num_samples // self._num_partitions)))
         self._window_key = derive_key(order.seed, epoch, _WINDOWS)
         self._kept_ids = np.empty(0, np.int64)
-        self._kept_rows = np.empty((0, self._window), np.int64)
+        self._kept_rows = np.empty((0, min(self._window, MAX_SORTED_WINDOW)), np.uint16)
 
     def locate(self, positions: I64) -> Places:
         """Where the samples at these positions (0 <= position < num_samples, any order) lie."""
@@ -144,10 +166,8 @@ class EpochOrder:
         begin = self._partition_start(partition)
         place = begin + self._shuffled(partition, positions // self._num_partitions)
         piece, sample, run = np.empty_like(place), np.empty_like(place), np.empty_like(place)
-        groups = self._sequence.group_of(place)
-        for group in np.unique(groups):
-            here = groups == group
-            row = self._sequence.row(int(group))
+        for group, here in _apart(self._sequence.group_of(place)):
+            row = self._sequence.row(group)
             block = np.searchsorted(row.starts, place[here], side="right") - 1
             piece[here] = row.piece[block]
             sample[here] = row.first[block] + place[here] - row.starts[block]
@@ -217,22 +237,55 @@ class EpochOrder:
             return turn
         window = turn // self._window
         num_windows = -(-self.num_samples // self._window) + 1
-        ids, inverse = np.unique(partition * num_windows + window, return_inverse=True)
-        rows = self._window_rows(ids, num_windows)
-        place: I64 = window * self._window + rows[inverse, turn - window * self._window]
+        ids, inverse = _distinct(partition * num_windows + window)
+        within = turn - window * self._window
+        if self._window <= MAX_SORTED_WINDOW:
+            place: I64 = window * self._window + self._window_rows(ids, num_windows)[inverse, within]
+            return place
+        keys, sizes = self._window_keys(ids), self._window_sizes(ids, num_windows)
+        place = window * self._window
+        for size in set(sizes.tolist()):  # three at most: the last windows of longer and shorter partitions differ
+            here = np.flatnonzero((sizes == size)[inverse])
+            place[here] += permuted(keys[inverse[here]], size, within[here].astype(np.uint64))
         return place
 
-    def _window_rows(self, ids: I64, num_windows: int) -> I64:
+    def _window_rows(self, ids: I64, num_windows: int) -> NDArray[np.uint16]:
         """The permutations of these windows (ids ascending), those of the last call taken over."""
-        rows = np.empty((len(ids), self._window), np.int64)
-        known = np.isin(ids, self._kept_ids)
+        rows = np.empty((len(ids), self._window), np.uint16)
+        known = np.isin(ids, self._kept_ids, assume_unique=True)
         rows[known] = self._kept_rows[np.searchsorted(self._kept_ids, ids[known])]
         new = ids[~known]
         if len(new):
-            partition, window = new // num_windows, new % num_windows
-            size = self._partition_start(partition + 1) - self._partition_start(partition)
-            keys = hash_sequence(np.array([self._window_key], np.uint64), new.astype(np.uint64))
-            made = permutation_rows(keys, np.minimum(self._window, size - window * self._window))
+            made = permutation_rows(self._window_keys(new), self._window_sizes(new, num_windows))
             rows[~known, : made.shape[1]] = made
         self._kept_ids, self._kept_rows = ids, rows
         return rows
+
+    def _window_keys(self, ids: I64) -> U64:
+        return hash_sequence(np.array([self._window_key], np.uint64), ids.astype(np.uint64))
+
+    def _window_sizes(self, ids: I64, num_windows: int) -> I64:
+        """Samples of these windows: fewer in the last of a partition."""
+        partition, window = ids // num_windows, ids % num_windows
+        size = self._partition_start(partition + 1) - self._partition_start(partition)
+        sizes: I64 = np.minimum(self._window, size - window * self._window)
+        return sizes
+
+
+def _apart(groups: I64) -> Iterator[tuple[int, I64]]:
+    """Each group that occurs, with the indices where it does."""
+    order = np.argsort(groups, kind="stable")
+    cuts = np.flatnonzero(np.diff(groups[order])) + 1
+    for here in np.split(order, cuts) if len(order) else ():
+        yield int(groups[here[0]]), here
+
+
+def _distinct(ids: I64) -> tuple[I64, I64]:
+    """The distinct ids, ascending, and where among them each is: `numpy.unique`, whose first use imports numpy.ma."""
+    order = np.argsort(ids)
+    ordered = ids[order]
+    is_new = np.ones(len(ids), np.bool_)
+    is_new[1:] = ordered[1:] != ordered[:-1]
+    inverse = np.empty_like(order)
+    inverse[order] = np.cumsum(is_new) - 1
+    return ordered[is_new], inverse

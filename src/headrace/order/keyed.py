@@ -7,6 +7,8 @@ is fixed here. Its output function is a bijection of 64-bit numbers, so hashes o
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 _MASK = (1 << 64) - 1
+_HALF_ROUNDS = 3
 
 
 def hash_sequence(keys: U64, index: U64) -> U64:
@@ -51,3 +54,31 @@ def permutation_rows(keys: U64, sizes: I64) -> I64:
     hashes[outside] = np.uint64(_MASK)
     # Stable, so that a row's own hash of 2^64 - 1 still comes before the columns outside it.
     return np.argsort(hashes, axis=1, kind="stable").astype(np.int64)
+
+
+def permuted(keys: U64, size: int, values: U64) -> I64:
+    """Where the permutation of 0 to size - 1 that each key decides puts each value: computed for these alone.
+
+    An alternating Feistel network over pairs of numbers near the root of the size; the few that come out beyond the
+    size go in again until they do not (Black, Rogaway: "Ciphers with arbitrary finite domains", 2002). Not the order
+    that `permutation` gives for the same key. 0 < size < 2^62.
+    """
+    low_size = math.isqrt(size - 1) + 1
+    placed = _network(keys, -(-size // low_size), low_size, values)
+    while len(beyond := np.flatnonzero(placed >= np.uint64(size))):
+        placed[beyond] = _network(keys[beyond], -(-size // low_size), low_size, placed[beyond])
+    return placed.astype(np.int64)
+
+
+def _network(keys: U64, high_size: int, low_size: int, values: U64) -> U64:
+    """A permutation of 0 to high_size x low_size - 1 a key: either half is turned by a hash of the other, by turns."""
+    high, low = np.divmod(values, np.uint64(low_size))
+    for turn in range(_HALF_ROUNDS):
+        high = (high + _turn(keys, low, 2 * turn)) % np.uint64(high_size)
+        low = (low + _turn(keys, high, 2 * turn + 1)) % np.uint64(low_size)
+    return high * np.uint64(low_size) + low
+
+
+def _turn(keys: U64, half: U64, turn: int) -> U64:
+    """A number below 2^63, so that a half added to it does not overflow, from a half below 2^32."""
+    return hash_sequence(keys, half | np.uint64(turn << 32)) >> np.uint64(1)
