@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from headrace.dataset import Dataset, index, open
     from headrace.errors import HeadraceError
     from headrace.formats import Manifest
-    from headrace.load import Loader, Stream
+    from headrace.load import Loader, Stream, class_balanced, mix
     from headrace.packing import pack
     from headrace.train import Trainer, adamw, constant, cosine, sgd
 
@@ -27,9 +27,11 @@ _HOMES = {
     "Stream": "load",
     "Trainer": "train",
     "adamw": "train",
+    "class_balanced": "load",
     "constant": "train",
     "cosine": "train",
     "index": "dataset",
+    "mix": "load",
     "open": "dataset",
     "pack": "packing",
     "sgd": "train",
@@ -45,10 +47,12 @@ __all__ = [
     "Trainer",
     "__version__",
     "adamw",
+    "class_balanced",
     "constant",
     "cosine",
     "errors",
     "index",
+    "mix",
     "open",
     "pack",
     "sgd",

@@ -17,6 +17,7 @@ from headrace.formats import Field, Manifest, ShardIndex
 from headrace.formats.columns import I64
 from headrace.formats.tokens.bins import bin_fields
 from headrace.formats.tokens.index import FIELD, count_windows
+from headrace.order import default_block_bytes
 
 LEAST_BLOCKS = 256
 """A dataset of bins is shuffled in so many blocks at least."""
@@ -64,7 +65,7 @@ class View:
             return Pieces.of(manifest.shards, lambda num_bytes: binning.counts)
         if cut is None:
             return Pieces.of(manifest.shards)
-        itemsize = np.dtype(manifest.fields[FIELD].dtype).itemsize
+        itemsize = _itemsize(manifest)
 
         def count(num_bytes: I64) -> I64:
             return count_windows(num_bytes // itemsize, cut.length, cut.stride)
@@ -88,8 +89,8 @@ class View:
             return pieces.largest_whole_bytes
         # Bins of one group are made of the same bytes: they are read together, unless the dataset is so small that
         # this would leave it few blocks to shuffle.
-        group = self.binning.group_bytes(np.dtype(manifest.fields[FIELD].dtype).itemsize)
-        return min(group, int(pieces.bytes.sum()) // LEAST_BLOCKS)
+        group, num_bytes = self.binning.group_bytes(_itemsize(manifest)), int(pieces.bytes.sum())
+        return max(default_block_bytes(num_bytes), min(group, num_bytes // LEAST_BLOCKS))
 
     def schema(self, manifest: Manifest) -> Mapping[str, Field]:
         """What samples have, by field name, `__key__` aside."""
@@ -118,3 +119,8 @@ class View:
         cut += f", {self.binning.name}" if self.binning else ""
         some = ", selected" if self.selection is not None else ""
         return cut + some + (f", fields={[*self.fields]}" if self.fields is not None else "")
+
+
+def _itemsize(manifest: Manifest) -> int:
+    """Bytes of a token."""
+    return int(np.dtype(manifest.fields[FIELD].dtype).itemsize)

@@ -12,12 +12,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from headrace.dataset import Dataset
+from headrace.dataset import Dataset, Joined
 from headrace.errors import HeadraceError, TransformError
 from headrace.formats import Field
 from headrace.transform import ArraySpec, Encoded, Fields, Filter, Op, Sample, apply, output_fields, spec_of
 from headrace.transform.spec import FieldSpec, array_spec
 
+MakeRng: TypeAlias = Callable[[int], np.random.Generator]
 Specs: TypeAlias = dict[str, ArraySpec | None]
 """Field -> the shape and dtype of its tensor, or None for a list."""
 
@@ -35,7 +36,9 @@ def stored_fields(schema: Mapping[str, Field]) -> Fields:
     return {name: _stored(field) for name, field in schema.items()}
 
 
-def resolve_specs(dataset: Dataset, ops: Sequence[Op], make_rng: Callable[[int], np.random.Generator]) -> Specs | None:
+def resolve_specs(
+    dataset: Dataset | Joined, ops: Sequence[Op], make_rng: Callable[[int], np.random.Generator]
+) -> Specs | None:
     """The fields of a batch. `make_rng(position)` gives the randomness of a probed sample.
 
     None if nothing can be known: of no field beforehand, and no probed sample could be had (all damaged, say). Then
@@ -95,7 +98,9 @@ def _stored(field: Field) -> FieldSpec:
     return Encoded(field.image_size) if field.type in ("bytes", "image") else None
 
 
-def _probe(dataset: Dataset, ops: Sequence[Op], make_rng: Callable[[int], np.random.Generator]) -> list[Sample]:
+def _probe(
+    dataset: Dataset | Joined, ops: Sequence[Op], make_rng: Callable[[int], np.random.Generator]
+) -> list[Sample]:
     last = len(dataset) - 1
     spread = [last * k // (NUM_TRIED - 1) for k in range(NUM_TRIED)]
     found: list[Sample] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from headrace.dataset import Dataset
+from headrace.dataset import Dataset, Joined
 from headrace.storage import File
 
 MAX_OPEN = 256
@@ -14,7 +14,7 @@ MAX_OPEN = 256
 class OpenFiles:
     """Shards by number, opened when first asked for; the least recently used are let go. Thread-safe."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset | Joined) -> None:
         self._dataset = dataset
         self._files: OrderedDict[int, File] = OrderedDict()
         self._lock = threading.Lock()

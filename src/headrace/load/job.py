@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.dataset import Dataset
+from headrace.dataset import Dataset, Joined
 from headrace.errors import HeadraceError
-from headrace.order import Batches, Order
+from headrace.order import Batches, MixedOrder, Order
 from headrace.telemetry import Reading
 from headrace.transform import Op, Sample
 
@@ -23,8 +23,8 @@ Collate: TypeAlias = Callable[[list[Sample]], dict[str, Any]]
 class Job:
     """The description that a loader process runs."""
 
-    dataset: Dataset
-    order: Order
+    dataset: Dataset | Joined
+    order: Order | MixedOrder
     ops: tuple[Op, ...]
     batches: Batches
     threads: int

@@ -18,7 +18,7 @@ from headrace.load.job import STAGES, Collate, Job, OnError, Skipped, num_reader
 from headrace.load.options import check_flag, optional_number, whole_number
 from headrace.load.state import VERSION, check_state
 from headrace.load.stream import MAX_PARTITIONS, Stream
-from headrace.order import Batches, Order, check_world_size
+from headrace.order import Batches, MixedOrder, Order, check_world_size
 from headrace.rank import Rank, local_world_size, resolve_rank
 from headrace.storage import parse_size
 from headrace.telemetry import Meter, Reading
@@ -137,11 +137,11 @@ class Loader:
         return resolve_rank(*self._given_rank)
 
     @cached_property
-    def _order(self) -> Order:
+    def _order(self) -> Order | MixedOrder:
         return self._make_order(self._loaded_partitions)
 
-    def _make_order(self, partitions: int | None) -> Order:
-        order = self.stream.order(self._rank.world_size, partitions)
+    def _make_order(self, partitions: int | None) -> Order | MixedOrder:
+        order = self.stream.order(self._rank.world_size, partitions, self.global_batch_size, self._drop_last)
         check_world_size(self._rank.world_size, order.partitions, self.global_batch_size)
         return order
 
@@ -318,15 +318,14 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _order_state(self, order: Order) -> dict[str, Any]:
+    def _order_state(self, order: Order | MixedOrder) -> dict[str, Any]:
         return {
             "dataset": self.stream.dataset.fingerprint,
             "samples": order.num_samples,
             "seed": order.seed,
             "shuffle": order.shuffle,
-            "block_size": order.block_bytes,
-            "window": order.window_samples,
             "partitions": order.partitions,
+            **order.facts(),
             "global_batch_size": self.global_batch_size,
             "filter": self.stream.has_filter,
         }

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.dataset import Dataset
+from headrace.dataset import Dataset, Joined
 from headrace.errors import HeadraceError
 from headrace.formats import Opened, ShardIndex
 from headrace.formats.index import Range
@@ -62,7 +62,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Joined,
         plan: Iterator[PlannedRun],
         memory_bytes: int,
         num_threads: int,

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
-from headrace.dataset import Dataset
+from headrace.dataset import Dataset, Joined
 from headrace.errors import OptionError
+from headrace.formats.tokens.bins import Layout
+from headrace.load.mixture import Mixture
 from headrace.load.options import check_flag, optional_number, whole_number
-from headrace.order import Order, default_partitions
+from headrace.order import MixedOrder, Order, default_partitions, derive_key
 from headrace.storage import parse_size
 from headrace.transform import Decode, Filter, Op
 from headrace.transform.chain import Shape, as_op
@@ -25,8 +27,8 @@ class Stream:
     It can be printed, compared and pickled. Raises OptionError for values out of range.
     """
 
-    dataset: Dataset
-    """What `headrace.open` gives."""
+    dataset: Dataset | Joined
+    """What `headrace.open` gives; the datasets of a mixture."""
     _: KW_ONLY
     seed: int = 0
     """Decides the order and the randomness of the transforms; 0 <= seed < 2^63."""
@@ -42,11 +44,13 @@ class Stream:
     common multiple of 48 and the world size that the run starts with."""
     epochs: int | None = 1
     """Epochs of one iteration; None is endless."""
+    mixture: Mixture | None = None
+    """How several datasets are mixed; made by `headrace.mix`."""
     ops: tuple[Op, ...] = ()
     """What happens to each sample, in order; added by `decode`, `map` and `filter`."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dataset, Dataset):
+        if not isinstance(self.dataset, Dataset if self.mixture is None else Joined):
             raise OptionError(f"a stream needs a dataset from headrace.open: got {type(self.dataset).__name__}")
         check_flag("shuffle", self.shuffle)
         object.__setattr__(self, "seed", whole_number("seed", self.seed, 0, 2**63 - 1))
@@ -87,27 +91,71 @@ class Stream:
         """Whether batches may shrink."""
         return any(isinstance(op, Filter) for op in self.ops)
 
-    def order(self, world_size: int, partitions: int | None = None) -> Order:
-        """The order of the samples; `partitions` (a loaded state's) counts where the stream names none."""
-        pieces = self.dataset.pieces
+    def pack_tokens(self, length: int) -> Stream:
+        """Rows of `length` tokens from the documents of a dataset of tokens, several in a row; longer ones are cut.
+
+        Which go together is planned once, from their lengths in the index, and kept beside the manifest; rows are then
+        shuffled as samples are, so that steps are equal and nothing is planned per epoch. A sample has, as tensors of
+        `length`: `tokens` (0 where nothing is left to fill a row), `positions` (int32, from 0 in each document) and
+        `segments` (int32: 1 for the first document, 2 for the next, 0 for what is empty), and as a list `cu_seqlens`
+        (int32: where documents begin, and the last ends). Raises OptionError for what has no documents of tokens.
+        """
+        return self._of_documents("rows", length, "pack_tokens")
+
+    def batch_tokens(self, budget: int) -> Stream:
+        """Padded batches of documents of much the same length: each takes at most `budget` tokens, padding included.
+
+        Planned and shuffled as by `pack_tokens`; to a `Loader` each is one sample, so `batch_size=1` gives one a rank
+        and step. Fields are lists: `tokens` of shape (documents, longest), padded with 0, and `lengths` (int32).
+        """
+        return self._of_documents("padded", budget, "batch_tokens")
+
+    def _of_documents(self, layout: Layout, capacity: int, what: str) -> Stream:
+        if self.ops or not isinstance(self.dataset, Dataset):
+            raise OptionError(f"{what} puts stored documents together: call it first, on a stream of one dataset")
+        return replace(self, dataset=self.dataset.binned(layout, capacity))
+
+    def order(
+        self,
+        world_size: int,
+        partitions: int | None = None,
+        global_batch_size: int | None = None,
+        drop_last: bool = True,
+    ) -> Order | MixedOrder:
+        """The order of the samples; `partitions` (a loaded state's) counts where the stream names none.
+
+        The batch size and what becomes of the last batch matter to a mixture whose weights change at some step.
+        """
+        partitions = self.partitions or partitions or default_partitions(world_size)
+        if isinstance(self.dataset, Dataset):
+            return self._source_order(self.dataset, self.seed, partitions)
+        assert self.mixture is not None
+        sources = tuple(
+            self._source_order(part, derive_key(self.seed, number) >> 1, partitions)
+            for number, part in enumerate(self.dataset.parts)
+        )
+        return self.mixture.order(sources, self.seed, global_batch_size, drop_last)
+
+    def _source_order(self, dataset: Dataset, seed: int, partitions: int) -> Order:
         return Order(
-            piece_samples=pieces.samples,
-            piece_bytes=pieces.bytes,
-            seed=self.seed,
+            piece_samples=dataset.pieces.samples,
+            piece_bytes=dataset.pieces.bytes,
+            seed=seed,
             shuffle=self.shuffle,
-            partitions=self.partitions or partitions or default_partitions(world_size),
-            block_size=self._block_bytes(pieces.largest_whole_bytes),
+            partitions=partitions,
+            block_size=self._block_bytes(dataset),
             window=self.window,
         )
 
-    def _block_bytes(self, largest_whole_bytes: int) -> int | None:
+    def _block_bytes(self, dataset: Dataset) -> int | None:
         """A block holds whatever is unpacked as a whole. Raises OptionError for a block that is smaller."""
+        least = dataset.pieces.largest_whole_bytes
         if self.block_size is None:
-            return largest_whole_bytes or None
+            return dataset.least_block_bytes or None
         block_bytes = parse_size(self.block_size, "block_size")
-        if block_bytes < largest_whole_bytes:
+        if block_bytes < least:
             raise OptionError(
-                f"block_size must be at least {largest_whole_bytes:,}: {self.dataset.url} has compressed shards or row "
-                f"groups of that size, which are unpacked as a whole; got {block_bytes:,}; leave it out, or repack"
+                f"block_size must be at least {least:,}: {dataset.url} has compressed shards or row groups of that "
+                f"size, which are unpacked as a whole; got {block_bytes:,}; leave it out, or repack"
             )
         return block_bytes

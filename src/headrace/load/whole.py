@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from weakref import WeakValueDictionary
 
-from headrace.dataset import Dataset, open_run
+from headrace.dataset import Dataset, Joined, open_run
 from headrace.formats import Opened, ShardIndex
 from headrace.load.files import OpenFiles
 from headrace.telemetry import Meter
@@ -19,7 +19,7 @@ from headrace.telemetry import Meter
 class WholePieces:
     """Opened pieces by number. Thread-safe; a piece that several threads want at once is read by one of them."""
 
-    def __init__(self, dataset: Dataset, files: OpenFiles, meters: Mapping[str, Meter]) -> None:
+    def __init__(self, dataset: Dataset | Joined, files: OpenFiles, meters: Mapping[str, Meter]) -> None:
         self._dataset, self._files, self._meters = dataset, files, meters
         self._opened: WeakValueDictionary[int, Opened] = WeakValueDictionary()
         self._locks: dict[int, threading.Lock] = {}

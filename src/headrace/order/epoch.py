@@ -91,6 +91,10 @@ class Order:
         size = -(-self.num_samples // self.partitions) if self.shuffle else self.num_samples
         return int(min(size, self.window_samples + 2 * self.block_samples) * sample_bytes) + 1
 
+    def facts(self) -> dict[str, Any]:
+        """What decides the order, beside seed and partitions: JSON."""
+        return {"block_size": self.block_bytes, "window": self.window_samples}
+
     def epoch(self, epoch: int) -> EpochOrder:
         """The order of one epoch."""
         key = derive_key(self.seed, epoch, _SEQUENCE) if self.shuffle else None

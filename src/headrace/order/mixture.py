@@ -8,13 +8,15 @@ of every source only, and each pass of a source delivers every sample once. Turn
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from headrace.errors import OptionError
 from headrace.order.epoch import EpochOrder, Order, Places, Run
@@ -24,6 +26,7 @@ from headrace.order.mixing import Mixing
 EVEN_PARTITIONS = 8
 """From so many partitions on roundings cancel: what was seen is at most half of what the weights may be off by."""
 PLANNED_AT_ONCE = 4096
+MAX_FACT_CHARS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,14 @@ class MixedOrder:
         # Where a sample is a block and a window of its own, it is held while its batch is made, and no longer.
         windows = [order for order in self.sources if order.window_samples > 1 or order.block_samples > 1]
         return sum(order.open_bytes for order in windows) or max(order.open_bytes for order in self.sources)
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the order, beside seed and partitions: JSON."""
+        weights = [
+            [s.epoch, s.position, *zip(s.sources, map(str, s.mixing.weights), strict=True)] for s in self.stretches
+        ]
+        facts = [order.facts() for order in self.sources]
+        return {name: _brief([fact[name] for fact in facts]) for name in facts[0]} | {"weights": _brief(weights)}
 
     def epoch(self, epoch: int) -> MixedEpoch:
         """The order of one epoch."""
@@ -232,6 +243,12 @@ class MixedEpoch:
             found = known.mixing.turn_of(at[is_in], mine[is_in], left[is_in])
             turn[here[is_in]] = order.starts[k, mine[is_in]] + found
         return turn
+
+
+def _brief(values: list[Any]) -> list[Any] | str:
+    """The values; their digest if they are long, as a state is to be short."""
+    text = json.dumps(values)
+    return json.loads(text) if len(text) <= MAX_FACT_CHARS else xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def _number_below(starts: I64, values: I64) -> I64:
