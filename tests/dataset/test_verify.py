@@ -144,3 +144,23 @@ def test_a_shard_that_the_manifest_does_not_name_is_said(copy):
     assert hr.open(folder).verify() == [
         f"shard-000099.tar is not in the manifest of {folder}: move it away, or pack again"
     ]
+
+
+def test_what_lies_beside_for_the_formats_own_readers_is_checked(tmp_path):
+    hr.pack(({"x": i} for i in range(9)), tmp_path, format="mds")
+    assert hr.open(tmp_path).verify() == []
+    flip(tmp_path / "index.json", 40)
+    (error,) = hr.open(tmp_path).verify()
+    assert error.startswith(f"{tmp_path / 'index.json'} is not what was written, and other readers go by it")
+    (tmp_path / "index.json").unlink()
+    (error,) = hr.open(tmp_path).verify()
+    assert error.startswith(f"{tmp_path / 'index.json'} is missing")
+
+
+def test_what_another_tool_keeps_beside_is_not_judged(tmp_path):
+    hr.pack(({"x": i} for i in range(9)), tmp_path, format="mds")
+    for ours in [*tmp_path.glob("*.idx"), *tmp_path.glob("headrace.*")]:
+        ours.unlink()
+    hr.index(tmp_path)
+    (tmp_path / "index.json").write_text("{}")
+    assert hr.open(tmp_path).verify() == []

@@ -32,7 +32,7 @@ from headrace.formats.format import MAX_UNPACKED_BYTES
 from headrace.formats.index import StoredIndex
 from headrace.formats.tokens.bins import Layout
 from headrace.formats.tokens.index import FIELD
-from headrace.storage import File, quoted
+from headrace.storage import File, Place, quoted
 
 MAX_ROW_TOKENS = 1 << 24
 
@@ -118,6 +118,11 @@ class Dataset:
     def url(self) -> str:
         """Where the dataset lies."""
         return self._files.url
+
+    @property
+    def home(self) -> Place:
+        """The folder of manifest and indexes."""
+        return self._files.home
 
     @property
     def is_remote(self) -> bool:

@@ -12,7 +12,7 @@ import xxhash
 from headrace.errors import HeadraceError
 from headrace.formats import get_format
 from headrace.formats.index import PIECE_BYTES, StoredIndex
-from headrace.storage import File, quoted
+from headrace.storage import File, quoted, read_bytes
 
 if TYPE_CHECKING:
     from headrace.dataset.dataset import Dataset
@@ -33,7 +33,23 @@ def find_damage(dataset: Dataset, progress: Callable[..., None] | None = None) -
     # Reading and hashing of large pieces release the interpreter lock; more threads than processors gain nothing.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         errors = [error for errors in pool.map(check, range(len(dataset.manifest.shards))) for error in errors]
-    return [*errors, *_extra_shards(dataset), *dataset.keys_damage()]
+    beside = () if errors else _wrong_beside(dataset)  # it is made of the shards, which must be sound for that
+    return [*errors, *beside, *_extra_shards(dataset), *dataset.keys_damage()]
+
+
+def _wrong_beside(dataset: Dataset) -> Iterator[str]:
+    """Files for the format's own readers, such as the `index.json` of MDS, that are not what was written."""
+    manifest, format_ = dataset.manifest, get_format(dataset.manifest.format)
+    if manifest.request is None or format_.finish is None:
+        return  # of a dataset that was only indexed they are another tool's
+    rows = [manifest.shards.row(k) for k in range(len(manifest.shards))]
+    for name, content in format_.finish(dataset.home, rows).items():
+        place = dataset.home / name
+        try:
+            if read_bytes(place) != content:
+                yield f"{place} is not what was written, and other readers go by it: restore it, or pack again"
+        except HeadraceError as err:
+            yield str(err)
 
 
 def _extra_shards(dataset: Dataset) -> Iterator[str]:
