@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import time
 
+import numpy as np
 import pytest
 import torch
 from memory_loader import MemoryLoader
@@ -9,7 +11,7 @@ from problems import correct, cross_entropy, fields, inputs, largest_difference,
 from torch import nn
 
 import headrace as hr
-from headrace.errors import LoaderError, OptionError, TrainingError
+from headrace.errors import DamagedError, LoaderError, OptionError, TrainingError
 from headrace.telemetry import read_events
 
 HELD_OUT = fields(50, seed=2)
@@ -214,3 +216,31 @@ def test_the_same_seed_gives_the_same_run():
         trainer(model, seed=seed).fit(steps=5)
     assert largest_difference(weights(models[0]), weights(models[1])) == 0
     assert largest_difference(weights(models[0]), weights(models[2])) > 0
+
+
+def test_samples_that_are_skipped_are_listed_in_the_runs_folder(tmp_path):
+    """Each as often as it was left out, also where the run ends in an error."""
+    samples = ({"__key__": f"s{i:02d}", "x.npy": np.full(6, i, np.float32), "cls": i % 3} for i in range(48))
+    hr.pack(samples, tmp_path / "data", shuffle=False)
+    shard = tmp_path / "data" / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"s07.x.npy") + 600] ^= 1
+    shard.write_bytes(data)
+
+    def fit(run_dir, **options):
+        stream = hr.Stream(hr.open(tmp_path / "data"), epochs=None).decode()
+        with hr.Loader(stream, batch_size=12, on_error="skip", **options) as loader:
+            made = trainer(loader=loader, inputs=lambda batch: batch["x.npy"], run_dir=run_dir)
+            made.fit(epochs=2)
+
+    def listed(run_dir):
+        return [json.loads(line) for line in (run_dir / "skipped" / "rank0.jsonl").read_text().splitlines()]
+
+    fit(tmp_path / "whole")
+    assert [one["key"] for one in listed(tmp_path / "whole")] == ["s07", "s07"]
+    assert "its checksum is" in listed(tmp_path / "whole")[0]["reason"]
+    events = read_events(tmp_path / "whole" / "events.jsonl")
+    assert [event["skipped"] for event in events if event["event"] == "feed"][-1] == 2
+    with pytest.raises(DamagedError, match="max_skipped"):
+        fit(tmp_path / "strict", max_skipped=0)
+    assert [one["key"] for one in listed(tmp_path / "strict")] == ["s07"]

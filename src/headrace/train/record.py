@@ -19,6 +19,7 @@ from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.train.checkpoint import Saved
 from headrace.train.clock import Split
 from headrace.train.evaluation import Evaluation
+from headrace.train.skipped import SkippedList
 from headrace.train.tally import Totals
 from headrace.version import __version__
 
@@ -55,8 +56,8 @@ def open_record(run_dir: Path | None, rank: int) -> Record:
 class Journal:
     """Writes the events of one attempt at a run."""
 
-    def __init__(self, record: Record) -> None:
-        self._record = record
+    def __init__(self, record: Record, skipped: SkippedList) -> None:
+        self._record, self._skipped = record, skipped
         self._fed = time.monotonic()
 
     def start(self, **fields: Any) -> None:
@@ -95,8 +96,9 @@ class Journal:
         self._record.write("checkpoint", step=step, path=str(saved.path), sec=saved.sec, bytes=saved.bytes)
 
     def feed(self, step: int, meters: Mapping[str, Any]) -> None:
-        """What the loader's stages counted since the attempt began."""
+        """What the loader's stages counted since the attempt began, and which samples it skipped."""
         self._fed = time.monotonic()
+        self._skipped.update()
         names = ("stages", "threads", "dropped", "padded", "skipped")
         self._record.write("feed", step=step, **{name: meters.get(name) for name in names})
 

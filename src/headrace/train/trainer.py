@@ -33,6 +33,7 @@ from headrace.train.record import Journal, open_record
 from headrace.train.replica import Replica
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
+from headrace.train.skipped import SkippedList
 from headrace.train.snapshot import Learner
 from headrace.train.step import Stepper
 from headrace.train.world import World, join_world
@@ -193,8 +194,12 @@ class Trainer:
         request: StopRequest,
         began: float,
     ) -> FitResult:
-        with closing(open_record(self.run_dir, parts.world.rank)) as record:
-            journal = Journal(record)
+        rank = parts.world.rank
+        with (
+            closing(open_record(self.run_dir, rank)) as record,
+            SkippedList(self.run_dir, rank, self.loader) as skipped,
+        ):
+            journal = Journal(record, skipped)
             self._announce(journal, parts.world, plan, resumed)
             self._whole = False
             loop = self._loop(parts, plan, archive, journal)
