@@ -1,23 +1,12 @@
-"""The laws of the feed, with real loader processes: every sample once, one order, equal steps, small portable state."""
-
-import json
+"""The laws of the feed: every sample once, one order, equal steps. That states are portable is in `test_elastic`."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import LoaderHere, pack_numbers, run_world
 
 import headrace as hr
-
-few = settings(max_examples=8)
-"""Each example starts real processes."""
-
-
-def pack_numbers(folder, num_samples, shard_size="4KiB"):
-    """A dataset whose sample i has the key i and i bytes that say i."""
-    samples = ({"__key__": f"{i:05d}", "cls": i, "bin": bytes([i % 251]) * (50 + i % 90)} for i in range(num_samples))
-    hr.pack(samples, folder, shard_size=shard_size, shuffle=False)
-    return hr.open(folder)
 
 
 @pytest.fixture(scope="session")
@@ -25,34 +14,7 @@ def numbers(tmp_path_factory):
     return pack_numbers(tmp_path_factory.mktemp("numbers") / "packed", 300)
 
 
-def batches_of(stream, world_size, global_batch_size, *, state=None, limit=None, **options):
-    """Each step's keys rank by rank, and the states after `limit` batches: what a run at this world size would see."""
-    steps, states = [], []
-    for rank in range(world_size):
-        options = {"threads": 1, **options}
-        with hr.Loader(
-            stream, global_batch_size=global_batch_size, rank=rank, world_size=world_size, **options
-        ) as loader:
-            if state is not None:
-                loader.load_state_dict(json.loads(json.dumps(state)))
-            taken = []
-            for batch in loader:
-                taken.append(batch["__key__"])
-                if len(taken) == limit:
-                    break
-            steps.append(taken)
-            states.append(loader.state_dict())
-    assert len({len(taken) for taken in steps}) == 1, "law 3: every rank has the same number of batches"
-    assert all(s == states[0] for s in states), "law 4: the state is the same on every rank"
-    return [interleaved(parts) for parts in zip(*steps, strict=True)], states[0]
-
-
-def interleaved(parts):
-    """A global batch in the order of its positions, from what the ranks got."""
-    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
-
-
-@few
+@settings(max_examples=20)
 @given(data=st.data())
 def test_an_epoch_is_every_sample_once_at_any_world_size(tmp_path_factory, data):
     """Laws 1, 2 and 3: over sample counts, shard counts and world sizes; the batches are those of one rank."""
@@ -67,27 +29,11 @@ def test_an_epoch_is_every_sample_once_at_any_world_size(tmp_path_factory, data)
         window=data.draw(st.sampled_from([None, 0, 5])),
         block_size=data.draw(st.sampled_from([None, 1500])),
     )
-    alone, _ = batches_of(stream, 1, 12)
+    alone = run_world(stream, 1, 12, make_loader=LoaderHere).steps
     delivered = [key for step in alone for key in step]
     assert len(delivered) == len(set(delivered)) == num_samples - num_samples % 12
     world_size = data.draw(st.sampled_from([2, 3]))
-    together, _ = batches_of(stream, world_size, 12)
-    assert together == alone
-
-
-@few
-@given(data=st.data())
-def test_a_state_resumes_at_the_exact_batch_at_another_world_size(numbers, data):
-    """Law 4, over interruption points and world sizes, across an epoch's end."""
-    stream = hr.Stream(numbers, seed=3, partitions=12, epochs=2).map(with_noise, shapes={"noise": ("float64", ())})
-    whole, _ = batches_of(stream, 1, 24)
-    stop = data.draw(st.integers(1, len(whole) - 1))
-    before, after = (data.draw(st.sampled_from([1, 2, 3])) for _ in range(2))
-    head, state = batches_of(stream, before, 24, limit=stop)
-    assert head == whole[:stop]
-    assert len(json.dumps(state)) < 600
-    tail, _ = batches_of(stream, after, 24, state=state)
-    assert tail == whole[stop:]
+    assert run_world(stream, world_size, 12, make_loader=LoaderHere).steps == alone
 
 
 def with_noise(sample, rng):

@@ -105,15 +105,20 @@ def test_every_rank_has_the_same_steps_and_together_every_position(num_samples, 
     assert all(positions.max(initial=0) < num_samples for positions, _, _ in dealt)
 
 
-@given(st.integers(1, 300), st.integers(1, 4), st.sampled_from([1, 2, 3, 4, 6, 12]), st.data())
-def test_global_batches_do_not_depend_on_the_world_size(num_samples, factor, world_size, data):
+@given(st.integers(1, 300), st.integers(1, 4), st.sampled_from([1, 2, 3, 4, 6, 8, 12, 24]), st.booleans(), st.data())
+def test_global_batches_do_not_depend_on_the_world_size(num_samples, factor, world_size, drop_last, data):
     """Law 4: at every step the ranks together take the same positions, so one position is the whole state."""
-    batch = 12 * factor
-    step = data.draw(st.integers(0, num_samples // batch))
-    parts = [Batches(num_samples, batch, r, world_size, True) for r in range(world_size)]
-    taken = np.concatenate([b.positions(step, min(step + 1, b.num_steps))[0] for b in parts])
-    whole = Batches(num_samples, batch, 0, 1, True)
-    assert sorted(taken.tolist()) == whole.positions(step, min(step + 1, whole.num_steps))[0].tolist()
+    batch = 24 * factor
+    whole = Batches(num_samples, batch, 0, 1, drop_last)
+    step = data.draw(st.integers(0, whole.num_steps))
+    last = min(step + 1, whole.num_steps)
+    parts = [Batches(num_samples, batch, r, world_size, drop_last) for r in range(world_size)]
+    dealt = [part.positions(step, last) for part in parts]
+    taken = np.concatenate([positions[real] for positions, real, _ in dealt])
+    assert sorted(taken.tolist()) == whole.positions(step, last)[0].tolist()
+    assert {part.num_steps for part in parts} == {whole.num_steps}
+    for rank, (positions, real, _) in enumerate(dealt):
+        assert (positions[real] % world_size == rank).all(), "a rank takes what its own partitions hold"
 
 
 def test_the_order_is_the_same_in_every_release():
