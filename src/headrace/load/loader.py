@@ -11,13 +11,12 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from headrace.dataset.pieces import Pieces
 from headrace.errors import DamagedError, LoaderError, OptionError
-from headrace.load.host import available_memory_bytes
 from headrace.load.job import STAGES, Collate, Job, OnError, Skipped, num_readers
+from headrace.load.memory import memory_bytes
 from headrace.load.options import check_flag, optional_number, whole_number
-from headrace.load.state import VERSION, check_state
-from headrace.load.stream import MAX_PARTITIONS, Stream
+from headrace.load.state import VERSION, check_state, partitions_of
+from headrace.load.stream import Stream
 from headrace.order import Batches, MixedOrder, Order, check_world_size
 from headrace.rank import Rank, local_world_size, resolve_rank
 from headrace.storage import parse_size
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from headrace.load.job import Delivery
     from headrace.load.tensors import BatchDict
 
-READ_AHEAD_BYTES = 64 << 20
-"""What may be read ahead of need by default, besides the windows that are open."""
 HAND_OFF = "hand-off"
 MAX_RECORDED = 10_000
 """Skipped samples that are kept by name; all are counted."""
@@ -94,6 +91,10 @@ class Loader:
             )
         if not isinstance(stream, Stream):
             raise OptionError(f"a loader runs a headrace.Stream: got {type(stream).__name__}")
+        if stream.start is not None:
+            raise OptionError(
+                "a loader begins where load_state_dict says: got a stream that was resumed for a DataLoader"
+            )
         if collate is not None and not callable(collate):
             raise OptionError(f"collate is a function(list of samples) -> dict: got {collate!r}")
         check_flag("drop_last", drop_last)
@@ -120,7 +121,7 @@ class Loader:
         self._on_error: OnError = on_error
         self._max_skipped = optional_number("max_skipped", max_skipped, 0)
         self._num_skipped = 0
-        self._epoch, self._step, self._first_epoch = 0, 0, 0
+        self._epoch, self._step, self._first_epoch = stream.first_epoch, 0, stream.first_epoch
         self._resumed = True
         self._iteration = 0
         self._loaded_partitions: int | None = None
@@ -270,7 +271,7 @@ class Loader:
         The number of ranks, threads and processes may differ. Raises StateError if what decides the order differs,
         OptionError if this world size does not divide it.
         """
-        partitions = _partitions_of(state)
+        partitions = partitions_of(state)
         order = self._make_order(partitions)
         check_state(state, self._order_state(order))
         self.close()
@@ -319,16 +320,7 @@ class Loader:
         self.close()
 
     def _order_state(self, order: Order | MixedOrder) -> dict[str, Any]:
-        return {
-            "dataset": self.stream.dataset.fingerprint,
-            "samples": order.num_samples,
-            "seed": order.seed,
-            "shuffle": order.shuffle,
-            "partitions": order.partitions,
-            **order.facts(),
-            "global_batch_size": self.global_batch_size,
-            "filter": self.stream.has_filter,
-        }
+        return {**self.stream.order_state(order), "global_batch_size": self.global_batch_size}
 
     def _start_client(self) -> Client:
         from headrace.load.client import Client, num_slots_held  # imports torch
@@ -357,32 +349,7 @@ class Loader:
         return self._threads or max(1, len(os.sched_getaffinity(0)) // local_world_size())
 
     def _memory_bytes(self) -> int:
-        """Bytes of samples to hold at most; OptionError if there is less than the open windows need."""
-        order, pieces = self._order, self.stream.dataset.pieces
-        num_open = order.partitions // self._rank.world_size if order.shuffle else 1
-        all_bytes = int(pieces.bytes.sum())
-        needed = min(num_open * order.open_bytes, all_bytes)
-        rule = f"memory must hold the open windows of this rank's {num_open} partitions, {needed:,} bytes"
-        if self._memory is not None:
-            if self._memory < needed:
-                raise OptionError(f"{rule}: got {self._memory:,}; give more, or {_way_out(pieces)}")
-            return self._memory
-        most = available_memory_bytes() // (2 * local_world_size())
-        if needed > most:
-            raise OptionError(f"{rule}, and half of what this machine has free is {most:,}: {_way_out(pieces)}")
-        return min(most, 2 * needed + min(READ_AHEAD_BYTES, all_bytes // self._rank.world_size))
-
-
-def _way_out(pieces: Pieces) -> str:
-    if pieces.largest_whole_bytes:
-        return (
-            f"repack the dataset (headrace pack), of which parts of up to {pieces.largest_whole_bytes:,} bytes are "
-            "unpacked as a whole, or choose fewer partitions"
-        )
-    return "choose a smaller block_size or window"
-
-
-def _partitions_of(state: Mapping[str, Any]) -> int | None:
-    order = state.get("order") if isinstance(state, Mapping) else None
-    partitions = order.get("partitions") if isinstance(order, Mapping) else None
-    return partitions if type(partitions) is int and 0 < partitions <= MAX_PARTITIONS else None
+        order, num_ranks = self._order, self._rank.world_size
+        num_open = order.partitions // num_ranks if order.shuffle else 1
+        pieces = self.stream.dataset.pieces
+        return memory_bytes(order, pieces, num_open, num_ranks, local_world_size(), self._memory)

@@ -125,12 +125,16 @@ class ReadAhead:
 
     def stop(self) -> None:
         """End the threads and close the files."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        self.let_go()
         for thread in self._threads:
             thread.join()
         self._files.close()
+
+    def let_go(self) -> None:
+        """Have the threads end, without waiting for them: wherever the garbage collector runs, one of them even."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
 
     def load(self, run: Run) -> LoadedRun:
         """Read and check a run now, whatever the plan and the bound."""

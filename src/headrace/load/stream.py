@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import multiprocessing.context
+import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any
+
+import cloudpickle
+from torch import distributed
+from torch.utils.data import IterableDataset
 
 from headrace.dataset import Dataset, Joined
 from headrace.errors import OptionError
 from headrace.formats.tokens.bins import Layout
 from headrace.load.mixture import Mixture
 from headrace.load.options import check_flag, optional_number, whole_number
+from headrace.load.samples import Samples
+from headrace.load.start import Start
+from headrace.load.state import MAX_PARTITIONS, partitions_of
 from headrace.order import MixedOrder, Order, default_partitions, derive_key
+from headrace.rank import Rank, resolve_rank
 from headrace.storage import parse_size
-from headrace.transform import Decode, Filter, Op
+from headrace.transform import Decode, Filter, Op, Sample
 from headrace.transform.chain import Shape, as_op
 from headrace.transform.pixels import Color
 
-MAX_PARTITIONS = 1 << 20
-
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(IterableDataset[Sample]):
     """A dataset, the order in which its samples come, and what happens to each. A `Loader` runs it.
 
-    It can be printed, compared and pickled. Raises OptionError for values out of range.
+    It can be printed, compared and pickled, and is an IterableDataset for PyTorch's own DataLoader: iterating gives
+    the rank's samples, in a DataLoader's worker that worker's share of them. Raises OptionError for values out of
+    range.
     """
 
     dataset: Dataset | Joined
@@ -46,6 +56,10 @@ class Stream:
     """Epochs of one iteration; None is endless."""
     mixture: Mixture | None = None
     """How several datasets are mixed; made by `headrace.mix`."""
+    first_epoch: int = 0
+    """The epoch that is the first; 0 <= first_epoch < 2^53."""
+    start: Start | None = None
+    """Where a DataLoader's iteration begins in these epochs; set by `resume`. None: with their first sample."""
     ops: tuple[Op, ...] = ()
     """What happens to each sample, in order; added by `decode`, `map` and `filter`."""
 
@@ -56,6 +70,7 @@ class Stream:
         object.__setattr__(self, "seed", whole_number("seed", self.seed, 0, 2**63 - 1))
         for name, least, most in (("window", 0, None), ("partitions", 1, MAX_PARTITIONS), ("epochs", 1, None)):
             object.__setattr__(self, name, optional_number(name, getattr(self, name), least, most))
+        object.__setattr__(self, "first_epoch", whole_number("first_epoch", self.first_epoch, 0, 2**53 - 1))
         if self.block_size is not None:
             object.__setattr__(self, "block_size", parse_size(self.block_size, "block_size"))
         if len(self.dataset) == 0:
@@ -85,6 +100,46 @@ class Stream:
         The batch that it falls in shrinks; no other sample moves, and the number of steps stays.
         """
         return replace(self, ops=(*self.ops, Filter(fn)))
+
+    def __iter__(self) -> Samples:
+        """The samples of this process's share; every time the same ones: a description does not move on."""
+        return Samples(self)
+
+    def from_epoch(self, epoch: int) -> Stream:
+        """The same stream with `epoch` as the first: what each turn of a loop over epochs of a DataLoader wants."""
+        return replace(self, first_epoch=epoch, start=None)
+
+    def state_after(
+        self, batches: int, *, batch_size: int, num_workers: int = 0, drop_last: bool = False
+    ) -> dict[str, Any]:
+        """Where PyTorch's DataLoader stands after it gave so many batches of this stream: JSON, the same on every rank.
+
+        The numbers are those that the DataLoader was made with. Raises OptionError for a stream with a filter, whose
+        batches do not tell how many samples were read: use torchdata's StatefulDataLoader or a headrace.Loader then.
+        """
+        if self.has_filter:
+            raise OptionError(
+                "the batches of a DataLoader do not tell how many samples a filter read: use torchdata's "
+                "StatefulDataLoader, or headrace.Loader"
+            )
+        batches = whole_number("batches", batches, 0) + (self.start.batches if self.start else 0)
+        batch_size, num_workers = whole_number("batch_size", batch_size, 1), whole_number("num_workers", num_workers, 0)
+        check_flag("drop_last", drop_last)
+        rank = self.resolve_rank()
+        order = self.order(rank.world_size, self.start.partitions if self.start else None)
+        start = Start(batches, batch_size, num_workers, drop_last, rank.world_size, order.partitions)
+        start.place(0, order, rank, self.epochs)
+        return start.state(self.first_epoch, self.order_state(order))
+
+    def resume(self, state: Mapping[str, Any]) -> Stream:
+        """The stream from where `state_after` says on, for a DataLoader made with the same numbers.
+
+        Raises StateError if what decides the order differs, or is no such state; so does the DataLoader where the
+        number of workers or ranks differs.
+        """
+        order = self.order(self.resolve_rank().world_size, partitions_of(state))
+        start = Start.loaded(state, self.order_state(order))
+        return replace(self, first_epoch=state["first_epoch"], start=start)
 
     @property
     def has_filter(self) -> bool:
@@ -147,6 +202,28 @@ class Stream:
             window=self.window,
         )
 
+    def order_state(self, order: Order | MixedOrder) -> dict[str, Any]:
+        """What decides an order of this stream: JSON, for a state to compare."""
+        return {
+            "dataset": self.dataset.fingerprint,
+            "samples": order.num_samples,
+            "seed": order.seed,
+            "shuffle": order.shuffle,
+            "partitions": order.partitions,
+            **order.facts(),
+            "filter": self.has_filter,
+        }
+
+    def resolve_rank(self) -> Rank:
+        """This process's rank; in a worker that a DataLoader spawned, that of the process which made it."""
+        spawner: Rank | None = getattr(self, "_spawner", None)
+        return spawner or resolve_rank()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With functions by value, so that lambdas and closures reach spawned workers."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ops"}
+        return _restored, (plain, cloudpickle.dumps(self.ops), _spawners_rank())
+
     def _block_bytes(self, dataset: Dataset) -> int | None:
         """A block holds whatever is unpacked as a whole. Raises OptionError for a block that is smaller."""
         least = dataset.pieces.largest_whole_bytes
@@ -159,3 +236,18 @@ class Stream:
                 f"size, which are unpacked as a whole; got {block_bytes:,}; leave it out, or repack"
             )
         return block_bytes
+
+
+def _restored(plain: dict[str, Any], ops: bytes, spawner: Rank | None) -> Stream:
+    stream = Stream(**plain, ops=pickle.loads(ops))  # noqa: S301 - part of a pickle that is being loaded already
+    object.__setattr__(stream, "_spawner", spawner)
+    return stream
+
+
+def _spawners_rank() -> Rank | None:
+    """This process's rank, where it pickles for a process that it spawns and that cannot know it; else None.
+
+    A forked worker inherits torch.distributed, a spawned one the launcher's environment at most.
+    """
+    is_known = distributed.is_available() and distributed.is_initialized()
+    return resolve_rank() if is_known and multiprocessing.context.get_spawning_popen() is not None else None

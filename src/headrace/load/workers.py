@@ -79,7 +79,7 @@ class Workers:
     def _do(self, task: Task, make: Callable[[Batch, list[Row]], list[Made]]) -> bool:
         numbers = [source.row for source in task.sources]
         try:
-            rows, lost = _raw_rows(task)
+            rows, lost = raw_rows(task.sources)
             made = lost | dict(zip([row.number for row in rows], make(task.batch, rows), strict=True))
             return task.batch.add(numbers, [made[number] for number in numbers], self._chain.keep_samples)
         except HeadraceError as err:
@@ -88,11 +88,11 @@ class Workers:
             return task.batch.fail(numbers, LoaderError(f"the loader process failed: {type(err).__name__}: {err}"))
 
 
-def _raw_rows(task: Task) -> tuple[list[Row], dict[int, Made]]:
+def raw_rows(sources: list[Source]) -> tuple[list[Row], dict[int, Made]]:
     """The rows' raw samples, and what there is instead for those that are damaged."""
     rows: list[Row] = []
     lost: dict[int, Made] = {}
-    for source in task.sources:
+    for source in sources:
         run = source.run
         if run.opened is None or source.number in run.opened.damage:
             lost[source.row] = _lost(source)

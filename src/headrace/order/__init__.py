@@ -6,6 +6,7 @@ from headrace.order.epoch import EpochOrder, Order, Places, Run
 from headrace.order.keyed import derive_key, permutation
 from headrace.order.mixing import Mixing
 from headrace.order.mixture import MixedOrder, Stretch
+from headrace.order.shares import Share, dealt
 
 __all__ = [
     "Batches",
@@ -15,8 +16,10 @@ __all__ = [
     "Order",
     "Places",
     "Run",
+    "Share",
     "Stretch",
     "check_world_size",
+    "dealt",
     "default_block_bytes",
     "default_partitions",
     "derive_key",

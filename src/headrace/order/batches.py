@@ -23,17 +23,24 @@ def default_partitions(world_size: int) -> int:
     return math.lcm(DEFAULT_PARTITIONS, world_size)
 
 
-def check_world_size(world_size: int, partitions: int, global_batch_size: int) -> None:
-    """Refuse a world size that does not divide the partitions and the global batch size; name the nearest that do."""
-    common = math.gcd(partitions, global_batch_size)
+def check_world_size(world_size: int, partitions: int, global_batch_size: int | None = None) -> None:
+    """Refuse a world size that does not divide the partitions and the global batch size; name the nearest that do.
+
+    Without a global batch size (single samples are read) only the partitions count.
+    """
+    common = math.gcd(partitions, partitions if global_batch_size is None else global_batch_size)
     if common % world_size == 0:
         return
     smaller = max(w for w in range(1, min(world_size, common + 1)) if common % w == 0)
     larger = next((w for w in range(world_size + 1, common + 1) if common % w == 0), None)
     near = f"{smaller}" if larger is None else f"{smaller} and {larger}"
+    if global_batch_size is None:
+        rule, found = "the partitions", f"{partitions} partitions"
+    else:
+        rule = "both the partitions and the global batch size"
+        found = f"{partitions} partitions and a global batch of {global_batch_size}"
     raise OptionError(
-        f"the world size must divide both the partitions and the global batch size: got {world_size} ranks for "
-        f"{partitions} partitions and a global batch of {global_batch_size}; the nearest that work: {near}"
+        f"the world size must divide {rule}: got {world_size} ranks for {found}; the nearest that work: {near}"
     )
 
 

@@ -142,14 +142,25 @@ class MixedEpoch:
         """The runs that hold the rank's samples at positions start to stop - 1, in the order of first need."""
         stop = self._order.num_samples if stop is None else min(stop, self._order.num_samples)
         open_until: dict[int, int] = {}
-        first = start + (rank - start) % world_size
-        for at in range(first, stop, PLANNED_AT_ONCE * world_size):
-            positions = np.arange(at, min(stop, at + PLANNED_AT_ONCE * world_size), world_size)
+        for positions in self._positions(rank, world_size, start, stop):
             for run in self._new_runs(positions, open_until):
                 open_until[run.id] = run.done
                 yield run
             last = int(positions[-1])
             open_until = {key: done for key, done in open_until.items() if done > last}
+
+    def _positions(self, rank: int, world_size: int, start: int, stop: int) -> Iterator[I64]:
+        """The rank's positions, some at a time: those of every `world_size`-th partition, or without any every n-th."""
+        partitions = self._order.num_partitions
+        stride = partitions if partitions > 1 else world_size
+        members = np.arange(rank % stride, stride, world_size)
+        turns_at_once = max(1, PLANNED_AT_ONCE // len(members))
+        for turn in range(start // stride, -(-stop // stride), turns_at_once):
+            turns = np.arange(turn, turn + turns_at_once) * stride
+            positions = (turns[:, None] + members).reshape(-1)
+            positions = positions[(positions >= start) & (positions < stop)]
+            if len(positions):
+                yield positions
 
     def _new_runs(self, positions: I64, known: dict[int, int]) -> Iterator[Run]:
         chosen = self._chosen(positions)
