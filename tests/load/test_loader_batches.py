@@ -199,6 +199,18 @@ def test_a_damaged_sample_is_never_delivered_silently(folder, tmp_path):
         list(hr.Loader(hr.Stream(dataset), batch_size=8, on_error="skip", max_skipped=0))
 
 
+def test_a_repeat_of_a_damaged_sample_is_not_counted_again(tmp_path):
+    """13 samples on 2 ranks: rank 1 repeats its last in the second step. The sum over ranks is what one rank counts."""
+    hr.pack(({"__key__": f"s{i:02d}", "txt": f"text {i:02d}"} for i in range(13)), tmp_path / "d", shuffle=False)
+    shard = tmp_path / "d" / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"text 11", b"text 1l"))
+    options = {"global_batch_size": 12, "drop_last": False, "on_error": "skip", "rank": 1, "world_size": 2}
+    with hr.Loader(hr.Stream(hr.open(tmp_path / "d"), shuffle=False), **options) as loader:
+        assert [batch["__key__"] for batch in loader] == [["s01", "s03", "s05", "s07", "s09"], []]
+        assert [skipped.key for skipped in loader.skipped] == ["s11"]
+        assert loader.meters()["skipped"] == 1
+
+
 def test_a_missing_shard_is_an_error_or_skipped_whole(folder, tmp_path):
     import shutil
 

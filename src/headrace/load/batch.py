@@ -62,7 +62,11 @@ class Batch:
         began = time.perf_counter()
         made = [one for one in self._made if one is not None]
         kept = [row for row, one in enumerate(made) if one.values is not None]
-        delivery.skipped = [Skipped(one.key, str(one.error)) for one in made if isinstance(one.error, _OF_A_SAMPLE)]
+        delivery.skipped = [
+            Skipped(one.key, str(one.error))
+            for row, one in enumerate(made)
+            if isinstance(one.error, _OF_A_SAMPLE) and self._is_real(row)  # else it is counted where it belongs
+        ]
         delivery.error = next((one.error for one in made if one.error and not self._may_skip(one, on_error)), None)
         if delivery.error is None:
             delivery.keys = [made[row].key for row in kept]
@@ -71,6 +75,9 @@ class Batch:
             delivery.real = self._real[kept] if self._real is not None else None
         delivery.slot_bytes, delivery.used_bytes = self.slot.size, self.slot.used
         meter.add(items=len(kept), num_bytes=self.slot.used, busy_sec=time.perf_counter() - began)
+
+    def _is_real(self, row: int) -> bool:
+        return self._real is None or bool(self._real[row])
 
     def _may_skip(self, made: Made, on_error: OnError) -> bool:
         return on_error == "skip" and isinstance(made.error, _OF_A_SAMPLE)
