@@ -217,6 +217,16 @@ def test_a_recipe_that_ends_the_process_is_a_failure(workplace, code, message):
     assert message in one_line(done.stderr)
 
 
+def test_a_file_in_the_working_directory_takes_no_place_of_python_s(workplace):
+    here = workplace / "here"
+    here.mkdir()
+    (here / "json.py").write_text("raise SystemExit('this was run')\n")
+    safe = [sys.executable, "-P", *command("../small.py", "--set", "steps=3")[1:]]  # as the installed command is
+    done = subprocess.run(safe, cwd=here, capture_output=True, text=True, timeout=DEADLINE_SEC)
+    assert done.returncode == 0, done.stderr
+    assert "(3 steps)" in done.stdout
+
+
 def test_a_folder_that_takes_no_files_is_one_line(workplace):
     done = train(workplace, "--run", "/proc/sys")
     assert done.returncode == 1

@@ -162,6 +162,19 @@ def test_functions_of_modules_beside_the_script_are_found(folder, tmp_path):
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
+def test_a_file_in_the_working_directory_takes_no_place_of_python_s(folder, tmp_path):
+    """Law 8: what lies where one happens to be is not run."""
+    (tmp_path / "here").mkdir()
+    for name in ("json", "selectors", "numpy"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise SystemExit('this was run')\n")
+    (tmp_path / "train.py").write_text(SCRIPT.replace("END", ""))
+    command = [sys.executable, tmp_path / "train.py", folder, "2"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path / "here", stdin=subprocess.DEVNULL, timeout=DEADLINE_SEC
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_process_that_the_trainer_forked_does_not_keep_the_loader_alive(folder, tmp_path):
     """It inherits the pipes; the loader notices that its parent is gone all the same."""
     script = tmp_path / "train.py"

@@ -43,7 +43,7 @@ def start_interpreter(module: str, *fds: int) -> tuple[subprocess.Popen[bytes], 
     argument = json.dumps([module, (os.getpid(), *passed), [os.path.abspath(p) for p in sys.path]])
     try:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own code
-            [sys.executable, "-c", _BOOT, argument],
+            [sys.executable, "-P", "-c", _BOOT, argument],  # -P: a json.py in the working directory is not Python's
             pass_fds=passed,
             stdin=subprocess.DEVNULL,
             env=os.environ | _ONE_THREAD | child_environment(),

@@ -42,7 +42,8 @@ def launch(job: Job, nproc: int, max_restarts: int) -> None:
         clear_failures(run_dir)
         start = elastic_launch(_config(nproc, max_restarts, run_dir), sys.executable)
         try:
-            start("-m", "headrace.train.worker", job.to_json())
+            # -P: as for the command itself, a json.py in the working directory is not Python's.
+            start("-P", "-m", "headrace.train.worker", job.to_json())
         except ChildFailedError as err:
             failure = first_failure(run_dir)
             if failure is not None:
