@@ -74,7 +74,21 @@ def test_classes_are_those_of_cls_unless_the_manifest_says_otherwise(tmp_path):
     assert Manifest.read(tmp_path).class_field == "label"
 
 
-LEADS_OUT = ["../up.tar", "/etc/passwd", "a/../b.tar", "a//b.tar", "a/", "./a.tar", "..", ".", "", "a\\b", "a\0"]
+LEADS_OUT = [
+    "a\nb.tar",
+    "a\x7f.tar",
+    "../up.tar",
+    "/etc/passwd",
+    "a/../b.tar",
+    "a//b.tar",
+    "a/",
+    "./a.tar",
+    "..",
+    ".",
+    "",
+    "a\\b",
+    "a\0",
+]
 
 
 @pytest.mark.parametrize("name", [*LEADS_OUT, 3, None])

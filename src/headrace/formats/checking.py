@@ -88,6 +88,7 @@ class Checked:
         """The name of a file in the dataset's folder, or in one below: a manifest must not reach outside it."""
         name = self.text()
         parts = name.split("/")
-        if not all(parts) or any(part in (".", "..") for part in parts) or any(char in name for char in "\\\0"):
+        is_odd = any(char < " " or char in "\\\x7f" for char in name)
+        if not all(parts) or any(part in (".", "..") for part in parts) or is_odd:
             raise self.error("must be the name of a file in the dataset's folder")
         return name
