@@ -10,7 +10,7 @@
         DamagedError       bytes are missing or differ from their checksum
       TransformError     a function applied to a sample failed; names the sample
       StateError         a saved state belongs to something else
-      LoaderError        the loader process ended without being asked to
+      LoaderError        the loader process ended without being asked to, too often in a row
       RecipeError        a recipe cannot be read, or its settings do not fit
       TrainingError      training cannot go on
         CheckpointError    a checkpoint cannot be written or read
@@ -62,7 +62,7 @@ class StateError(HeadraceError):
 
 
 class LoaderError(HeadraceError):
-    """The loader process ended without being asked to."""
+    """The loader process ended without being asked to, and is not replaced once more."""
 
 
 class RecipeError(HeadraceError):

@@ -226,10 +226,10 @@ def test_a_missing_shard_is_an_error_or_skipped_whole(folder, tmp_path):
         assert 0 < len(keys) < NUM_SAMPLES
 
 
-def test_a_killed_loader_process_is_an_error_that_says_so(dataset):
+def test_a_killed_loader_process_that_is_not_to_be_replaced_is_an_error_that_says_so(dataset):
     import signal
 
-    with hr.Loader(hr.Stream(dataset, epochs=None), batch_size=8) as loader:
+    with hr.Loader(hr.Stream(dataset, epochs=None), batch_size=8, max_restarts=0) as loader:
         batches = iter(loader)
         next(batches)
         os.kill(loader._client.pid, signal.SIGKILL)

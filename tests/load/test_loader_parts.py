@@ -13,6 +13,7 @@ import headrace as hr
 from headrace.load.buffers import BufferPool
 from headrace.load.channel import Channel, Frame, Kind, receive_frame, send_frame
 from headrace.load.launch import exit_reason
+from headrace.load.marks import Marks
 from headrace.load.pipeline import _planned_runs
 from headrace.load.reader import LOT_RUNS, ReadAhead
 from headrace.load.slots import MappedSlots, Slot, SlotPool
@@ -142,7 +143,7 @@ def test_read_ahead_stays_within_its_memory_and_goes_on_when_runs_are_let_go(dat
     )
     job, memory = loader._job(2), 500_000
     meters = {"read": Meter(), "verify": Meter()}
-    reader = ReadAhead(dataset, _planned_runs(job, 0, 0), memory, 2, meters)
+    reader = ReadAhead(dataset, _planned_runs(job, 0, 0), memory, Marks.create(2).lanes[:2], meters)
     order = job.order.epoch(0)
     peak = 0
     for stop in range(40, 401, 40):
@@ -169,7 +170,7 @@ def test_read_ahead_counts_what_it_really_holds(tmp_path):
     loader = hr.Loader(hr.Stream(windows, block_size=300), batch_size=48, rank=0, world_size=1)
     meters = {"read": Meter(), "verify": Meter()}
     memory = 16 << 20
-    reader = ReadAhead(windows, _planned_runs(loader._job(2), 0, 0), memory, 1, meters)
+    reader = ReadAhead(windows, _planned_runs(loader._job(2), 0, 0), memory, Marks.create(1).lanes[:1], meters)
 
     def is_full():
         with reader._changed:
@@ -183,7 +184,7 @@ def test_read_ahead_counts_what_it_really_holds(tmp_path):
 
 def test_a_stopped_reader_lets_its_consumer_go(dataset):
     loader = hr.Loader(hr.Stream(dataset), batch_size=40, rank=0, world_size=1)
-    reader = ReadAhead(dataset, iter(()), 1000, 1, {"read": Meter(), "verify": Meter()})
+    reader = ReadAhead(dataset, iter(()), 1000, Marks.create(1).lanes[:1], {"read": Meter(), "verify": Meter()})
     stopper = threading.Timer(0.1, reader.stop)
     stopper.start()
     assert reader.get((0, 0), 40) is None

@@ -10,14 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headrace.load.healing import Restart
     from headrace.load.job import Skipped
     from headrace.load.loader import Loader
     from headrace.load.mix import class_balanced, mix
     from headrace.load.stream import Stream
 
-_HOMES = {"Loader": "loader", "Skipped": "job", "Stream": "stream", "class_balanced": "mix", "mix": "mix"}
+_HOMES = {
+    "Loader": "loader",
+    "Restart": "healing",
+    "Skipped": "job",
+    "Stream": "stream",
+    "class_balanced": "mix",
+    "mix": "mix",
+}
 
-__all__ = ["Loader", "Skipped", "Stream", "class_balanced", "mix"]
+__all__ = ["Loader", "Restart", "Skipped", "Stream", "class_balanced", "mix"]
 
 
 def __getattr__(name: str) -> Any:

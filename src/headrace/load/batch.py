@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from headrace.errors import DatasetError, HeadraceError, OptionError, TransformError
 from headrace.load.channel import dumps
 from headrace.load.fields import Specs, as_plain
+from headrace.load.healing import Restart
 from headrace.load.job import Array, Blob, Blobs, Collate, Content, Delivery, OnError, Skipped
+from headrace.load.process import ProcessLostError
 from headrace.load.rows import Made, contiguous
 from headrace.load.slots import Slot
 from headrace.telemetry import Meter
@@ -37,6 +39,8 @@ class Batch:
         self._stored: list[dict[str, Array | Blob]] = [{} for _ in range(num_rows)]
         self._left = num_rows
         self._lock = threading.Lock()
+        self.lost: list[ProcessLostError] = []
+        """Worker processes that ended over it, and were replaced."""
         self.places: dict[str, Array] = {}
         self.arrays: dict[str, NDArray[Any]] = {}
         for name, spec in (specs or {}).items():
@@ -67,6 +71,7 @@ class Batch:
             for row, one in enumerate(made)
             if isinstance(one.error, _OF_A_SAMPLE) and self._is_real(row)  # else it is counted where it belongs
         ]
+        delivery.restarts = [Restart.of("worker", delivery.epoch, delivery.step, lost) for lost in self.lost]
         delivery.error = next((one.error for one in made if one.error and not self._may_skip(one, on_error)), None)
         if delivery.error is None:
             delivery.keys = [made[row].key for row in kept]

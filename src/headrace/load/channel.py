@@ -43,12 +43,17 @@ class Channel:
     """One end of a line of messages. `send` may be called from several threads, `receive` from one."""
 
     def __init__(self, sock: socket.socket, alive: Callable[[], bool] = lambda: True) -> None:
-        """`alive` says whether the other end still runs: a process that it forked may keep the line open without it."""
+        """`alive` says whether the other end still runs: a process that it forked may keep the line open without it.
+
+        It is asked twice a second while nothing comes or goes; what it raises comes out of the call that waits.
+        """
         self._socket = sock
         self._alive = alive
         self._lock = threading.Lock()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        self._room = select.poll()
+        self._room.register(sock, select.POLLOUT)
 
     def send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
         """Send one message; raises OSError when the other end is gone."""
@@ -60,9 +65,9 @@ class Channel:
         with self._lock:
             if fds:
                 socket.send_fds(self._socket, [header], list(fds))
-                self._socket.sendall(body)
+                self._send(body)
             else:
-                self._socket.sendall(header + body)
+                self._send(header + body)
 
     def receive(self) -> tuple[Any, list[int]]:
         """The next message and the descriptors that came with it; raises EOFError when the other end is gone."""
@@ -93,6 +98,16 @@ class Channel:
         while not self._poll.poll(ALIVE_CHECK_MS):
             if not self._alive() and not self._poll.poll(0):
                 raise EOFError
+
+    def _send(self, data: bytes) -> None:
+        """Send all of it; the other end may be slow to take it, and may end or hang meanwhile."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._socket.send(view, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                if not self._room.poll(ALIVE_CHECK_MS) and not self._alive():
+                    raise BrokenPipeError from None
 
     def _fill(self, view: memoryview) -> None:
         while view:

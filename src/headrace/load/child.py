@@ -11,9 +11,10 @@ from headrace.errors import HeadraceError
 from headrace.load.batch import Batch
 from headrace.load.channel import Channel, Frame, Kind, receive_frame
 from headrace.load.fields import Specs, resolve_specs
-from headrace.load.job import STAGES, Delivery, Job
+from headrace.load.job import STAGES, Delivery, Job, Lanes, unexpected
 from headrace.load.launch import end_now, watch_parent
-from headrace.load.pipeline import Pipeline, unexpected
+from headrace.load.marks import Marks
+from headrace.load.pipeline import Pipeline
 from headrace.load.rows import Chain
 from headrace.load.slots import SlotPool
 from headrace.load.workers import Workers
@@ -21,15 +22,18 @@ from headrace.telemetry import Meter
 from headrace.transform import prepare_worker, sample_rng
 
 
-def main(parent: int, channel_fd: int, orders_fd: int) -> None:
+def main(parent: int, channel_fd: int, marks_fd: int, orders_fd: int) -> None:
     """The process's entry: a job comes by the channel, then orders by the pipe until the trainer wants no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     watch_parent(parent, orders_fd)
-    os.set_inheritable(channel_fd, False)
+    for fd in (channel_fd, marks_fd):
+        os.set_inheritable(fd, False)
+    marks = Marks(marks_fd)
+    marks.catch_stacks()
     prepare_worker()
     channel = Channel(socket.socket(fileno=channel_fd))
     try:
-        feed = Feed(channel.receive()[0], channel)
+        feed = Feed(channel.receive()[0], channel, marks)
         gc.collect()
         gc.freeze()  # a collection would walk the libraries' objects in the middle of a batch
         while (frame := receive_frame(orders_fd)).kind is not Kind.END:
@@ -42,9 +46,10 @@ def main(parent: int, channel_fd: int, orders_fd: int) -> None:
 class Feed:
     """The loader process's slots, workers and meters, and the pipeline of the present generation."""
 
-    def __init__(self, job: Job, channel: Channel) -> None:
+    def __init__(self, job: Job, channel: Channel, marks: Marks) -> None:
         self._job = job
         self._channel = channel
+        self._lanes = Lanes.of(job, marks.lanes)
         self._slots = SlotPool(job.num_slots)
         self._sent: set[int] = set()
         self._meters = {stage: Meter() for stage in STAGES}
@@ -57,6 +62,7 @@ class Feed:
         if frame.kind is Kind.RELEASE:
             self._slots.release(frame.number)
             return
+        self._lanes.main.clear()  # it has started
         if self._pipeline is not None:
             self._pipeline.stop()
         try:
@@ -65,21 +71,22 @@ class Feed:
             error = err if isinstance(err, HeadraceError) else unexpected(err)
             self._deliver(Delivery(frame.number, error=error), None)
             return
+        workers.caution.forget_before((frame.epoch, frame.step * self._job.batches.global_batch_size))
         self._pipeline = Pipeline(
-            *(self._job, self._specs, workers, self._slots, self._meters, self._deliver),
+            *(self._job, self._specs, workers, self._slots, self._meters, self._deliver, self._lanes),
             generation=frame.number,
             epoch=frame.epoch,
             step=frame.step,
         )
 
     def _make_workers(self) -> Workers:
-        job = self._job
+        job, lanes = self._job, self._lanes
         if job.collate is None:
-            self._specs = resolve_specs(job.dataset, job.ops, lambda at: sample_rng(job.order.seed, 0, at))
-        processes = job.processes > 1
-        chain = Chain(job.ops, job.order.seed, self._specs, job.collate is not None, seeds_globals=processes)
-        num = job.processes if processes else job.threads
-        self._workers = Workers(chain, num, processes, self._meters["transform"])
+            self._specs = resolve_specs(
+                job.dataset, job.ops, lambda at: sample_rng(job.order.seed, 0, at), lanes.main, job.condemned
+            )
+        chain = Chain(job.ops, job.order.seed, self._specs, job.collate is not None, seeds_globals=job.processes > 1)
+        self._workers = Workers(chain, job, lanes.transform, self._meters["transform"])
         return self._workers
 
     def _deliver(self, delivery: Delivery, batch: Batch | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import subprocess
 
 import cloudpickle
 import numpy as np
@@ -14,12 +13,11 @@ import torch
 from headrace.errors import HeadraceError, LoaderError, OptionError
 from headrace.load.channel import Frame, Kind, send_frame
 from headrace.load.device import BATCHES_AHEAD, DeviceQueue, PinnedMap, cuda_device
-from headrace.load.job import SPARE_SLOTS, Delivery, Job
-from headrace.load.launch import exit_reason, start_interpreter
+from headrace.load.healing import Restarts
+from headrace.load.job import SPARE_SLOTS, Delivery, Job, NoMemoryError, num_lanes
+from headrace.load.process import Process, ProcessLostError
 from headrace.load.slots import MappedSlots
 from headrace.load.tensors import BatchDict, batch_over
-
-END_WITHIN_SEC = 5.0
 
 
 def num_slots_held(device: str | torch.device | None) -> int:
@@ -30,14 +28,16 @@ def num_slots_held(device: str | torch.device | None) -> int:
 class Client:
     """A running loader process. Not thread-safe, and of use only in the process that made it."""
 
-    def __init__(self, job: Job, device: str | torch.device | None) -> None:
+    def __init__(self, job: Job, device: str | torch.device | None, restarts: Restarts) -> None:
+        """`restarts` gets those of the process's own worker processes."""
         cuda = cuda_device(device)
         self._device_queue = DeviceQueue(cuda) if cuda else None
         self._num_held = num_slots_held(device)
+        self._restarts = restarts
         description = _described(job)
         reading, self._orders = os.pipe()
         try:
-            self._process, self._channel = start_interpreter("headrace.load.child", reading)
+            self._process = Process("headrace.load.child", num_lanes(job), job.hang_timeout_sec, reading)
         except BaseException:
             os.close(self._orders)
             raise
@@ -49,8 +49,8 @@ class Client:
         self.usable = True
         """False once it has ended, or an interrupt has torn a message: then only a new one goes on."""
         try:
-            with contextlib.suppress(BrokenPipeError):  # it has ended: `next` says how
-                self._channel.send_bytes(description)
+            with contextlib.suppress(ProcessLostError):  # `next` says how
+                self._process.send_bytes(description)
         except BaseException:  # an interrupt: nobody else would end the process
             self.close()
             raise
@@ -68,12 +68,20 @@ class Client:
         send_frame(self._orders, Frame(Kind.START, self._generation, epoch, step))
 
     def next(self) -> tuple[BatchDict, Delivery]:
-        """The next batch, waiting for it. Raises the error that the loader delivers in its place."""
+        """The next batch, waiting for it. Raises the error that is delivered in its place, or ProcessLostError."""
         if os.getpid() != self._pid:
             raise LoaderError("a loader works in the process that made it: make another one in this forked process")
-        if self._device_queue:
-            return self._device_queue.next(self._next_on_host, self._channel.has_message)
-        return self._next_on_host()
+        self.usable = False  # until the delivery is in hand and dealt with: an interrupt may come anywhere
+        try:
+            if self._device_queue:
+                found = self._device_queue.next(self._next_on_host, self._process.has_message)
+            else:
+                found = self._next_on_host()
+        except HeadraceError:
+            self.usable = True
+            raise
+        self.usable = True
+        return found
 
     def close(self) -> None:
         """End the process. Batches that are held stay valid."""
@@ -84,45 +92,33 @@ class Client:
         self._slots.close()
         send_frame(self._orders, Frame(Kind.END, 0))
         os.close(self._orders)
-        self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            try:
-                self._process.wait(END_WITHIN_SEC)
-            finally:  # also where an interrupt ends the wait
-                self._process.kill()
-                self._process.wait()
+        self._process.end()
 
     def _next_on_host(self) -> tuple[BatchDict, Delivery]:
-        self.usable = False  # until the delivery is in hand and dealt with: an interrupt may come anywhere
         while (delivery := self._receive()).generation != self._generation:
             self._give_back(delivery)
+        if isinstance(delivery.error, NoMemoryError):
+            raise ProcessLostError(str(delivery.error), [])
         try:
             if delivery.error is not None:
                 raise delivery.error
-            batch = self._batch(delivery)
+            return self._batch(delivery), delivery
         except HeadraceError:
             self._give_back(delivery)
-            self.usable = True
             raise
-        self.usable = True
-        return batch, delivery
 
     def _give_back(self, delivery: Delivery) -> None:
         if delivery.slot >= 0:
             self._slots.give_back(delivery.slot)
 
     def _receive(self) -> Delivery:
-        try:
-            delivery, fds = self._channel.receive()
-        except (EOFError, ConnectionResetError) as err:
-            code = self._process.wait()
-            raise LoaderError(
-                f"the loader process ended without being asked to ({exit_reason(code)}): "
-                "what it printed above tells why; out of memory is the usual cause of SIGKILL"
-            ) from err
+        delivery: Delivery
+        delivery, fds = self._process.receive()
         for fd in fds:
             self._slots.add(delivery.slot, fd)
-        return delivery  # type: ignore[no-any-return]
+        for restart in delivery.restarts:
+            self._restarts.note(restart)
+        return delivery
 
     def _batch(self, delivery: Delivery) -> BatchDict:
         """The batch over its slot; or over a copy, where so many are held that the feed would starve of slots."""

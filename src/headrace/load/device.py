@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace.errors import LoaderError, OptionError
+from headrace.errors import HeadraceError, LoaderError, OptionError
 from headrace.load.job import Delivery
+from headrace.load.process import ProcessLostError
 from headrace.load.tensors import BatchDict
 
 BATCHES_AHEAD = 2
@@ -71,15 +72,23 @@ class DeviceQueue:
         self._stream = torch.cuda.Stream(device)
         self._ahead: deque[_Copy] = deque()
         self._copying: list[_Copy] = []
+        self._failure: Exception | None = None
 
     def next(
         self, receive: Callable[[], tuple[BatchDict, Delivery]], ready: Callable[[], bool]
     ) -> tuple[BatchDict, Delivery]:
-        """The next batch, on the device; those that are ready behind it are sent on their way."""
+        """The next batch, on the device; those that are ready behind it are sent on their way.
+
+        An error comes in its turn, after the batches that were received before it.
+        """
         if not self._ahead:
+            self._raise_failure()
             self._push(*receive())
-        while len(self._ahead) <= BATCHES_AHEAD and ready():
-            self._push(*receive())
+        while len(self._ahead) <= BATCHES_AHEAD and self._failure is None and ready():
+            try:
+                self._push(*receive())
+            except (HeadraceError, ProcessLostError) as err:
+                self._failure = err
         return self._pop()
 
     def clear(self) -> None:
@@ -87,6 +96,12 @@ class DeviceQueue:
         self._stream.synchronize()
         self._ahead.clear()
         self._copying.clear()
+        self._failure = None
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _push(self, batch: BatchDict, delivery: Delivery) -> None:
         with torch.cuda.stream(self._stream):

@@ -7,7 +7,7 @@ start, so that the answer is never the luck of a batch. A later sample that does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from headrace.dataset import Dataset, Joined
 from headrace.errors import HeadraceError, TransformError
 from headrace.formats import Field
+from headrace.load.marks import PROBED, Lane, Where
 from headrace.transform import ArraySpec, Encoded, Fields, Filter, Op, Sample, apply, output_fields, spec_of
 from headrace.transform.spec import FieldSpec, array_spec
 
@@ -37,15 +38,20 @@ def stored_fields(schema: Mapping[str, Field]) -> Fields:
 
 
 def resolve_specs(
-    dataset: Dataset | Joined, ops: Sequence[Op], make_rng: Callable[[int], np.random.Generator]
+    dataset: Dataset | Joined,
+    ops: Sequence[Op],
+    make_rng: Callable[[int], np.random.Generator],
+    lane: Lane,
+    condemned: Container[Where] = (),
 ) -> Specs | None:
-    """The fields of a batch. `make_rng(position)` gives the randomness of a probed sample.
+    """The fields of a batch. `make_rng(position)` gives the randomness of a probed sample, `lane` tells which it is.
 
     None if nothing can be known: of no field beforehand, and no probed sample could be had (all damaged, say). Then
     whatever comes is a list.
     """
     known = output_fields(ops, stored_fields(dataset.schema))
-    probed = _probe(dataset, [op for op in ops if not isinstance(op, Filter)], make_rng)
+    steps = [op for op in ops if not isinstance(op, Filter)]
+    probed = _probe(dataset, steps, make_rng, lane, condemned)
     if not probed:
         return {name: _decide(name, known, []) for name in known} or None
     names = {name: None for sample in probed for name in sample if name != "__key__"}
@@ -99,17 +105,28 @@ def _stored(field: Field) -> FieldSpec:
 
 
 def _probe(
-    dataset: Dataset | Joined, ops: Sequence[Op], make_rng: Callable[[int], np.random.Generator]
+    dataset: Dataset | Joined,
+    ops: Sequence[Op],
+    make_rng: Callable[[int], np.random.Generator],
+    lane: Lane,
+    condemned: Container[Where],
 ) -> list[Sample]:
     last = len(dataset) - 1
     spread = [last * k // (NUM_TRIED - 1) for k in range(NUM_TRIED)]
     found: list[Sample] = []
     for number in dict.fromkeys([0, len(dataset) // 2, last, *spread]):
+        if (PROBED, number) in condemned:
+            continue  # it is reported, by the policy for errors, when its turn comes
         try:
-            sample = apply(ops, dataset[number], lambda number=number: make_rng(number)) or {}  # type: ignore[misc]
+            with lane.reading(dataset.is_remote):
+                raw = dataset[number]
+            lane.mark(PROBED, number)
+            sample = apply(ops, raw, lambda number=number: make_rng(number)) or {}  # type: ignore[misc]
             found.append({name: as_plain(name, value) for name, value in sample.items()})
         except HeadraceError:
-            continue  # it is reported, by the policy for errors, when its turn comes
+            continue  # as above
+        finally:
+            lane.clear()
         if len(found) == NUM_PROBED:
             break
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -10,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.dataset import Dataset, Joined
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, LoaderError, StorageError
+from headrace.load.healing import Restart
+from headrace.load.marks import Lane, Where
 from headrace.order import Batches, MixedOrder, Order
 from headrace.telemetry import Reading
 from headrace.transform import Op, Sample
@@ -33,6 +36,12 @@ class Job:
     memory_bytes: int
     collate: Collate | None
     on_error: OnError
+    max_restarts: int
+    hang_timeout_sec: float | None
+    suspects: frozenset[Where] = frozenset()
+    """Samples that a process before this one was at when it ended: they are transformed one at a time."""
+    condemned: Mapping[Where, str] = field(default_factory=dict)
+    """Samples that are not transformed, since processes ended over them, with what became of those."""
 
 
 @dataclass(slots=True)
@@ -89,6 +98,8 @@ class Delivery:
     real: NDArray[np.bool_] | None = None
     """Which rows are no repeats, in a step in which a rank has some; else None."""
     skipped: list[Skipped] = field(default_factory=list)
+    restarts: list[Restart] = field(default_factory=list)
+    """Worker processes that were replaced over it."""
     error: HeadraceError | None = None
     stages: dict[str, Reading] | None = None
     """What the meters showed, now and then."""
@@ -108,3 +119,41 @@ REMOTE_READERS = 16
 def num_readers(threads: int, is_remote: bool) -> int:
     """How many threads read for so many that transform: one keeps two in bytes, and each fights for the lock."""
     return REMOTE_READERS if is_remote else max(1, min(MAX_READERS, threads // 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Whose lane is which, on the page of a loader process's marks."""
+
+    main: Lane
+    plan: Lane
+    collate: Lane
+    read: Sequence[Lane]
+    transform: Sequence[Lane]
+
+    @classmethod
+    def of(cls, job: Job, lanes: Sequence[Lane]) -> Lanes:
+        """Deal them out. A page has at least `num_lanes(job)`."""
+        readers = 3 + num_readers(job.threads, job.dataset.is_remote)
+        main, plan, collate = lanes[:3]
+        return cls(main, plan, collate, lanes[3:readers], lanes[readers : num_lanes(job)])
+
+
+def num_lanes(job: Job) -> int:
+    """How many threads of a loader process mark what they are at."""
+    transformers = job.processes if job.processes > 1 else job.threads
+    return 3 + num_readers(job.threads, job.dataset.is_remote) + transformers
+
+
+class NoMemoryError(LoaderError):
+    """The loader process cannot have the memory that its own work needs. A new one may: functions leak."""
+
+
+def unexpected(err: BaseException) -> HeadraceError:
+    """What the trainer is told of an error that nothing here raises on purpose."""
+    text = " ".join(str(err).split())
+    if isinstance(err, MemoryError) or (isinstance(err, OSError) and err.errno == errno.ENOMEM):
+        return NoMemoryError(f"out of memory: {type(err).__name__}: {text}")
+    if isinstance(err, OSError):
+        return StorageError(f"the loader process cannot get what it needs: {text}")
+    return LoaderError(f"the loader process failed: {type(err).__name__}: {text}")

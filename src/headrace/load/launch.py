@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import NoReturn
 
 from headrace.load.channel import Channel
@@ -33,10 +34,13 @@ PARENT_CHECK_MS = 500
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-def start_interpreter(module: str, *fds: int) -> tuple[subprocess.Popen[bytes], Channel]:
+def start_interpreter(
+    module: str, *fds: int, meanwhile: Callable[[], None] = lambda: None
+) -> tuple[subprocess.Popen[bytes], Channel]:
     """Run `module.main(our pid, channel_fd, *fds)` in a process of its own; returns it and our end of its channel.
 
-    It is in a session of its own, so that the terminal's signals (Ctrl-C) reach only us.
+    It is in a session of its own, so that the terminal's signals (Ctrl-C) reach only us. `meanwhile` is called now and
+    then while somebody waits at the channel; what it raises ends the waiting.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     passed = (theirs.fileno(), *fds)
@@ -54,7 +58,12 @@ def start_interpreter(module: str, *fds: int) -> tuple[subprocess.Popen[bytes], 
         raise
     finally:
         theirs.close()
-    return process, Channel(ours, lambda: process.poll() is None)
+
+    def alive() -> bool:
+        meanwhile()
+        return process.poll() is None
+
+    return process, Channel(ours, alive)
 
 
 def watch_parent(parent: int, line: int) -> None:

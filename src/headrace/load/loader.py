@@ -12,9 +12,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import DamagedError, LoaderError, OptionError
+from headrace.load.healing import Cases, Restart, Restarts
 from headrace.load.job import STAGES, Collate, Job, OnError, Skipped, num_readers
 from headrace.load.memory import memory_bytes
-from headrace.load.options import check_flag, optional_number, whole_number
+from headrace.load.options import check_flag, optional_number, optional_seconds, whole_number
+from headrace.load.process import ProcessLostError
 from headrace.load.state import VERSION, check_state, partitions_of
 from headrace.load.stream import Stream
 from headrace.order import Batches, MixedOrder, Order, check_world_size
@@ -61,7 +63,13 @@ class Loader:
             batching by fields. It is not asked for a batch that is filtered empty, which has `__key__` alone.
         on_error: "raise", or "skip" to leave damaged samples out and record them in `skipped`.
         max_skipped: with "skip", more than this many on a rank raise, counted over the loader's life and again each
-            epoch; None: no limit. Errors that are no sample's (a full disk, a dead worker) are never skipped.
+            epoch; None: no limit. Errors that are no sample's (a full disk, say) are never skipped.
+        max_restarts: a loader or worker process that ends unasked, runs out of memory or hangs is replaced, and the
+            same batches come, at most this often in a row; a batch begins the count anew. Then, LoaderError. Each is in
+            `restarts`. A sample that processes end over is named by a TransformError, which `on_error` may skip.
+        hang_timeout_sec: a process in which nothing at all went on for so many seconds, at least 1, while the trainer
+            waited hangs: no sample, read or batch was done (for a worker process: its one sample). It leaves its
+            stacks and is replaced. Reads from a store do not count, they have a deadline. None: never.
 
     Raises OptionError for values that cannot work.
     """
@@ -83,6 +91,8 @@ class Loader:
         collate: Collate | None = None,
         on_error: OnError = "raise",
         max_skipped: int | None = None,
+        max_restarts: int = 3,
+        hang_timeout_sec: float | None = 300.0,
     ) -> None:
         if (batch_size is None) == (global_batch_size is None):
             raise OptionError(
@@ -121,6 +131,10 @@ class Loader:
         self._on_error: OnError = on_error
         self._max_skipped = optional_number("max_skipped", max_skipped, 0)
         self._num_skipped = 0
+        self._max_restarts = whole_number("max_restarts", max_restarts, 0)
+        self._hang_timeout_sec = optional_seconds("hang_timeout_sec", hang_timeout_sec, 1.0)
+        self._restarts = Restarts()
+        self._cases = Cases("loader", self._max_restarts)
         self._epoch, self._step, self._first_epoch = stream.first_epoch, 0, stream.first_epoch
         self._resumed = True
         self._iteration = 0
@@ -128,6 +142,8 @@ class Loader:
         self._client: Client | None = None
         self._client_at: tuple[int, int] | None = None
         self._stages: dict[str, Reading] = dict.fromkeys(STAGES, Reading())
+        self._stages_before = self._stages
+        """What the stages of former processes counted."""
         self._hand_off = Meter()
         self._dropped = self._padded = 0
 
@@ -214,11 +230,24 @@ class Loader:
             del batch, delivery  # the slot is free as soon as the user's loop lets go of it
 
     def _next(self) -> tuple[BatchDict, Delivery]:
+        """The batch that is due, from a new process where the present one is lost."""
+        began = time.perf_counter()
+        while True:
+            try:
+                batch, delivery = self._ask()
+                break
+            except ProcessLostError as lost:
+                self._cases.died(lost)
+                self._restarts.note(Restart.of("loader", self._epoch, self._step, lost))
+        self._cases.went_on(self._epoch, (self._step + 1) * self.global_batch_size)
+        self._hand_off.add(len(delivery.keys or ()), delivery.used_bytes, 0.0, time.perf_counter() - began)
+        return batch, delivery
+
+    def _ask(self) -> tuple[BatchDict, Delivery]:
         if self._client is None:
             self._client = self._start_client()
         if self._client_at != (self._epoch, self._step):
             self._client.start(self._epoch, self._step)
-        began = time.perf_counter()
         self._client_at = None
         try:
             batch, delivery = self._client.next()
@@ -229,8 +258,7 @@ class Loader:
                 )
         finally:
             if not self._client.usable:
-                self.close()  # a new process goes on here at the next iteration
-        self._hand_off.add(len(delivery.keys or ()), delivery.used_bytes, 0.0, time.perf_counter() - began)
+                self.close()  # a new process goes on here
         return batch, delivery
 
     def _advance(self) -> None:
@@ -275,6 +303,7 @@ class Loader:
         order = self._make_order(partitions)
         check_state(state, self._order_state(order))
         self.close()
+        self._cases = Cases("loader", self._max_restarts)
         for name in ("_order", "_batches"):
             self.__dict__.pop(name, None)
         self._loaded_partitions = partitions
@@ -290,12 +319,14 @@ class Loader:
 
         A stage's seconds are summed over its `threads`; "read" and "verify" are the work of the same ones.
         `dropped` counts those of incomplete global batches (of all ranks), `padded` this rank's repeats, `skipped`
-        the damaged samples it left out. The stage "hand-off" is the trainer's: its wait is the trainer's.
+        the damaged samples it left out, `restarts` the processes that were replaced. The stage "hand-off" is the
+        trainer's: its wait is the trainer's.
         """
         readers = num_readers(self._num_threads, self.stream.dataset.is_remote)
         transformers = self._processes if self._processes > 1 else self._num_threads
         threads = {"read": readers, "verify": readers, "transform": transformers, "collate": 1, HAND_OFF: 1}
-        stages = {**self._stages, HAND_OFF: self._hand_off.read()}
+        before = self._stages_before
+        stages = {name: before[name] + self._stages[name] for name in STAGES} | {HAND_OFF: self._hand_off.read()}
         return {
             "stages": {name: asdict(reading) | {"threads": threads[name]} for name, reading in stages.items()},
             "threads": self._num_threads,
@@ -303,12 +334,20 @@ class Loader:
             "dropped": self._dropped,
             "padded": self._padded,
             "skipped": self._num_skipped,
+            "restarts": self._restarts.num,
         }
+
+    @property
+    def restarts(self) -> list[Restart]:
+        """The processes that ended unasked or hung, and were replaced; the first 1,000 of them."""
+        return self._restarts.recorded
 
     def close(self) -> None:
         """End the loader process. Batches that are held stay valid; iterating again starts a new one."""
         if self._client is not None:
             self._client = self._client_at = None  # first, so that an interrupted close leaves no half-closed client
+            self._stages_before = {name: self._stages_before[name] + self._stages[name] for name in STAGES}
+            self._stages = dict.fromkeys(STAGES, Reading())
             self._finalizer()
 
     def __enter__(self) -> Loader:
@@ -325,7 +364,7 @@ class Loader:
     def _start_client(self) -> Client:
         from headrace.load.client import Client, num_slots_held  # imports torch
 
-        client = Client(self._job(num_slots_held(self._device)), self._device)
+        client = Client(self._job(num_slots_held(self._device)), self._device, self._restarts)
         self._finalizer = weakref.finalize(self, client.close)
         self._client_at = None
         return client
@@ -342,6 +381,10 @@ class Loader:
             memory_bytes=self._memory_bytes(),
             collate=self._collate,
             on_error=self._on_error,
+            max_restarts=self._max_restarts,
+            hang_timeout_sec=self._hang_timeout_sec,
+            suspects=frozenset(self._cases.suspects),
+            condemned=self._cases.condemned,
         )
 
     @property

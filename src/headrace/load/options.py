@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -23,6 +24,15 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 def optional_number(name: str, value: Any, least: int, most: int | None = None) -> int | None:
     """The same, None being allowed."""
     return None if value is None else whole_number(name, value, least, most)
+
+
+def optional_seconds(name: str, value: Any, least: float) -> float | None:
+    """The value as a float, None being allowed; OptionError if it is no finite number of at least `least`."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+        raise OptionError(f"{name} must be a number of seconds, at least {least:g}, or None: got {value!r}")
+    return float(value)
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -18,10 +18,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import HeadraceError, LoaderError, StorageError
+from headrace.errors import HeadraceError, LoaderError
 from headrace.load.batch import Batch
 from headrace.load.fields import Specs
-from headrace.load.job import STAGES, Delivery, Job, num_readers
+from headrace.load.job import STAGES, Delivery, Job, Lanes, unexpected
+from headrace.load.marks import Doing
 from headrace.load.reader import PlannedRun, ReadAhead
 from headrace.load.slots import SlotPool
 from headrace.load.workers import Source, Task, Workers
@@ -68,6 +69,7 @@ class Pipeline:
         slots: SlotPool,
         meters: dict[str, Meter],
         deliver: Callable[[Delivery, Batch | None], None],
+        lanes: Lanes,
         generation: int,
         epoch: int,
         step: int,
@@ -78,6 +80,7 @@ class Pipeline:
         self._slots = slots
         self._meters = meters
         self._deliver = deliver
+        self._lanes = lanes
         self._generation = generation
         self._chunk_rows = _rows_per_chunk(job)
         self._pending: deque[_Pending] = deque()
@@ -85,9 +88,7 @@ class Pipeline:
         self._stopped = False
         self._meters_sent = 0.0
         runs = _planned_runs(job, epoch, step * job.batches.global_batch_size)
-        self._reader = ReadAhead(
-            job.dataset, runs, job.memory_bytes, num_readers(job.threads, job.dataset.is_remote), meters
-        )
+        self._reader = ReadAhead(job.dataset, runs, job.memory_bytes, lanes.read, meters)
         self._thread = threading.Thread(target=self._run, args=(epoch, step), name="plan", daemon=True)
         self._thread.start()
 
@@ -152,7 +153,9 @@ class Pipeline:
             if real:
                 run = self._reader.get((plan.epoch, run_id), plan.stop)
             else:  # a repeat: its run may be gone, or another rank's
-                run = self._reader.load(Run(run_id, piece, sample, sample + 1, position, position + 1))
+                run = self._reader.load(
+                    Run(run_id, piece, sample, sample + 1, position, position + 1), self._lanes.plan
+                )
             if run is None:
                 return None
             sources.append(Source(row, plan.epoch, position, sample, run))
@@ -183,10 +186,12 @@ class Pipeline:
     def _delivery(self, pending: _Pending) -> Delivery:
         job, plan, batch = self._job, pending.plan, pending.batch
         delivery = Delivery(self._generation, plan.epoch, plan.step, batch.slot.number)
+        self._lanes.collate.mark(plan.epoch, plan.step, Doing.COLLATE)
         try:
             batch.deliver(delivery, job.collate, job.on_error, self._meters["collate"])
         except BaseException as err:
             delivery.error = err if isinstance(err, HeadraceError) else unexpected(err)
+        self._lanes.collate.clear()
         ends_epoch = plan.stop % job.batches.num_samples == 0
         if ends_epoch or time.monotonic() - self._meters_sent > METERS_EVERY_SEC:
             delivery.stages = {stage: self._meters[stage].read() for stage in STAGES}
@@ -201,13 +206,6 @@ class Pipeline:
             if not self._stopped:
                 self._stopped = True
                 self._deliver(Delivery(self._generation, error=error), None)
-
-
-def unexpected(err: BaseException) -> HeadraceError:
-    """What the trainer is told of an error that nothing here raises on purpose."""
-    if isinstance(err, OSError):
-        return StorageError(f"the loader process cannot get what it needs: {err}")
-    return LoaderError(f"the loader process failed: {type(err).__name__}: {' '.join(str(err).split())}")
 
 
 def _rows_per_chunk(job: Job) -> int:

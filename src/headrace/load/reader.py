@@ -24,6 +24,7 @@ from headrace.formats import Opened, ShardIndex
 from headrace.formats.index import Range
 from headrace.load.buffers import BufferPool
 from headrace.load.files import OpenFiles
+from headrace.load.marks import Lane
 from headrace.load.whole import WholePieces
 from headrace.order import Run
 from headrace.storage import File
@@ -58,16 +59,17 @@ class LoadedRun:
 
 
 class ReadAhead:
-    """Reads planned runs with `num_threads` threads of its own. `get` and `release` are for one consumer."""
+    """Reads planned runs with threads of its own. `get` and `release` are for one consumer."""
 
     def __init__(
         self,
         dataset: Dataset | Joined,
         plan: Iterator[PlannedRun],
         memory_bytes: int,
-        num_threads: int,
+        lanes: Sequence[Lane],
         meters: dict[str, Meter],
     ) -> None:
+        """As many threads as there are lanes for their marks."""
         self._dataset = dataset
         self._files = OpenFiles(dataset)
         self._pieces = dataset.pieces
@@ -90,7 +92,7 @@ class ReadAhead:
         self._wanted = 0
         self._stopped = False
         self._failure: BaseException | None = None
-        self._threads = [threading.Thread(target=self._work, name="read", daemon=True) for _ in range(num_threads)]
+        self._threads = [threading.Thread(target=self._work, args=(lane,), name="read", daemon=True) for lane in lanes]
         for thread in self._threads:
             thread.start()
 
@@ -136,8 +138,12 @@ class ReadAhead:
             self._stopped = True
             self._changed.notify_all()
 
-    def load(self, run: Run) -> LoadedRun:
+    def load(self, run: Run, lane: Lane) -> LoadedRun:
         """Read and check a run now, whatever the plan and the bound."""
+        with lane.reading(self._dataset.is_remote):
+            return self._load(run)
+
+    def _load(self, run: Run) -> LoadedRun:
         shard = self._pieces.place(run.piece)[0]
         name = self._dataset.shard_name(shard)
         try:
@@ -167,10 +173,10 @@ class ReadAhead:
         self._meters["verify"].add(items=run.last - run.first, num_bytes=size, busy_sec=checked - read)
         return LoadedRun(name, index, opened, size, buffer)
 
-    def _work(self) -> None:
+    def _work(self, lane: Lane) -> None:
         try:
             while planned := self._take():
-                loaded = [(one.key, self.load(one.run)) for one in planned]
+                loaded = [(one.key, self.load(one.run, lane)) for one in planned]
                 with self._changed:
                     for key, run in loaded:
                         if key in self._loaded:  # else it was let go unused, and is not asked for again

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import HeadraceError, TransformError
 from headrace.load.fields import Specs, as_plain, checked_value
+from headrace.load.marks import Lane, Where
 from headrace.transform import Op, Sample, apply, sample_rng, seed_globals
 
 
@@ -38,6 +39,11 @@ class Row:
     position: int
     sample: Sample
 
+    @property
+    def where(self) -> Where:
+        """The sample's place in the order."""
+        return self.epoch, self.position
+
 
 @dataclass(slots=True)
 class Made:
@@ -48,9 +54,22 @@ class Made:
     error: HeadraceError | None = None
 
 
-def make_rows(chain: Chain, rows: Sequence[Row], arrays: dict[str, NDArray[Any]]) -> list[Made]:
-    """Transform each row's sample; write tensor fields into `arrays`, (batch, ...) each; return the others."""
-    return [_make_row(chain, row, arrays) for row in rows]
+def condemned_row(key: str, why: str) -> Made:
+    """What there is of a sample that no process survives."""
+    return Made(key, None, TransformError(f"sample {key!r}: {why}: look at what the function does with it"))
+
+
+def make_rows(chain: Chain, rows: Sequence[Row], arrays: dict[str, NDArray[Any]], lane: Lane) -> list[Made]:
+    """Transform each row's sample; write tensor fields into `arrays`, (batch, ...) each; return the others.
+
+    `lane` tells which sample it is at.
+    """
+    made = []
+    for row in rows:
+        lane.mark(row.epoch, row.position)
+        made.append(_make_row(chain, row, arrays))
+    lane.clear()
+    return made
 
 
 def _make_row(chain: Chain, row: Row, arrays: dict[str, NDArray[Any]]) -> Made:

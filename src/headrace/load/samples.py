@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 from headrace.dataset import Dataset, Joined
 from headrace.errors import StateError
 from headrace.load.job import num_readers
+from headrace.load.marks import Lane
 from headrace.load.memory import memory_bytes
 from headrace.load.reader import PlannedRun, ReadAhead
 from headrace.load.rows import Chain, make_rows
@@ -124,14 +125,13 @@ def _read(
     if not share.num_samples:
         return
     first, epochs = itertools.tee(epochs)
-    reader = ReadAhead(
-        *(dataset, _planned(share, first, taken), memory),
-        *(num_readers(1, dataset.is_remote), {"read": Meter(), "verify": Meter()}),
-    )
+    lane, *lanes = (Lane.unseen() for _ in range(1 + num_readers(1, dataset.is_remote)))
+    meters = {"read": Meter(), "verify": Meter()}
+    reader = ReadAhead(dataset, _planned(share, first, taken), memory, lanes, meters)
     try:
         for epoch in epochs:
             for number, source, stop in _sources(reader, share, epoch, taken):
-                sample = _made(chain, source)
+                sample = _made(chain, source, lane)
                 if sample is not None:
                     yield epoch, number + 1, sample
                 if number % RELEASE_EVERY == 0:
@@ -164,10 +164,10 @@ def _sources(reader: ReadAhead, share: Share, epoch: int, taken: int) -> Iterato
             yield number, Source(0, epoch, position, sample, run), stop
 
 
-def _made(chain: Chain, source: Source) -> Sample | None:
+def _made(chain: Chain, source: Source, lane: Lane) -> Sample | None:
     """The transformed sample, or None where a filter turned it down. Raises what it failed of."""
-    rows, lost = raw_rows([source])
-    made = make_rows(chain, rows, {})[0] if rows else lost[0]
+    rows, lost = raw_rows([source], {})
+    made = make_rows(chain, rows, {}, lane)[0] if rows else lost[0]
     if made.error is not None:
         raise made.error
     values = made.values

@@ -17,15 +17,19 @@ from headrace.errors import TransformError
 from headrace.load.channel import Channel, dumps
 from headrace.load.job import Array
 from headrace.load.launch import watch_parent
+from headrace.load.marks import Marks
 from headrace.load.rows import Chain, Made, Row, make_rows
 from headrace.transform import prepare_worker
 
 _PR_SET_PDEATHSIG = 1
 
 
-def main(parent: int, channel_fd: int) -> None:
+def main(parent: int, channel_fd: int, marks_fd: int) -> None:
     """The process's entry."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.set_inheritable(marks_fd, False)
+    marks = Marks(marks_fd)
+    marks.catch_stacks()
     # The kernel ends it with the loader's thread that started it, even inside a function that holds the lock for long.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     watch_parent(parent, channel_fd)
@@ -36,7 +40,7 @@ def main(parent: int, channel_fd: int) -> None:
         gc.freeze()
         while True:
             (rows, places, size), (fd,) = channel.receive()
-            made = make_rows(chain, [_as_in_the_loader(row) for row in rows], _arrays(fd, size, places))
+            made = make_rows(chain, [_as_in_the_loader(row) for row in rows], _arrays(fd, size, places), marks.lanes[0])
             channel.send_bytes(_reply(made))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the loader process is gone, and with it whoever wanted the rows

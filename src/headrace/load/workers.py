@@ -7,23 +7,22 @@ writes tensor fields straight into the batch's slot, which it maps as well; only
 from __future__ import annotations
 
 import queue
-import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import cloudpickle
 
-from headrace.errors import DamagedError, HeadraceError, LoaderError
+from headrace.errors import DamagedError, HeadraceError
 from headrace.load.batch import Batch
-from headrace.load.channel import Channel
-from headrace.load.launch import exit_reason, start_interpreter
+from headrace.load.healing import Cases
+from headrace.load.job import Job, unexpected
+from headrace.load.marks import PROBED, Lane, Where
+from headrace.load.process import Process, ProcessLostError
 from headrace.load.reader import LoadedRun
-from headrace.load.rows import Chain, Made, Row, make_rows
+from headrace.load.rows import Chain, Made, Row, condemned_row, make_rows
 from headrace.telemetry import Meter
-
-NUM_TRIES = 2
 
 
 @dataclass(slots=True)
@@ -48,13 +47,18 @@ class Task:
 
 
 class Workers:
-    """Takes tasks off a queue with `num` threads; each transforms by itself, or has a process do it."""
+    """Takes tasks off a queue with some threads; each transforms by itself, or has a process do it."""
 
-    def __init__(self, chain: Chain, num: int, processes: bool, meter: Meter) -> None:
+    def __init__(self, chain: Chain, job: Job, lanes: Sequence[Lane], meter: Meter) -> None:
+        """As many threads as there are lanes for their marks; `job` says whether each has a process."""
         self._chain = chain
+        self._condemned = job.condemned
         self._meter = meter
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        makers = [_Remote(chain).make if processes else _local(chain) for _ in range(num)]
+        self.caution = Caution(job.suspects)
+        makers = [
+            _Remote(chain, job, lane).make if job.processes > 1 else _local(chain, self.caution, lane) for lane in lanes
+        ]
         self._threads = [
             threading.Thread(target=self._work, args=(make,), name="transform", daemon=True) for make in makers
         ]
@@ -79,17 +83,37 @@ class Workers:
     def _do(self, task: Task, make: Callable[[Batch, list[Row]], list[Made]]) -> bool:
         numbers = [source.row for source in task.sources]
         try:
-            rows, lost = raw_rows(task.sources)
+            rows, lost = raw_rows(task.sources, self._condemned)
             made = lost | dict(zip([row.number for row in rows], make(task.batch, rows), strict=True))
             return task.batch.add(numbers, [made[number] for number in numbers], self._chain.keep_samples)
-        except HeadraceError as err:
-            return task.batch.fail(numbers, err)
         except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
-            return task.batch.fail(numbers, LoaderError(f"the loader process failed: {type(err).__name__}: {err}"))
+            return task.batch.fail(numbers, err if isinstance(err, HeadraceError) else unexpected(err))
 
 
-def raw_rows(sources: list[Source]) -> tuple[list[Row], dict[int, Made]]:
-    """The rows' raw samples, and what there is instead for those that are damaged."""
+class Caution:
+    """Has threads transform one sample at a time, for as long as one is ahead that a process may have died of."""
+
+    def __init__(self, suspects: Collection[Where]) -> None:
+        self._ahead = {where for where in suspects if where[0] != PROBED}
+        self._lock = threading.Lock()
+
+    def forget_before(self, where: Where) -> None:
+        """Nothing before this place comes any more."""
+        with self._lock:
+            self._ahead = {one for one in self._ahead if one >= where}
+
+    def make(self, rows: Sequence[Row], make: Callable[[], list[Made]]) -> list[Made]:
+        """What `make` makes of the rows."""
+        if not self._ahead:
+            return make()
+        with self._lock:
+            made = make()
+            self._ahead -= {row.where for row in rows}
+            return made
+
+
+def raw_rows(sources: Sequence[Source], condemned: Mapping[Where, str]) -> tuple[list[Row], dict[int, Made]]:
+    """The rows' raw samples, and what there is instead for those that are damaged or condemned."""
     rows: list[Row] = []
     lost: dict[int, Made] = {}
     for source in sources:
@@ -102,7 +126,11 @@ def raw_rows(sources: list[Source]) -> tuple[list[Row], dict[int, Made]]:
             except DamagedError as err:
                 lost[source.row] = _lost(source, str(err))
                 continue
-            rows.append(Row(source.row, source.epoch, source.position, sample))
+            row = Row(source.row, source.epoch, source.position, sample)
+            if row.where in condemned:
+                lost[source.row] = condemned_row(sample["__key__"], condemned[row.where])
+            else:
+                rows.append(row)
     return rows, lost
 
 
@@ -114,43 +142,56 @@ def _lost(source: Source, reason: str | None = None) -> Made:
     return Made(key, None, DamagedError(f"sample {key!r} in {run.shard_name}: {reason}"))
 
 
-def _local(chain: Chain) -> Callable[[Batch, list[Row]], list[Made]]:
-    return lambda batch, rows: make_rows(chain, rows, batch.arrays)
+def _local(chain: Chain, caution: Caution, lane: Lane) -> Callable[[Batch, list[Row]], list[Made]]:
+    return lambda batch, rows: caution.make(rows, lambda: make_rows(chain, rows, batch.arrays, lane))
 
 
 class _Remote:
     """A worker process, used by one thread of the loader process."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, job: Job, lane: Lane) -> None:
+        """`lane` is the thread's: it shows that somebody looks after the process, which marks its own page."""
         self._chain = chain
-        self._channel: Channel | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._max_restarts = job.max_restarts
+        self._hang_timeout_sec = job.hang_timeout_sec
+        self._lane = lane
+        self._process: Process | None = None
 
     def make(self, batch: Batch, rows: list[Row]) -> list[Made]:
-        """Have the process transform these rows; one that ended is replaced once. Raises LoaderError after that."""
-        reasons = []
-        for _ in range(NUM_TRIES):
+        """Have the process transform these rows; one that ends or hangs is replaced, and goes on with them.
+
+        Raises LoaderError where it is not to be replaced once more.
+        """
+        cases = Cases("worker", self._max_restarts)
+        while True:
+            left = [row for row in rows if row.where not in cases.condemned]
             try:
-                channel = self._channel or self._start()
-                channel.send((rows, batch.places, batch.slot.size), fds=(batch.slot.fd,))
-                made: list[Made] = channel.receive()[0]
-                return made
-            except (EOFError, BrokenPipeError, ConnectionResetError):
-                reasons.append(self._end())
-        raise LoaderError(
-            f"a worker process ended {NUM_TRIES} times ({', then '.join(reasons)}) over the same {len(rows)} samples, "
-            f"{rows[0].sample['__key__']!r} the first: look at what the function does with them"
-        )
+                made = dict(zip([row.number for row in left], self._ask(batch, left), strict=True))
+            except ProcessLostError as lost:
+                self._end()
+                cases.died(lost)
+                batch.lost.append(lost)
+                continue
+            self._lane.clear()
+            return [
+                made.get(row.number) or condemned_row(row.sample["__key__"], cases.condemned[row.where]) for row in rows
+            ]
 
-    def _end(self) -> str:
-        """Let go of a process that has ended, or whose channel has; how it ended."""
-        assert self._process is not None
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = None
-        return exit_reason(self._process.wait())
+    def _ask(self, batch: Batch, rows: list[Row]) -> list[Made]:
+        if not rows:
+            return []
+        process = self._process or self._start()
+        process.send((rows, batch.places, batch.slot.size), (batch.slot.fd,))
+        made: list[Made] = process.receive()[0]
+        return made
 
-    def _start(self) -> Channel:
-        self._process, self._channel = start_interpreter("headrace.load.worker_process")
-        self._channel.send_bytes(cloudpickle.dumps(self._chain))
-        return self._channel
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
+
+    def _start(self) -> Process:
+        process = Process("headrace.load.worker_process", 1, self._hang_timeout_sec, meanwhile=self._lane.clear)
+        self._process = process
+        process.send_bytes(cloudpickle.dumps(self._chain))
+        return process

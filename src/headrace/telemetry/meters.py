@@ -19,6 +19,14 @@ class Reading:
     busy_sec: float = 0.0
     wait_sec: float = 0.0
 
+    def __add__(self, other: Reading) -> Reading:
+        return Reading(
+            self.items + other.items,
+            self.bytes + other.bytes,
+            self.busy_sec + other.busy_sec,
+            self.wait_sec + other.wait_sec,
+        )
+
 
 class Meter:
     """Counts one stage's items, bytes, busy and wait seconds. Safe to use from several threads."""
