@@ -5,7 +5,7 @@ import pytest
 from run_files import RunFile, write_run
 
 from headrace.errors import StorageError
-from headrace.report import read_run
+from headrace.report import read_run, write_page
 from headrace.telemetry import EventWriter
 
 
@@ -90,3 +90,15 @@ def test_no_run_is_one_clear_line(tmp_path):
     (tmp_path / "events.jsonl").write_bytes(b"not json\n")
     with pytest.raises(StorageError, match="holds no events of a run"):
         read_run(tmp_path)
+
+
+def test_replaced_processes_of_the_feed_stay_on_record_over_restarts(tmp_path):
+    file = RunFile(tmp_path)
+    file.start()
+    file.step(1, loss=1.0, compute=0.1)
+    file.write("loader_restart", step=1, process="worker", reason="exit code 3")
+    file.start(step=1, attempt=1)
+    file.step(2, loss=1.0, compute=0.1)
+    run = read_run(file.path)
+    assert [event["reason"] for event in run.loader_restarts] == ["exit code 3"]
+    assert "worker process: exit code 3" in write_page(tmp_path).read_text()

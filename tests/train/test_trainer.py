@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import numpy as np
@@ -244,3 +245,26 @@ def test_samples_that_are_skipped_are_listed_in_the_runs_folder(tmp_path):
     with pytest.raises(DamagedError, match="max_skipped"):
         fit(tmp_path / "strict", max_skipped=0)
     assert [one["key"] for one in listed(tmp_path / "strict")] == ["s07"]
+
+
+def test_replaced_processes_of_the_loader_are_on_record(tmp_path):
+    def die_once(sample):
+        if sample["cls"] == 25 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os._exit(3)
+        return {"x": np.full(6, sample["cls"], np.float32), "cls": sample["cls"] % 3}
+
+    hr.pack(({"__key__": f"{i:02d}", "cls": i} for i in range(40)), tmp_path / "packed", shuffle=False)
+    stream = (
+        hr.Stream(hr.open(tmp_path / "packed"), shuffle=False)
+        .decode()
+        .map(die_once, shapes={"x": ("float32", (6,)), "cls": ("int64", ())})
+    )
+    with hr.Loader(stream, batch_size=4) as loader:
+        trainer(loader=loader, run_dir=tmp_path / "run").fit(epochs=1)
+    events = list(read_events(tmp_path / "run" / "events.jsonl"))
+    (restart,) = [event for event in events if event["event"] == "loader_restart"]
+    assert (restart["process"], restart["reason"], restart["epoch"]) == ("loader", "exit code 3", 0)
+    assert 25 in restart["positions"]
+    assert restart["batch"] <= 6
+    assert [event["restarts"] for event in events if event["event"] == "feed"][-1] == 1

@@ -57,6 +57,8 @@ class Run:
     checkpoints: tuple[Event, ...]
     feeds: tuple[Event, ...]
     """The meters of the feed, of the last attempt; they count from its start."""
+    loader_restarts: tuple[Event, ...]
+    """Processes of the loader that ended or hung, and were replaced, of all attempts."""
     stops: tuple[Event, ...]
     errors: tuple[Event, ...]
     end: Event | None
@@ -122,7 +124,7 @@ class _Reader:
         self._rows: list[tuple[Any, ...]] = []
         self._metrics: list[Mapping[str, Any]] = []
         self._events: dict[str, list[Event]] = {
-            kind: [] for kind in ("evaluate", "checkpoint", "feed", "stop", "error")
+            kind: [] for kind in ("evaluate", "checkpoint", "feed", "loader_restart", "stop", "error")
         }
         self._end: Event | None = None
 
@@ -170,6 +172,7 @@ class _Reader:
             evaluations=tuple(self._events["evaluate"]),
             checkpoints=tuple(self._events["checkpoint"]),
             feeds=tuple(self._events["feed"]),
+            loader_restarts=tuple(self._events["loader_restart"]),
             stops=tuple(self._events["stop"]),
             errors=tuple(self._events["error"]),
             end=self._end,

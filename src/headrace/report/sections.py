@@ -112,7 +112,7 @@ def _stage_row(stage: Stage) -> str:
 
 
 def history(run: Run) -> str:
-    """Starts, checkpoints, evaluations, stops and errors, in the order of time."""
+    """Starts, checkpoints, evaluations, replaced processes, stops and errors, in the order of time."""
     events = sorted(_happened(run), key=lambda row: row[0] or 0)
     if not events:
         return ""
@@ -144,6 +144,9 @@ def _happened(run: Run) -> Iterable[tuple[Any, Any, str, str]]:
         values = {"loss": event.get("loss"), **(event.get("metrics") or {})}
         detail = ", ".join(f"{name} {fmt.number(fmt.as_float(value))}" for name, value in values.items())
         yield event.get("time"), event.get("step"), "evaluation", detail
+    for event in run.loader_restarts:
+        detail = f"{event.get('process')} process: {event.get('reason')}"
+        yield event.get("time"), event.get("step"), "feed replaced", detail
     for event in run.stops:
         yield event.get("time"), event.get("step"), "stop", str(event.get("reason") or "")
     for event in run.errors:

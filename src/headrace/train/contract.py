@@ -9,7 +9,8 @@ from typing import Any, Protocol
 class LoaderLike(Protocol):
     """An iterable of batches (dicts) whose position can be saved.
 
-    Every rank has one of its own, over its share of each global batch, with the same number of steps.
+    Every rank has one of its own, over its share of each global batch, with the same number of steps. Where it has
+    `restarts`, a list of dataclasses that grows, the Trainer writes them to the run's events.
     """
 
     @property

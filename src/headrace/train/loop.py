@@ -152,6 +152,7 @@ class Loop:
         every = plan.checkpoint_every
         if stop or self._done() or (every is not None and step % every == 0):
             self._checkpoint()
+        self._note_restarts()
         if self._journal.feed_is_due():
             self._journal.feed(step, self._loader.meters())
 
@@ -183,6 +184,9 @@ class Loop:
         self._journal.feed(self._position.step, self._loader.meters())
         self._journal.stop(self._position.step, "sigterm")
         return "sigterm"
+
+    def _note_restarts(self) -> None:
+        self._journal.loader_restarts(self._position.step, getattr(self._loader, "restarts", ()))
 
     def _finish(self) -> None:
         """A run that had nothing left to do is still evaluated."""

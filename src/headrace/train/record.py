@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +60,7 @@ class Journal:
     def __init__(self, record: Record, skipped: SkippedList) -> None:
         self._record, self._skipped = record, skipped
         self._fed = time.monotonic()
+        self._restarts_written = 0
 
     def start(self, **fields: Any) -> None:
         """The attempt begins; adds versions and the machine."""
@@ -99,12 +101,21 @@ class Journal:
         """What the loader's stages counted since the attempt began, and which samples it skipped."""
         self._fed = time.monotonic()
         self._skipped.update()
-        names = ("stages", "threads", "dropped", "padded", "skipped")
+        names = ("stages", "threads", "dropped", "padded", "skipped", "restarts")
         self._record.write("feed", step=step, **{name: meters.get(name) for name in names})
 
     def feed_is_due(self) -> bool:
         """Whether the meters were last written a while ago."""
         return time.monotonic() - self._fed >= _FEED_EVERY_SEC
+
+    def loader_restarts(self, step: int, restarts: Sequence[Any]) -> None:
+        """Those of a loader's replaced processes that are not written yet; `restarts` is all that it has on record."""
+        for restart in restarts[self._restarts_written :]:
+            fields = asdict(restart)
+            fields["noticed"] = fields.pop("time")
+            fields["batch"] = fields.pop("step")
+            self._record.write("loader_restart", step=step, **fields)
+        self._restarts_written = len(restarts)
 
     def stop(self, step: int, reason: str) -> None:
         """The run stopped early, with a checkpoint."""
