@@ -59,6 +59,16 @@ def test_whoever_has_the_old_revision_open_goes_on(packed):
             assert sorted(key for batch in loader for key in batch["__key__"]) == [f"k{i:03d}" for i in range(100)]
 
 
+def test_where_nothing_is_there_it_is_made_and_that_is_said(tmp_path, content, caplog):
+    """The first run of a periodic job; the next ones have nothing to say."""
+    for _ in range(2):
+        assert append(tmp_path / "out", 0, 100).revision == 1
+    assert caplog.messages == [f"there is nothing to append to yet, so it is made: {tmp_path / 'out'}"]
+    hr.pack(samples(0, 100), tmp_path / "plain", shard_size=20_000)
+    assert content(tmp_path / "out") == content(tmp_path / "plain")
+    assert append(tmp_path / "out").revision == 2
+
+
 def test_appending_the_same_again_does_nothing(packed):
     first = append(packed)
     stamp = packed.stat().st_mtime_ns

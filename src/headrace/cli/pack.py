@@ -49,7 +49,8 @@ def pack(
         typer.Option(metavar="SQL", help="Pack what this selects FROM source, by DuckDB; needs __key__ or ORDER BY."),
     ] = None,
     append: Annotated[
-        bool, typer.Option("--append", help="Add shards to the dataset at the target; keys must be new.")
+        bool,
+        typer.Option("--append", help="Add shards to the dataset at the target, or make it; keys must be new."),
     ] = False,
     where: Annotated[
         str | None, typer.Option(metavar="EXPR", help="Keep samples of which this is true: 'label in (3, 5)'.")

@@ -120,6 +120,7 @@ def pack(
     resume: go on with a pack of the same source and options that was cut off; False starts it over.
     overwrite: replace a dataset that is there, once the new one is whole. Nothing but what headrace wrote is removed.
     append: add to a dataset that is there: shards of new numbers, and the manifest's next revision. Keys must be new.
+        Where there is none yet it is made, so that the first run of a periodic job is like all others.
     on_error: what to do about a broken sample: "raise", or "skip" and list it in `headrace.skipped.jsonl`.
 
     files: the column of a table whose values name files, relative to the table's folder: each file's bytes become a
@@ -204,6 +205,9 @@ class _Packing:
         bases = [find_base(place) if self._options.append else None for place in self._places]
         self._classes = joined_classes(self._source, [base for base in bases if base is not None])
         appended = [place for place, base in zip(self._places, bases, strict=True) if base is not None]
+        if self._options.append and len(appended) < len(self._places):
+            missing = [str(place) for place in self._places if place not in appended]
+            _log.warning("there is nothing to append to yet, so it is made: %s", ", ".join(missing))
         with closing(Survey(self._source, self._options, self._scratch, appended)) as survey:
             if unseen := unseen_fields(self._options.selections):
                 _log.warning("%s", unseen)
