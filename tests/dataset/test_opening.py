@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import headrace as hr
+from headrace.dataset.ordinary import Ordinary
 from headrace.dataset.pieces import Pieces
 from headrace.errors import DatasetError, OptionError, TargetError
 from headrace.formats import Shard, Shards
@@ -142,6 +144,37 @@ def test_indexes_may_lie_elsewhere_and_the_shards_stay_alone(tars, tmp_path_fact
     assert bytes(pickle.loads(pickle.dumps(ds)).lookup("12")["txt"]) == b"text 12"
     with pytest.raises(TargetError, match="holds a manifest already: choose another target"):
         hr.index(tars, target=home)
+
+
+def test_indexing_holds_the_index_of_one_shard_at_a_time(tars, monkeypatch):
+    """Whatever their number: what waits to be written lies in a nameless file."""
+    made, most = [], 0
+
+    def scan(self):
+        nonlocal most
+        for index, row in original(self):
+            made.append(weakref.ref(index))
+            yield index, row
+            most = max(most, sum(seen() is not None for seen in made))
+            del index
+
+    original = Ordinary.scan
+    monkeypatch.setattr(Ordinary, "scan", scan)
+    assert len(hr.index(tars).shards) == 3
+    assert (len(made), most) == (3, 1)
+    assert hr.open(tars).verify() == []
+    assert keys(hr.open(tars)) == [f"{k}{i}" for k in range(3) for i in range(4)]
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_nothing_is_written_beside_shards_that_do_not_go_together(tmp_path, is_elsewhere):
+    for k, values in enumerate([pa.array([1, 2]), pa.array([3, 4]), pa.array(["a", "b"])]):
+        pq.write_table(pa.table({"x": values}), tmp_path / f"{k}.parquet")
+    target = tmp_path / "home" if is_elsewhere else None
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=r"in 2\.parquet the field 'x' is str, in others int"):
+            hr.index(tmp_path, target=target)
+    assert sorted(os.listdir(tmp_path)) == ["0.parquet", "1.parquet", "2.parquet"]
 
 
 def test_slices_are_the_samples_one_by_one(tars):

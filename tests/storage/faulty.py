@@ -62,7 +62,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", '"1"')
+        if self.server.tag is not None:
+            self.send_header("ETag", self.server.tag)
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         if promised:
             self.send_header("Content-Range", f"bytes {promised[0]}-{promised[1] - 1}/{len(self.content)}")
@@ -88,6 +89,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.files = dict(files)
         self.faults: list[Fault] = []
         self.always: Fault | None = None
+        self.tag: str | None = '"1"'
         self.requests: list[tuple[str, str, str | None]] = []
         self.signatures: list[str | None] = []
         self.ended = threading.Event()

@@ -104,6 +104,65 @@ def test_a_shard_garbled_on_its_way_is_fetched_again_and_does_not_stay(files, ca
             assert sorted(labels(loader)) == list(range(NUM_SAMPLES))
 
 
+@pytest.fixture
+def ordinary(files):
+    """The shards without what headrace keeps beside them."""
+    return {name: data for name, data in files.items() if name.endswith(".tar")}
+
+
+def open_ordinary(server, ordinary, **cache):
+    return hr.open(f"{server.url}/photos/shard-{{000000..{len(ordinary) - 1:06d}}}.tar", **cache)
+
+
+@pytest.mark.parametrize("has_versions", [False, True])
+def test_the_scan_of_an_ordinary_dataset_fills_the_cache(ordinary, cache, has_versions):
+    """Each byte comes once, but for the few that tell the format; none comes again where the server tells versions."""
+    with FaultyServer(ordinary) as server:
+        if not has_versions:
+            server.tag = None
+        ds = open_ordinary(server, ordinary, **cache)
+        with hr.Loader(hr.Stream(ds).decode(), batch_size=BATCH) as loader:
+            assert sorted(labels(loader)) == list(range(NUM_SAMPLES))
+        shards, heads = sum(map(len, ordinary.values())), 2048 * len(ordinary)
+        assert shards <= asked_bytes(server, ".tar") <= shards + heads
+        server.requests.clear()
+        again = open_ordinary(server, ordinary, **cache)
+        assert again.manifest == ds.manifest
+        assert (asked_bytes(server, ".tar") <= heads) == has_versions
+        server.shutdown()
+        server.server_close()
+        assert len(ds[:]) == len(again[:]) == NUM_SAMPLES
+
+
+def test_shards_written_anew_are_not_taken_for_what_they_were(ordinary, cache):
+    with FaultyServer(ordinary) as server:
+        assert open_ordinary(server, ordinary, **cache).lookup("0007")["cls"] == b"7"
+        name = next(name for name, data in ordinary.items() if b"0007.cls" in data)
+        changed = bytearray(ordinary[name])
+        changed[changed.index(b"0007.cls") + 512] = ord("8")
+        server.files[name], server.tag = bytes(changed), '"2"'
+        assert open_ordinary(server, ordinary, **cache).lookup("0007")["cls"] == b"8"
+
+
+def test_a_header_garbled_on_its_way_does_not_stay(ordinary, cache):
+    """The first answer for the first shard has a flipped bit in a header: it is fetched again."""
+    name = min(ordinary)
+    garbled = bytearray(ordinary[name])
+    garbled[600] ^= 1
+
+    def fault(handler):
+        if handler.path == name and handler.span() is not None and handler.span()[1] > 1000:
+            server.always = None
+            return handler.send(206, bytes(garbled[slice(*handler.span())]), promised=handler.span())
+        return False
+
+    with FaultyServer(ordinary) as server:
+        server.always = fault
+        for _ in range(2):
+            assert len(open_ordinary(server, ordinary, **cache)) == NUM_SAMPLES
+            assert server.always is None
+
+
 def test_a_shard_damaged_in_the_store_is_an_error_as_without_a_cache(files, cache):
     name = next(name for name in sorted(files) if name.endswith(".tar"))
     damaged = bytearray(files[name])

@@ -200,7 +200,7 @@ def test_a_url_signed_for_reading_only_need_not_answer_head(server):
 def test_a_file_of_another_size_than_expected_is_damaged(server, place):
     with (
         open_file(place, size=len(CONTENT) + 1) as file,
-        pytest.raises(DamagedError, match=r"another size than expected: 3,072,000 bytes found, 3,072,001 expected"),
+        pytest.raises(DamagedError, match=r"is not the file it was: 3,072,000 bytes found, 3,072,001 expected"),
     ):
         file.read(0, 10)
 

@@ -9,6 +9,7 @@ from headrace.errors import DamagedError, OptionError, StorageError
 from headrace.storage import (
     Entry,
     exists,
+    file_version,
     is_folder,
     list_folder,
     locate,
@@ -79,6 +80,22 @@ def test_a_file_that_ends_early_says_what_was_expected_and_found(store):
             file.read_into(10_230, bytearray(20))
         with pytest.raises(DamagedError, match="cut short"):
             file.read(0, 1 << 60)
+
+
+def test_a_file_written_anew_is_another_version(store):
+    """Where the store tells: then nothing is read of another content than the one that was asked for."""
+    if store.is_local:
+        return
+    write_bytes(store / "a", CONTENT)
+    size, version = file_version(store / "a")
+    assert (size, version) == (len(CONTENT), file_version(store / "a")[1])
+    with open_file(store / "a", size=size, version=version) as file:
+        assert bytes(file.read(0, size)) == CONTENT
+        write_bytes(store / "a", CONTENT[::-1])
+        assert version is None or file_version(store / "a")[1] != version
+        if version is not None:
+            with pytest.raises(DamagedError, match="a is not the file it was: it was written anew"):
+                file.read(0, size)
 
 
 def test_a_missing_file_is_named(store):

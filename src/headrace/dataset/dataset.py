@@ -48,7 +48,7 @@ class Dataset:
         files: ShardFiles,
         manifest: Manifest,
         max_sample_bytes: int,
-        scanned: tuple[StoredIndex, ...] | None = None,
+        scanned: Sequence[StoredIndex] | None = None,
         view: View | None = None,
     ) -> None:
         """`scanned` are the indexes of a dataset without index files; they are pickled along. `view` says what of the

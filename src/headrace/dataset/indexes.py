@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from headrace.dataset.binning import Binning, read_bins
@@ -24,7 +25,7 @@ _MAX_WINDOW_INDEXES = 4096  # each is small: checksums are shared with the store
 class Indexes:
     """The indexes of one dataset. Thread-safe; pickled without those in memory, but for scanned ones."""
 
-    def __init__(self, files: ShardFiles, manifest: Manifest, scanned: tuple[StoredIndex, ...] | None) -> None:
+    def __init__(self, files: ShardFiles, manifest: Manifest, scanned: Sequence[StoredIndex] | None) -> None:
         self.scanned = scanned
         """Those of a dataset without index files."""
         self._files, self._manifest = files, manifest

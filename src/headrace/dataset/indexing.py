@@ -6,16 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-import xxhash
-
 from headrace.dataset.dataset import Dataset
+from headrace.dataset.kept_indexes import KeptIndexes
 from headrace.dataset.lookup import save_keys
-from headrace.dataset.opening import find_ordinary, manifest_of
+from headrace.dataset.opening import find_ordinary
+from headrace.dataset.ordinary import Gathered, Ordinary
 from headrace.dataset.repeated import refuse_repeated
 from headrace.dataset.shard_files import ShardFiles, lasting, shown
 from headrace.errors import StorageError, TargetError
-from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME, Manifest, ScanOptions, Shard, Shards
-from headrace.formats.index import StoredIndex
+from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME, Manifest, ScanOptions
 from headrace.storage import Place, exists, list_folder, locate, open_file, quoted, write_bytes
 from headrace.telemetry import progress
 
@@ -43,22 +42,26 @@ def index(
     if exists(home / MANIFEST_NAME):
         raise TargetError(f"{home} holds a manifest already: choose another target")
     _check_replaceable(home, ordinary.found.files)
-    found = []
-    with progress("indexing", len(ordinary.found.files), "shards") as advance:
-        for shard_index, row in ordinary.scan():
-            found.append((shard_index, row))
-            advance(1, row.file)
-    manifest = manifest_of(ordinary, found)  # so nothing is written beside shards that do not go together
     files = ShardFiles(shown(url), home, ordinary.folder)
-    indexes = tuple(shard_index for shard_index, _ in found)
-    scanned = Dataset(files, manifest, ordinary.options.max_sample_bytes, scanned=indexes)
-    hashes = (shard_index.key_hashes() for shard_index in indexes)
-    save_keys(home, manifest, hashes, refuse_repeated(scanned))  # first, as it may refuse
-    rows = [_with_index(files, shard_index, row) for shard_index, row in found]
     shards_url = None if target is None else ordinary.folder.text
-    manifest = replace(manifest, shards=Shards.of(rows), shards_url=shards_url)
+    with KeptIndexes(home, ordinary.format) as kept:
+        manifest = replace(_scanned(ordinary, kept), shards_url=shards_url)
+        scanned = Dataset(files, manifest, ordinary.options.max_sample_bytes, kept.opened(manifest))
+        save_keys(home, manifest, kept.key_hashes(), refuse_repeated(scanned))  # first, as it may refuse
+        for name, content in zip(manifest.shards.file, kept.contents(), strict=True):
+            write_bytes(files.index_place(name), content)
     write_bytes(files.manifest_place, manifest.to_bytes())
     return manifest
+
+
+def _scanned(ordinary: Ordinary, kept: KeptIndexes) -> Manifest:
+    """The manifest of all shards, each read through once; nothing lies beside them yet, should they not go together."""
+    gathered = Gathered(ordinary)
+    with progress("indexing", len(ordinary.found.files), "shards") as advance:
+        for shard_index, row in ordinary.scan():
+            gathered.add(shard_index, replace(row, index_xxh3_128=kept.add(shard_index)))
+            advance(1, row.file)
+    return gathered.manifest()
 
 
 def _check_replaceable(home: Place, shards: Sequence[str]) -> None:
@@ -76,10 +79,3 @@ def _check_replaceable(home: Place, shards: Sequence[str]) -> None:
                 f"{home / name} is an index of another tool, and would be written over: give another folder for ours "
                 "(target, --target)"
             )
-
-
-def _with_index(files: ShardFiles, shard_index: StoredIndex, row: Shard) -> Shard:
-    """Write the shard's index; returns the row with its checksum."""
-    content = shard_index.to_file()
-    write_bytes(files.index_place(row.file), content)
-    return replace(row, index_xxh3_128=xxhash.xxh3_128_hexdigest(content))

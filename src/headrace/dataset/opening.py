@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 
 from headrace.dataset.chosen import field_names
-from headrace.dataset.classes import class_names
 from headrace.dataset.dataset import Dataset
 from headrace.dataset.folder import open_folder
 from headrace.dataset.listing import FolderListing
+from headrace.dataset.ordinary import Gathered, Ordinary
 from headrace.dataset.partial import PARTIAL_NAME
 from headrace.dataset.shard_files import ShardFiles, lasting, shown
 from headrace.errors import DatasetError, ManifestError, StorageError
 from headrace.formats import (
     FORMATS,
     MANIFEST_NAME,
-    Field,
     Format,
-    Found,
     Manifest,
     ScanOptions,
-    Shard,
-    Shards,
     get_format,
 )
-from headrace.formats.index import StoredIndex
 from headrace.formats.tokens.index import DTYPES, FIELD
 from headrace.storage import (
     Place,
@@ -34,13 +28,12 @@ from headrace.storage import (
     expand_braces,
     is_folder,
     locate,
-    open_file,
     parse_size,
     quoted,
     read_bytes,
     storage_refusals,
 )
-from headrace.storage.cache import CacheOptions, cache_options
+from headrace.storage.cache import CacheOptions, cache_options, open_cache
 
 _EXPECTED = f"expected {MANIFEST_NAME}, or files of one of the formats {', '.join(FORMATS)}"
 
@@ -58,13 +51,13 @@ def open(
     `url` names a folder or prefix, a single file, or files by braces: `s3://bucket/train-{000000..000099}.tar`.
 
     An ordinary dataset has no manifest; what it is follows from the content of its files. Its shards are read through
-    once to find its samples (`headrace.index` keeps what is found). A folder of files (files of one stem are a sample,
-    folders one deep are classes) opens as it is up to 100,000 files and 1 GiB; larger ones are to be packed. A sample
-    of more than `max_sample_bytes` is an error when it is read.
+    once to find its samples, each of which takes about 100 bytes of memory (`headrace.index` keeps what is found on the
+    disk). A folder of files (files of one stem are a sample, folders one deep are classes) opens as it is up to 100,000
+    files and 1 GiB; larger ones are to be packed. A sample of more than `max_sample_bytes` is an error when it is read.
 
     `cache` is a local folder, or "ram": blocks of shards that lie in a store are kept there, for all processes of this
     machine, `cache_size` bytes of them at most (such as "200GiB"; None: half of the disk, or a quarter of the memory).
-    What lies on a local disk already is not copied.
+    What lies on a local disk already is not copied. The one reading of an ordinary dataset fills it, too.
 
     `fields` are the names of the fields that samples are to have beside `__key__`; None: all. Of Parquet only these
     columns' chunks are read, in one range where less than 1 MiB lies between two of them, and unpacked. The samples of
@@ -88,10 +81,19 @@ def _opened(url: str | os.PathLike[str], limit: int, kept: CacheOptions | None) 
         return ordinary
     if isinstance(ordinary, FolderListing):
         return _opened_folder(shown(url), ordinary, limit)
-    found = list(ordinary.scan())
-    manifest = manifest_of(ordinary, found)
-    files = ShardFiles(shown(url), ordinary.folder, ordinary.folder, kept)
-    return Dataset(files, manifest, limit, scanned=tuple(index for index, _ in found))
+    return _scanned(shown(url), ordinary, limit)
+
+
+def _scanned(url: str, ordinary: Ordinary, limit: int) -> Dataset:
+    """The ordinary dataset, read through once."""
+    gathered, indexes = Gathered(ordinary), []
+    for index, row in ordinary.scan():
+        gathered.add(index, row)
+        indexes.append(index)
+    manifest = gathered.manifest()
+    scanned = tuple(index.read_as(manifest.fields) for index in indexes)
+    files = ShardFiles(url, ordinary.folder, ordinary.folder, ordinary.cache, ordinary.identities)
+    return Dataset(files, manifest, limit, scanned=scanned)
 
 
 def _opened_folder(url: str, listing: FolderListing, limit: int) -> Dataset:
@@ -101,24 +103,6 @@ def _opened_folder(url: str, listing: FolderListing, limit: int) -> Dataset:
     if dataset is None:
         raise _none_found(url, listing)
     return dataset
-
-
-@dataclass(frozen=True, slots=True)
-class Ordinary:
-    """An ordinary dataset, before its shards are scanned."""
-
-    folder: Place
-    format: Format
-    found: Found
-    options: ScanOptions
-
-    def scan(self) -> Iterable[tuple[StoredIndex, Shard]]:
-        """Each shard's index and row, read through once when asked for."""
-        hints = self.found.hints or [{}] * len(self.found.files)
-        for name, hint in zip(self.found.files, hints, strict=True):
-            with open_file(self.folder / name) as file:
-                index, row = self.format.scan(file, {**hint, "file": name}, self.options)
-            yield index, replace(row, file=name)
 
 
 def find_ordinary(url: str | os.PathLike[str], options: ScanOptions) -> Dataset | Ordinary:
@@ -142,7 +126,8 @@ def _look(
     for format_ in FORMATS.values():
         if (found := format_.find(listing, options)) is not None:
             _check_alone(format_, listing, options)
-            return Ordinary(folder, format_, found, options)
+            held = None if cache is None or folder.is_local else open_cache(cache)
+            return Ordinary(folder, format_, found, options, cache, held)
     return listing
 
 
@@ -159,34 +144,6 @@ def is_dataset(place: Place) -> bool:
     except StorageError:
         return False
     return any(format_.find(listing, ScanOptions()) is not None for format_ in FORMATS.values())
-
-
-def manifest_of(ordinary: Ordinary, found: Sequence[tuple[StoredIndex, Shard]]) -> Manifest:
-    """The manifest of scanned shards. Raises DatasetError if they do not go together."""
-    fields: dict[str, Field] = {}
-    for index, row in found:
-        for name, field in index.fields.items() if row.samples else ():
-            known, join = fields.get(name), ordinary.format.join
-            if known is not None and (known.type, known.dtype) != (field.type, field.dtype) and join is None:
-                field = _reconciled(name, known, field, row.file)
-            fields[name] = field if known is None else join(known, field) if join else known.merged(field)
-    for index, row in found:  # a shard without samples, as a table's header alone, says nothing of what others have
-        fields |= {} if row.samples else {name: field for name, field in index.fields.items() if name not in fields}
-    for index, _ in found:
-        index.read_as(fields)
-    shards = Shards.of([row for _, row in found])
-    class_field, classes = class_names(found, fields)
-    return Manifest(ordinary.format.name, fields, shards, classes, class_field=class_field)
-
-
-def _reconciled(name: str, known: Field, field: Field, file: str) -> Field:
-    """A field whose type differs from that in earlier shards, where both can be one."""
-    if "null" in (known.type, field.type):
-        return field
-    raise DatasetError(
-        f"shards of one dataset must have one type: in {quoted(file)} the field {name!r} is "
-        f"{field.dtype or field.type}, in others {known.dtype or known.type}; put them into folders of their own"
-    )
 
 
 def _folder_and_names(url: str | os.PathLike[str]) -> tuple[Place, list[str] | None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import xxhash
 
@@ -31,12 +32,15 @@ class ShardFiles:
 
     cache: CacheOptions | None = None
     """Where what is read over a network is kept."""
+    identities: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What the cache knows shards by that were scanned through it, where it is not their checksum."""
 
     def open(self, name: str, num_bytes: int, identity: str) -> File:
         """A shard, open for reading: its length, and a checksum of its content, or what else names it."""
         place = self.shards / name
         if self.cache is None or place.is_local:
             return open_file(place, size=num_bytes)
+        identity = self.identities.get(name, identity)
         return cached(lambda: open_file(place, size=num_bytes), self.cache, identity, num_bytes, place=place)
 
     def open_cache(self) -> Cache | None:

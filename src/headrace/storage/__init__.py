@@ -6,6 +6,7 @@ from headrace.storage.lease import Lease
 from headrace.storage.local import LocalFile, open_regular
 from headrace.storage.operations import (
     exists,
+    file_version,
     is_folder,
     list_folder,
     open_file,
@@ -41,6 +42,7 @@ __all__ = [
     "child_environment",
     "exists",
     "expand_braces",
+    "file_version",
     "is_folder",
     "list_folder",
     "local_path",

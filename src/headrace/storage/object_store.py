@@ -51,13 +51,12 @@ class ObjectStore(Store):
 
     def size(self, place: Place, limit: float) -> int:
         """As `Store.size`. A URL that is signed for reading refuses HEAD, so GET's own headers are asked then."""
-        client, key = self._client(limit), self._key(place)
-        try:
-            return int(self._call(obstore.head, client, key)["size"])
-        except (Denied, Refused):
-            if self._scheme not in WEB_SCHEMES:
-                raise
-        return int(self._call(obstore.get, client, key).meta["size"])
+        return int(self._meta(place, limit)["size"])
+
+    def version(self, place: Place, limit: float) -> tuple[int, str | None]:
+        """As `Store.version`."""
+        meta = self._meta(place, limit)
+        return int(meta["size"]), _version(meta)
 
     def get(self, place: Place, limit: float) -> Version:
         """As `Store.get`."""
@@ -74,7 +73,7 @@ class ObjectStore(Store):
         result = self._call(obstore.get, self._client(limit), self._key(place), options=options)
         if result.range[0] != start:
             raise Trouble(f"the store sent bytes from {result.range[0]:,} on instead of {start:,}")
-        return Range(int(result.meta["size"]), self._chunks(result.stream(_PIECE_BYTES)))
+        return Range(int(result.meta["size"]), self._chunks(result.stream(_PIECE_BYTES)), _version(result.meta))
 
     def put(self, place: Place, data: Data, limit: float) -> None:
         """As `Store.put`."""
@@ -163,6 +162,15 @@ class ObjectStore(Store):
         except Missing:
             return
 
+    def _meta(self, place: Place, limit: float) -> obstore.ObjectMeta:
+        client, key = self._client(limit), self._key(place)
+        try:
+            return self._call(obstore.head, client, key)
+        except (Denied, Refused):
+            if self._scheme not in WEB_SCHEMES:
+                raise
+        return self._call(obstore.get, client, key).meta
+
     def _put_if(self, place: Place, data: Data, mode: Any, limit: float) -> bool:
         client, key, content = self._client(limit, Use.WRITE), self._key(place), bytes(data)
 
@@ -224,6 +232,12 @@ class ObjectStore(Store):
                 raise
             failure = Refused(f"obstore broke down: {scrubbed(str(err))}")
         raise failure  # out here, so that the library's own error is not its context
+
+
+def _version(meta: obstore.ObjectMeta) -> str | None:
+    """Which content it is; a weak tag says only that it means the same, and some tags are mere numbers."""
+    tag = meta.get("e_tag")
+    return None if not tag or tag.startswith("W/") else f"{tag} {meta['last_modified'].isoformat()}"
 
 
 def _last(path: str) -> str:

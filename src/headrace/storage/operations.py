@@ -26,8 +26,11 @@ T = TypeVar("T")
 Where = str | os.PathLike[str] | Place
 
 
-def open_file(place: Where, *, size: int | None = None, options: ReadOptions | None = None) -> File:
-    """The file, open for reading by ranges. A `size` that is known spares a request to a store, and is checked.
+def open_file(
+    place: Where, *, size: int | None = None, version: str | None = None, options: ReadOptions | None = None
+) -> File:
+    """The file, open for reading by ranges. A `size` that is known spares a request to a store, and is checked; so is
+    a `version` that `file_version` has given.
 
     Raises DamagedError if the file is missing, StorageError if it may not be read.
     """
@@ -36,7 +39,12 @@ def open_file(place: Where, *, size: int | None = None, options: ReadOptions | N
         return LocalFile(place)
     from headrace.storage.remote import RemoteFile
 
-    return RemoteFile(place, size, options)
+    return RemoteFile(place, size, options, version)
+
+
+def file_version(place: Place, *, options: ReadOptions | None = None) -> tuple[int, str | None]:
+    """The length in bytes of a file in a store, and which content it is, where the store says that. Errors as above."""
+    return _persist("read", place, options, lambda store, limit: store.version(place, limit))
 
 
 def read_bytes(place: Where, *, options: ReadOptions | None = None) -> bytes:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections import deque
-from concurrent.futures import Future
 
 import numpy as np
 
 from headrace.errors import DamagedError
-from headrace.storage.calls import begin
+from headrace.storage.ahead import Ahead
 from headrace.storage.file import STREAM_BYTES, File
 from headrace.storage.place import Place
 from headrace.storage.retrying import ReadOptions, persist
 from headrace.storage.store import Refused, Short, Trouble
 from headrace.storage.stores import check_not_forked, store_for
-
-AHEAD_BYTES = 8 << 20
-"""What sequential reading asks for in one request."""
-REQUESTS_AHEAD = 4
 
 
 class RemoteFile(File):
@@ -29,8 +23,14 @@ class RemoteFile(File):
 
     is_remote = True
 
-    def __init__(self, place: Place, size: int | None = None, options: ReadOptions | None = None) -> None:
-        """`size` in bytes, where it is known (from a manifest, say): reading then checks it.
+    def __init__(
+        self,
+        place: Place,
+        size: int | None = None,
+        options: ReadOptions | None = None,
+        version: str | None = None,
+    ) -> None:
+        """`size` in bytes, where it is known (from a manifest, say), and the content's version: reading checks them.
 
         Raises DamagedError if the file is missing, StorageError if the store refuses or does not answer in time.
         """
@@ -38,6 +38,7 @@ class RemoteFile(File):
         self._options = options
         self._store = store_for(place)
         self._is_closed = False
+        self._version = version
         self._size = (
             persist("read", place, options, lambda limit: self._store.size(place, limit)) if size is None else size
         )
@@ -50,8 +51,8 @@ class RemoteFile(File):
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill the writable buffer with the bytes from `offset` on. What a failed attempt has brought is kept.
 
-        Raises DamagedError if the file is missing, ends before the buffer is full or has another size than it had when
-        opened; StorageError if the store refuses, or does not send everything before the deadline.
+        Raises DamagedError if the file is missing, ends before the buffer is full or is not what it was when opened;
+        StorageError if the store refuses, or does not send everything before the deadline.
         """
         check_not_forked()
         view = memoryview(buffer).cast("B")
@@ -66,6 +67,8 @@ class RemoteFile(File):
             answer = self._store.get_range(self.place, offset + done, offset + len(view), limit)
             if answer.file_size not in (None, self._size):
                 raise _Changed(f"{answer.file_size:,} bytes found, {self._size:,} expected")
+            if self._version is not None and answer.version != self._version:
+                raise _Changed("it was written anew in the meantime")
             for chunk in answer.chunks:
                 if done + len(chunk) > len(view):
                     raise Refused("the store sent more than it was asked for")
@@ -85,7 +88,7 @@ class RemoteFile(File):
 
     def stream(self) -> io.BufferedReader:
         """The file's bytes from its start on, for one reader that goes forward; 32 MiB are read ahead of it."""
-        return io.BufferedReader(_Ahead(self), STREAM_BYTES)
+        return io.BufferedReader(Ahead(self), STREAM_BYTES)
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error, and reads under way end. Closing twice is not."""
@@ -104,38 +107,4 @@ class _Changed(Short):
     """The file is not the one that was opened."""
 
     def error(self, action: str, place: Place) -> DamagedError:
-        return DamagedError(f"{place} has another size than expected: {self}; restore it, or make the dataset again")
-
-
-class _Ahead(io.RawIOBase):
-    """A file read from its start on, by a few requests at once. Closing it leaves the file open."""
-
-    def __init__(self, file: RemoteFile) -> None:
-        self._file = file
-        self._asked = 0
-        self._coming: deque[Future[memoryview]] = deque()
-        self._current = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # whatever can be written to
-        view = memoryview(buffer).cast("B")
-        if not len(self._current):
-            self._current = self._next()
-        length = min(len(view), len(self._current))
-        view[:length] = self._current[:length]
-        self._current = self._current[length:]
-        return length
-
-    def close(self) -> None:
-        self._coming.clear()
-        self._current = memoryview(b"")
-        super().close()
-
-    def _next(self) -> memoryview:
-        while self._asked < self._file.size and len(self._coming) < REQUESTS_AHEAD:
-            length = min(AHEAD_BYTES, self._file.size - self._asked)
-            self._coming.append(begin(self._file.read, self._asked, length))
-            self._asked += length
-        return self._coming.popleft().result() if self._coming else memoryview(b"")
+        return DamagedError(f"{place} is not the file it was: {self}; restore it, or make the dataset again")

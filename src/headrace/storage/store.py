@@ -36,10 +36,12 @@ class Version(NamedTuple):
 
 
 class Range(NamedTuple):
-    """The answer to a range request: the whole file's size where the store says it, and the bytes as they come."""
+    """The answer to a range request: the bytes as they come, and what the store says of the whole file."""
 
     file_size: int | None
     chunks: Iterator[Data]
+    version: str | None = None
+    """Which content it is: another one has another, where the store says it."""
 
 
 class Failure(Exception):  # noqa: N818  # it is told apart by kind, and never leaves this room
@@ -85,6 +87,11 @@ class Store(ABC):
     @abstractmethod
     def size(self, place: Place, limit: float) -> int:
         """The file's length in bytes."""
+
+    def version(self, place: Place, limit: float) -> tuple[int, str | None]:
+        """The file's length in bytes, and which content it is: another one has another. None: the store says nothing
+        that can be relied on."""
+        return self.size(place, limit), None
 
     @abstractmethod
     def get(self, place: Place, limit: float) -> Version:

@@ -15,13 +15,14 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from headrace.errors import DamagedError, StorageError
+from headrace.storage.ahead import Ahead
 from headrace.storage.cache.block import BLOCK_BYTES, BlockKey, content_id
 from headrace.storage.cache.cache import Cache
 from headrace.storage.cache.folder import FolderCache
 from headrace.storage.cache.locks import Locks, Sleeps
 from headrace.storage.cache.memory import RamCache
 from headrace.storage.cache.options import RAM, CacheOptions
-from headrace.storage.file import File
+from headrace.storage.file import STREAM_BYTES, File
 from headrace.storage.place import Place
 
 REQUEST_BLOCKS = 8
@@ -122,7 +123,7 @@ class CachedFile(File):
 
     def stream(self) -> io.BufferedReader:
         """The file's bytes from its start on, for one reader that goes forward, by few requests."""
-        return io.BufferedReader(super().stream().detach(), REQUEST_BLOCKS * BLOCK_BYTES)
+        return io.BufferedReader(Ahead(self), STREAM_BYTES)
 
     def forget(self, offset: int, length: int) -> None:
         """Drop the blocks of a range that turned out to be damaged, so that reading it again asks the store."""
