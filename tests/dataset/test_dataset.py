@@ -4,6 +4,7 @@ import io
 import pickle
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -281,3 +282,39 @@ def test_a_field_named_like_the_key_is_passed_over(tmp_path):
     write_tar(tmp_path / "a.tar", [("1.__key__", b"other"), ("1.txt", b"one")])
     (sample,) = hr.open(tmp_path)
     assert (sample["__key__"], sorted(sample)) == ("1", ["__key__", "txt"])
+
+
+def together(num_threads, do):
+    """What each of some threads got that did the same at the same time: a result, or an error."""
+    start = threading.Barrier(num_threads)
+
+    def one(_):
+        start.wait()
+        try:
+            return do()
+        except Exception as err:
+            return err
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        return list(pool.map(one, range(num_threads)))
+
+
+def test_threads_that_need_an_index_at_once_read_it_once(tmp_path, monkeypatch):
+    """Reading threads come upon a new shard together; from a store each would pay for the whole index."""
+    hr.pack(({"bin": bytes(50)} for _ in range(20_000)), tmp_path / "d")
+    reads = []
+    read = indexes_module.Indexes.read
+    monkeypatch.setattr(indexes_module.Indexes, "read", lambda self, k: (reads.append(k), read(self, k))[1])
+    dataset = hr.open(tmp_path / "d")
+    assert together(16, lambda: dataset.piece(0).num_samples) == [20_000] * 16
+    assert reads == [0]
+
+
+def test_an_index_that_cannot_be_read_is_every_threads_error_and_is_asked_for_again(texts):
+    index = texts / "shard-000000.tar.idx"
+    content = index.read_bytes()
+    index.write_bytes(bytes(len(content)))
+    dataset = hr.open(texts)
+    assert {type(one) for one in together(8, lambda: dataset.piece(0))} == {DamagedError}
+    index.write_bytes(content)
+    assert {one.num_samples for one in together(8, lambda: dataset.piece(0))} == {dataset.pieces.samples[0]}

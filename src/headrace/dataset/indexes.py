@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from headrace.dataset.binning import Binning, read_bins
@@ -32,21 +33,17 @@ class Indexes:
         self._start_unshared()
 
     def get(self, k: int) -> StoredIndex:
-        """The index of shard k, verified against the manifest."""
+        """The index of shard k, verified against the manifest. Of threads that want it at once one reads it."""
         if self.scanned is not None:
             return self.scanned[k]
         with self._lock:
             if k in self._kept:
                 self._kept.move_to_end(k)
                 return self._kept[k]
-        index = self.read(k)
-        with self._lock:
-            if k not in self._kept:
-                self._kept[k] = index
-                self._num_bytes += index.nbytes
-            while self._num_bytes > INDEX_MEMORY_BYTES and len(self._kept) > 1:
-                self._num_bytes -= self._kept.popitem(last=False)[1].nbytes
-        return index
+            coming = self._coming.get(k)
+            if coming is None:
+                ours = self._coming[k] = Future()
+        return self._read_for_all(k, ours) if coming is None else coming.result()
 
     def windows(self, k: int, length: int, stride: int) -> ShardIndex:
         """Shard k of tokens, cut into windows."""
@@ -92,6 +89,26 @@ class Indexes:
         self._check(index, k, str(place))
         return index
 
+    def _read_for_all(self, k: int, coming: Future[StoredIndex]) -> StoredIndex:
+        try:
+            index = self.read(k)
+            self._keep(k, index)
+            coming.set_result(index)
+        except BaseException as err:  # whatever it was, nobody may wait for this index for ever
+            coming.set_exception(err)
+            raise
+        finally:
+            with self._lock:
+                del self._coming[k]
+        return index
+
+    def _keep(self, k: int, index: StoredIndex) -> None:
+        with self._lock:
+            self._kept[k] = index
+            self._num_bytes += index.nbytes
+            while self._num_bytes > INDEX_MEMORY_BYTES and len(self._kept) > 1:
+                self._num_bytes -= self._kept.popitem(last=False)[1].nbytes
+
     def __getstate__(self) -> dict[str, Any]:
         return {"scanned": self.scanned, "_files": self._files, "_manifest": self._manifest}
 
@@ -102,6 +119,8 @@ class Indexes:
     def _start_unshared(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, StoredIndex] = OrderedDict()
+        self._coming: dict[int, Future[StoredIndex]] = {}
+        """Those that are being read; none of them is kept yet."""
         self._windows: OrderedDict[int, ShardIndex] = OrderedDict()
         self._bins: OrderedDict[int, BinIndex] = OrderedDict()
         self._num_bytes = 0
