@@ -143,7 +143,7 @@ def s3_server(tmp_path_factory):
     binary, folder = npm_program("s3rver", "s3rver"), tmp_path_factory.mktemp("s3")
     options = ["-d", str(folder), "-a", "127.0.0.1", "--configure-bucket", BUCKET]
     with serving(lambda port: [binary, *options, "-p", str(port)]) as port:
-        yield Server(port, _aws(port, "S3RVER", "S3RVER"))
+        yield Server(port, aws_environment("127.0.0.1", port, "S3RVER", "S3RVER"))
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +151,7 @@ def s3_strict_server():
     """moto: slow, but true to S3's conditions on writes."""
     binary = program("moto_server")
     with serving(lambda port: [binary, "-H", "127.0.0.1", "-p", str(port)]) as port:
-        server = Server(port, _aws(port, "some-key-id", "some-secret-key"))
+        server = Server(port, aws_environment("127.0.0.1", port, "some-key-id", "some-secret-key"))
         _request(f"{server.url}/{BUCKET}", "PUT")
         yield server
 
@@ -281,9 +281,10 @@ def sftp(sftp_server, tmp_path, monkeypatch):
     return locate(f"sftp://me@127.0.0.1:{sftp_server.port}/{uuid.uuid4().hex}")
 
 
-def _aws(port, key, secret):
+def aws_environment(host, port, key, secret):
+    """By what a client finds an S3 server."""
     return {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_REGION": "us-east-1",
