@@ -3,6 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# Many tests wait for processes and servers, so two at a time fit two cores well; a file's tests stay together.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: help setup check test demo demo-text clean
 
@@ -26,13 +28,13 @@ check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -q -m "not slow"
 
 test: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(PYTEST)
 
 demo: setup
 	$(BIN)/python recipes/demo.py
