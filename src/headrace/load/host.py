@@ -6,20 +6,25 @@ from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_CACHED = ("active_file", "inactive_file")
 
 
-def available_memory_bytes() -> int:
+def available_memory_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
     """Memory that can be taken without pushing others out: what the kernel says, within the container's limit."""
-    available = _available_of(_MEMINFO.read_text())
-    limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
-    return available if limit is None else min(available, max(0, limit - (used or 0)))
+    available = _numbers(meminfo, unit_bytes=1024)["MemAvailable:"]
+    limit = _number(cgroup / "memory.max")
+    if limit is None:
+        return available
+    # A container is charged for the page cache of what it reads, too, which gives way as soon as memory is wanted.
+    stat = _numbers(cgroup / "memory.stat")
+    used = (_number(cgroup / "memory.current") or 0) - sum(stat.get(name, 0) for name in _CACHED)
+    return min(available, max(0, limit - max(0, used)))
 
 
-def _available_of(meminfo: str) -> int:
-    for line in meminfo.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError("Linux from 3.14 on says what memory is available")
+def _numbers(path: Path, unit_bytes: int = 1) -> dict[str, int]:
+    """Of a file with a name and a number a line."""
+    words = [line.split() for line in path.read_text().splitlines()]
+    return {name: int(number) * unit_bytes for name, number, *_ in words}
 
 
 def _number(path: Path) -> int | None:
