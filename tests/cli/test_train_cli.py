@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -244,6 +244,45 @@ def test_an_error_on_one_rank_is_the_one_shown_and_all_ranks_are_gone(workplace)
     assert len(starts) == 1
     assert not alive(starts[0]["pids"])
     assert "line" in (workplace / "r/errors/rank1.json").read_text()
+    last = list(read_events(workplace / "r/events.jsonl"))[-1]
+    assert {"event": "error", "rank": 1, "step": 3, "type": "ValueError"}.items() <= last.items()
+    assert last["message"] == "a digit too many"
+
+
+def fill(path):
+    with suppress(OSError), open(path, "ab", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_with_room_it_goes_on(workplace, small_disk):
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    run_dir, filler = small_disk / "r", small_disk / "filler"
+    with started(workplace, "--nproc", 2, "--set", "hold=8", "--run", run_dir) as process:
+        pids = wait_for_steps(process, run_dir, 7)
+        fill(filler)
+        let_go(workplace)
+        _, err = process.communicate(timeout=DEADLINE_SEC)
+    assert process.returncode == 1
+    assert "No space left on device" in one_line(err)
+    assert not alive(pids)
+    fill(filler)
+    again = train(workplace, "--nproc", 2, "--run", run_dir)
+    assert "No space left on device; make room, or choose --run DIR" in one_line(again.stderr)
+    filler.unlink()
+    done = train(workplace, "--nproc", 2, "--run", run_dir)
+    assert "(30 steps)" in done.stdout, done.stderr
+    assert "resumed from step 5" in done.stdout
+    events = list(read_events(run_dir / "events.jsonl"))
+    assert len([event for event in events if event["event"] == "start"]) == 2, "not tried again while the disk was full"
+
+
+def test_what_a_step_is_blamed_for_is_what_happened_in_it(workplace):
+    """An error of the evaluation after step 4 is not step 5's."""
+    text = (workplace / "small.py").read_text().replace("p.correct}", "lambda output, batch: 1 / 0}")
+    (workplace / "small.py").write_text(text)
+    done = train(workplace, "--set", "steps=4")
+    assert one_line(done.stderr) == "headrace: rank 0: ZeroDivisionError: division by zero"
 
 
 @pytest.mark.parametrize(

@@ -283,18 +283,6 @@ def test_a_target_that_is_a_file_or_lies_in_its_source_is_refused(images, tmp_pa
     assert content(images) == before
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 128 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small tmpfs may not be mounted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.parametrize("split", [[], ["--split", "a=0.5,b=0.5"]], ids=["whole", "split"])
 def test_a_full_disk_is_said_and_with_room_the_same_command_goes_on(tmp_path, small_disk, split):
     source = tmp_path / "bins"

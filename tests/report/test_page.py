@@ -163,6 +163,8 @@ def test_failed_runs_say_so_at_the_top(tmp_path):
     text = Tree(page_of(tmp_path)).text
     assert "failed" in text
     assert "It failed at step 9 on rank 1: ValueError: shapes differ" in text
+    file.write("error", rank=0, step=None, type="TrainingError", message="it was killed")
+    assert "It failed on rank 0: TrainingError: it was killed" in Tree(page_of(tmp_path)).text
 
 
 def test_long_runs_stay_small_and_keep_extremes(tmp_path):

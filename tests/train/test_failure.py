@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.errors import OptionError, TrainingError
-from headrace.train.failure import Failure, clear_failures, first_failure, record_failure
+from headrace.train.failure import Failure, first_failure, record_failure, room_for_failures
 from headrace.train.worker import Job, is_lost_peer
 
 
@@ -19,8 +19,18 @@ def test_the_first_by_time_is_shown_whichever_rank_it_was(tmp_path):
     record_failure(tmp_path, failure(RuntimeError("later"), rank=0, step=7))
     record_failure(tmp_path, first)
     assert first_failure(tmp_path) == first
-    clear_failures(tmp_path)
-    assert first_failure(tmp_path) is None
+    with room_for_failures(tmp_path, 4):
+        assert first_failure(tmp_path) is None, "the next launch does not see them"
+
+
+def test_the_longest_record_fits_into_the_room_that_is_held_for_it(tmp_path):
+    long = failure(ValueError("\U0001f600" * 100_000))
+    with room_for_failures(tmp_path, 2):
+        held = [path.stat().st_size for path in (tmp_path / "errors").iterdir()]
+        record_failure(tmp_path, long)
+        assert (tmp_path / "errors/rank0.json").stat().st_size <= min(held)
+    assert first_failure(tmp_path) == long
+    assert [path.name for path in (tmp_path / "errors").iterdir()] == ["rank0.json"]
 
 
 def test_one_of_our_errors_keeps_its_type_and_others_become_training_errors():

@@ -85,7 +85,8 @@ def _head(run: Run, judged: Verdict, name: str) -> str:
 
 def _failure(run: Run) -> str:
     error = run.errors[-1]
-    where = f"at step {error.get('step')} on rank {error.get('rank')}"
+    step = "" if error.get("step") is None else f"at step {error['step']} "
+    where = f"{step}on rank {error.get('rank')}"
     text = f"It failed {where}: {error.get('type')}: {error.get('message')}"
     return f'<p class="lead failure">{escape(text)}</p>'
 

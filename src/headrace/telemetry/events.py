@@ -37,7 +37,8 @@ class EventWriter:
         """Append one event. NaN and infinity become null."""
         line = orjson.dumps({"event": event, "time": time.time(), **fields}, option=_OPTIONS) + b"\n"
         try:
-            os.write(self._fd, line)
+            while line:  # a disk that fills up takes a part first, and says why with the rest
+                line = line[os.write(self._fd, line) :]
         except OSError as err:
             raise StorageError(f"cannot write the run's events to {self.path}: {err.strerror}") from err
 

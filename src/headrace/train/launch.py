@@ -14,12 +14,13 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from headrace.errors import StorageError, TargetError, TrainingError
-from headrace.train.failure import clear_failures, first_failure
+from headrace.errors import HeadraceError, StorageError, TargetError, TrainingError
+from headrace.telemetry import FILE_NAME, EventWriter
+from headrace.train.failure import first_failure, room_for_failures
 from headrace.train.worker import WORKER_LOGS, Job, worker_log
 
 LOG = "torchrun.log"
@@ -38,21 +39,19 @@ def launch(job: Job, nproc: int, max_restarts: int) -> None:
     from torch.distributed.launcher.api import elastic_launch
 
     run_dir = Path(job.run_dir)
-    with _log_to(run_dir / LOG), _environment(nproc), _own_signals():
-        clear_failures(run_dir)
+    with _log_to(run_dir / LOG), _environment(nproc), _own_signals(), room_for_failures(run_dir, nproc):
         start = elastic_launch(_config(nproc, max_restarts, run_dir), sys.executable)
         try:
             # -P: as for the command itself, a json.py in the working directory is not Python's.
             start("-P", "-m", "headrace.train.worker", job.to_json())
         except ChildFailedError as err:
-            failure = first_failure(run_dir)
-            if failure is not None:
-                raise failure.error() from None
-            raise _died(err, max_restarts, run_dir) from err
+            raise (_recorded(run_dir) or _died(err, max_restarts, run_dir)) from None
         except SignalException:
-            failure = first_failure(run_dir)
-            if failure is not None:
-                raise failure.error() from None
+            error = _recorded(run_dir)
+            if error is not None:
+                raise error from None
+        except OSError as err:
+            raise StorageError(f"the processes of the run in {run_dir} cannot be started: {err}") from err
 
 
 def default_nproc() -> int:
@@ -101,11 +100,29 @@ def _logs(run_dir: Path) -> Any:
     return Logs()
 
 
+def _recorded(run_dir: Path) -> HeadraceError | None:
+    """The first error that a rank left word of."""
+    failure = first_failure(run_dir)
+    if failure is None:
+        return None
+    _note(run_dir, rank=failure.rank, step=failure.step, type=failure.type, message=failure.first_line)
+    return failure.error()
+
+
 def _died(error: Any, max_restarts: int, run_dir: Path) -> TrainingError:
     rank, first = min(error.failures.items(), key=lambda item: item[1].timestamp)
     how = f"was killed by {first.signal_name()}" if first.exitcode < 0 else f"ended with exit code {first.exitcode}"
-    again = f"after {max_restarts} restarts" if max_restarts else "and restarts are off"
-    return TrainingError(f"rank {rank} {how}, {again}: see {run_dir / LOG} and {run_dir / WORKER_LOGS}; --run goes on")
+    restarts = f"{max_restarts} restart{'s' if max_restarts > 1 else ''}"
+    how += f", after {restarts}" if max_restarts else ", and restarts are off"
+    _note(run_dir, rank=rank, step=None, type=TrainingError.__name__, message=f"it {how}")
+    return TrainingError(f"rank {rank} {how}: see {run_dir / LOG} and {run_dir / WORKER_LOGS}; --run goes on")
+
+
+def _note(run_dir: Path, **error: Any) -> None:
+    """Write what ended the run into its events, for the report; its processes, which wrote them, are gone."""
+    if (run_dir / FILE_NAME).exists():
+        with suppress(StorageError), closing(EventWriter(run_dir / FILE_NAME)) as events:  # the disk may be full
+            events.write("error", **error)
 
 
 @contextmanager
@@ -130,6 +147,13 @@ def _environment(nproc: int) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+class _Log(logging.StreamHandler[TextIO]):
+    """Does without what it cannot write: a full disk is told by what fails of it, not by tracebacks of the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        pass
+
+
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """The agent's loggers write to a file, not to the terminal. The file is held: one launch at a time in a folder."""
@@ -145,7 +169,7 @@ def _log_to(path: Path) -> Iterator[None]:
         raise TargetError(
             f"{path.parent} is in use by a run that is under way: wait for it, or choose another (--run)"
         ) from err
-    handler = logging.StreamHandler(file)
+    handler = _Log(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("torch.distributed")
     handlers, propagated = logger.handlers, logger.propagate
@@ -154,7 +178,8 @@ def _log_to(path: Path) -> Iterator[None]:
         yield
     finally:
         logger.handlers, logger.propagate = handlers, propagated
-        file.close()
+        with suppress(OSError):  # as in _Log
+            file.close()
 
 
 @contextmanager

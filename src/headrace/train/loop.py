@@ -41,6 +41,8 @@ class Position:
     """Real samples of these steps over all ranks."""
     loader: dict[str, Any] | None = None
     """The loader's state; None: where it is."""
+    making: int | None = None
+    """The step that is being made, counted from 1; None between steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Loop:
             advance(self._position.step)
             while self._position.step < self._plan.total_steps:
                 self._clock.lap("rest")
+                self._position.making = self._position.step + 1
                 batch = next(batches)
                 self._clock.lap("wait")
                 made = self._step(batch, request)
@@ -129,7 +132,7 @@ class Loop:
         lr = self._stepper.set_rate(self._schedule.multiplier(done, self._plan.total_steps))
         outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested)
         self._clock.lap("compute")
-        self._position.step = done + 1
+        self._position.step, self._position.making = done + 1, None
         made = _Made(done + 1, lr, outcome)
         self._unread.append(made)
         return made

@@ -49,7 +49,7 @@ class Outcome:
         ranks = [str(rank) for rank, own in enumerate(finite) if not own]
         where = f"the loss of rank {', '.join(ranks)} is not finite" if ranks else "the loss is finite on every rank"
         return TrainingError(
-            f"step {self.number}, rank {world.rank}: the {name} must be finite: got {value}; {where}: "
+            f"the {name} of step {self.number} must be finite: got {value}; {where}: "
             "lower the learning rate, or look for a broken sample"
         )
 

@@ -165,9 +165,9 @@ class Trainer:
         return self._position.step
 
     @property
-    def under_way(self) -> bool:
-        """Whether steps are being made, or an error ended that."""
-        return not self._whole
+    def making(self) -> int | None:
+        """The step that is being made, or that an error ended, counted from 1; None between steps."""
+        return self._position.making
 
     def fit(self, epochs: int | None = None, steps: int | None = None, resume: str | Path = "auto") -> FitResult:
         """Train up to `epochs` passes over the data, or `steps` steps, counted from the beginning of the run.

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -89,11 +90,13 @@ def _blame(error: BaseException, run_dir: Path, trainer: Trainer | None) -> int:
     """The exit code for an error, after leaving word of it where it is this rank's own."""
     rank = int(os.environ["RANK"])
     if is_lost_peer(error):
-        with open(worker_log(run_dir, rank, os.environ["TORCHELASTIC_RESTART_COUNT"]), "a") as file:
+        with (
+            suppress(OSError),  # on a full disk the run goes on, or ends, without this trace
+            open(worker_log(run_dir, rank, os.environ["TORCHELASTIC_RESTART_COUNT"]), "a") as file,
+        ):
             traceback.print_exception(error, file=file)
         return LOST_PEER
-    step = trainer.step + 1 if trainer is not None and trainer.under_way else None
-    record_failure(run_dir, Failure.of(error, rank, step))
+    record_failure(run_dir, Failure.of(error, rank, trainer.making if trainer is not None else None))
     return 1
 
 
@@ -166,8 +169,9 @@ def _exit(code: int) -> NoReturn:
 
         atexit.unregister(leave_world)
         atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # the terminal may be gone, or the disk of a log full
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 
