@@ -240,3 +240,13 @@ def test_what_lies_beside_the_shards_of_a_source_is_said(images, tmp_path, caplo
     shutil.copy(tmp_path / "packed" / "shard-000000.tar", images / "backup.tar")
     hr.pack(images, tmp_path / "out")
     assert "images is packed as a dataset of shards (backup.tar, ...); passed over: cat, dog, eel" in caplog.text
+
+
+@pytest.mark.parametrize("format_name", ["tar", "tokens", "parquet"])
+def test_a_shard_has_only_so_many_samples_however_small(tmp_path, monkeypatch, format_name):
+    """So that its index, which is read as a whole, stays small."""
+    monkeypatch.setattr("headrace.packing.writing.MOST_SAMPLES", 40)
+    samples = [{"__key__": f"{i}", "tokens": [i]} for i in range(100)]
+    manifest = hr.pack(samples, tmp_path / "out", format=format_name)
+    assert manifest.shards.samples.tolist() == [40, 40, 20]
+    assert len(hr.open(tmp_path / "out")[:]) == 100

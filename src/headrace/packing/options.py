@@ -17,7 +17,7 @@ from headrace.packing.pipeline import Selection, Step
 
 OnError = Literal["raise", "skip"]
 
-PACKING_VERSION = 2
+PACKING_VERSION = 3
 """Part of every request: to be raised when the same source and options would give other shards than before."""
 
 _FRACTIONS_TOLERANCE = 1e-6

@@ -148,6 +148,7 @@ class QuerySource(SamplesSource):
                 yield from rows
         except self._duckdb.Error as err:
             raise SourceError(f"the query failed: {self._reason(err)}") from err
+        self._let_go()  # of its memory, too, before rows are sorted and shards written
 
     def _samples_of(self, rows: Iterable[Row]) -> Iterator[Sample]:
         for row in rows:

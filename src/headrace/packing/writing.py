@@ -34,6 +34,9 @@ from headrace.packing.workers import in_chunks, num_threads, ordered_map
 from headrace.telemetry import progress
 from headrace.telemetry.progress import Advance
 
+MOST_SAMPLES = 1 << 18
+"""Of one shard: its index is in memory as a whole, while it is written and whenever it is read."""
+
 _NOTE_SEC = 0.5
 _ENTRIES_AT_ONCE = 4096
 
@@ -146,7 +149,7 @@ class DatasetWriter:
         digest = 0 if self._seen is None else xxhash.xxh3_128_intdigest(sample.key.encode())
         if self._seen is not None and digest in self._seen:
             raise twice(sample.key)
-        if self._writer is not None and self._writer.size_with(sample) > self._options.shard_size:
+        if self._writer is not None and self._is_full(self._writer, sample):
             self._within = number
             self._end_shard()
         if self._writer is None:
@@ -158,6 +161,9 @@ class DatasetWriter:
             known, join = self._fields.get(name), self._options.format.join
             if known != field or field.type == "null":
                 self._fields[name] = field if known is None else join(known, field) if join else known.merged(field)
+
+    def _is_full(self, writer: ShardWriter, sample: Encoded) -> bool:
+        return writer.num_samples >= MOST_SAMPLES or writer.size_with(sample) > self._options.shard_size
 
     def _next_writer(self) -> ShardWriter:
         format_ = self._options.format
