@@ -123,6 +123,21 @@ def test_bad_usage_is_one_line_and_exit_code_2(images, tmp_path, args, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--fill", "a=1", "--fill", "a=2"], "--fill gives the field 'a' two values"),
+        (["--dedup", "--dedup-by", "a"], "give one of them"),
+        (["--dedup-by", ""], "dedup must name fields of the samples: got ['']"),
+        (["--require", "a,"], "require must name fields of the samples"),
+    ],
+)
+def test_options_that_contradict_or_say_nothing_are_bad_usage(images, tmp_path, options, said):
+    done = headrace("pack", images, tmp_path / "out", *options)
+    assert (done.returncode, said in done.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_arguments_are_bad_usage():
     assert headrace("pack").returncode == 2
     assert headrace("no-such-verb").returncode == 2

@@ -103,7 +103,7 @@ def test_arrays_are_stored_as_npy():
         ("jpg", np.zeros(3), "name it 'jpg.npy' to store it, or encode it"),
         ("a.npy", np.array([object()]), "Python objects"),
         ("obj", object(), "convert it in the transform"),
-        ("none", None, "is a NoneType"),
+        ("none", None, r"is None, which a tar cannot hold: fill it in \(fill, --fill\)"),
         ("json", {"a": object()}, "cannot be stored as JSON"),
         ("txt", "\udcff", "text that is not UTF-8; give bytes"),
         ("JPG", b"", "in lower case"),

@@ -35,6 +35,8 @@ def break_one(images, kind, make_png):
     elif kind == "newline":
         path = images / "dog" / "bad\nname.png"
         path.write_bytes(make_png(0))
+    elif kind == "newline at the top":
+        (images / "bad\nname.png").write_bytes(make_png(0))
     elif kind == "bytes":
         with open(os.fsencode(images) + b"/dog/bad\xff.png", "wb") as file:
             file.write(make_png(0))
@@ -49,6 +51,7 @@ BROKEN = {
     "text": r"dog/bad\.png is not an image",
     "link": r"dog/bad\.png is a link to a file that is not there",
     "circle": r"cannot read .*dog/bad\.png: Too many levels of symbolic links",
+    "newline at the top": r"'bad\\nname\.png' .* holds a line break",
     "newline": r"'dog/bad\\nname\.png' .* holds a line break",
     "bytes": r"'dog/bad\\udcff\.png' .* not UTF-8: rename it",
     "duplicate": r"dog/bad\.PNG and .*dog/bad\.png are the same field 'png'",

@@ -183,7 +183,7 @@ def test_a_part_of_a_saved_folder_has_to_be_chosen(labelled, tmp_path):
 def test_a_misspelt_field_is_said_before_any_work(labelled, tmp_path, is_streamed):
     """Fields have the names that they will have in samples: an image by its extension, which its content decides."""
     source = labelled.to_iterable_dataset() if is_streamed else labelled
-    with pytest.raises(OptionError, match=r"has no field 'image', which .* asks for: did you mean 'image\.\*'\?"):
+    with pytest.raises(OptionError, match=r"has no field 'image', which .* names: did you mean 'image\.\*'\?"):
         hr.pack(source, tmp_path / "out", require=["image"])
     assert hr.pack(source, tmp_path / "out", require=["image.png", "cls"]).samples > 0
 

@@ -125,7 +125,10 @@ def test_text_becomes_token_shards(tmp_path):
         ({"where": "import os"}, "where must be an expression"),
         ({"resize_short": 0}, "at least 1"),
         ({"require": "label"}, "lists of fields"),
-        ({"dedup": []}, "dedup takes True"),
+        ({"dedup": []}, "dedup must name fields of the samples: got \\[\\]"),
+        ({"dedup": [""]}, "dedup must name fields"),
+        ({"dedup": ["a", "a"]}, "dedup must name each field once"),
+        ({"sample": 0.5, "stratify": ""}, "stratify must name fields"),
         ({"tokenizer": "/nowhere/tokenizer.json"}, "cannot be read"),
     ],
 )
@@ -148,11 +151,11 @@ def test_a_field_that_is_not_there_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"where": "lable == 3"}, "no field 'lable', which where and require asks for: did you mean 'label'?"),
-        ({"require": ["Text"]}, "no field 'Text', which where and require asks for: did you mean 'text'?"),
-        ({"where": "zzz > 3"}, "which where and require asks for: the fields are 'label', 'n', 'text'"),
-        ({"dedup": ["texts"]}, "which dedup asks for: did you mean 'text'?"),
-        ({"sample": 0.5, "stratify": "labels"}, "which sample asks for: did you mean 'label'?"),
+        ({"where": "lable == 3"}, "no field 'lable', which where or require names: did you mean 'label'?"),
+        ({"require": ["Text"]}, "no field 'Text', which where or require names: did you mean 'text'?"),
+        ({"where": "zzz > 3"}, "which where or require names: the fields are 'label', 'n', 'text'"),
+        ({"dedup": ["texts"]}, "which dedup names: did you mean 'text'?"),
+        ({"sample": 0.5, "stratify": "labels"}, "which sample names: did you mean 'label'?"),
     ],
 )
 def test_a_misspelt_field_is_said_before_any_work(tmp_path, monkeypatch, options, said):
@@ -168,7 +171,7 @@ def test_a_misspelt_field_is_said_before_any_work(tmp_path, monkeypatch, options
 
 
 def test_a_misspelt_field_of_what_is_only_known_when_read_is_said_at_the_end(tmp_path, caplog):
-    said = "no sample had a field 'lable', which where and require asks for: did you mean 'label'?"
+    said = "no sample had a field 'lable', which where or require names: did you mean 'label'?"
     with pytest.raises(SourceError, match="of 9 samples 9 are left out by where and require; ") as caught:
         hr.pack(samples(9), tmp_path / "out", where="lable == 1")
     assert said in str(caught.value)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import headrace as hr
-from headrace.errors import OptionError, SourceError, TargetError
+from headrace.errors import DamagedError, OptionError, SourceError, TargetError
 from headrace.packing.sorting import sorted_strings
 
 ROWS = [{"__key__": f"r{i:03d}", "label": i % 3, "txt": f"row {i}"} for i in range(90)]
@@ -144,6 +144,23 @@ def test_what_does_not_go_together_is_refused(tmp_path, images, source, options,
 def test_a_table_among_images_does_not_hide_them(images, tmp_path):
     (images / "labels.csv").write_text("a,b\n1,2\n3,4\n")
     assert hr.pack(images, tmp_path / "out").samples == 61
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet", "rows.txt"])
+def test_an_empty_file_is_said_to_be_empty(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(SourceError, match=rf"{name} is empty \(0 bytes\)"):
+        hr.pack(tmp_path / name, tmp_path / "out")
+
+
+def test_a_broken_line_is_a_broken_sample_wherever_it_is(tmp_path):
+    """Also where the file has hardly another one."""
+    for number, lines in enumerate(['{"txt": "a"}\n{"txt":\n', '{"txt":\n{"txt": "a"}\n']):
+        (tmp_path / "rows.jsonl").write_text(lines)
+        with pytest.raises((SourceError, DamagedError), match=r"rows\.jsonl .* JSON"):
+            hr.pack(tmp_path / "rows.jsonl", tmp_path / f"out{number}")
+        manifest = hr.pack(tmp_path / "rows.jsonl", tmp_path / f"out{number}", on_error="skip")
+        assert (manifest.samples, manifest.skipped) == (1, 1)
 
 
 # Queries ----------------------------------------------------------------------------------------------------------

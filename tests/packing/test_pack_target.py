@@ -114,6 +114,14 @@ def test_an_iterable_is_not_begun_for_a_target_that_is_refused(tmp_path):
         hr.pack(samples(), tmp_path / "out", split={"a": 0.5, "b": 0.5})
 
 
+def test_parts_of_a_split_do_not_lie_in_a_dataset(images, tmp_path, content):
+    hr.pack(images, tmp_path / "out")
+    before = content(tmp_path / "out")
+    with pytest.raises(TargetError, match="out is a dataset itself: give another folder"):
+        hr.pack(images, tmp_path / "out", split={"a": 0.5, "b": 0.5})
+    assert content(tmp_path / "out") == before
+
+
 def test_a_file_as_target_is_refused(images, tmp_path):
     (tmp_path / "out").write_text("x")
     with pytest.raises(TargetError, match="is a file"):

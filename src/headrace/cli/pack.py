@@ -97,8 +97,9 @@ def pack(
     chosen first (--where, --require, --dedup, --sample), then changed (--fill, images, --tokenizer, --transform).
     """
     from headrace.packing import pack as pack_source
-    from headrace.packing.steps.missing import parse_fill
 
+    if dedup and dedup_by is not None:
+        raise OptionError("--dedup compares all fields and --dedup-by those that it names: give one of them")
     if on_error not in ("raise", "skip"):
         raise OptionError(f"--on-error must be raise or skip: got {on_error!r}")
     options: dict[str, Any] = {
@@ -116,8 +117,8 @@ def pack(
         "append": append,
         "where": where,
         "require": () if require is None else parse_names(require),
-        "fill": dict(map(parse_fill, fill)) if fill else None,
-        "dedup": parse_names(dedup_by) if dedup_by else dedup,
+        "fill": _filled(fill or ()),
+        "dedup": dedup if dedup_by is None else parse_names(dedup_by),
         "sample": sample,
         "stratify": stratify,
         "resize_short": resize_short,
@@ -139,6 +140,18 @@ def pack(
 def parse_names(text: str) -> tuple[str, ...]:
     """The names in `a,b`."""
     return tuple(name.strip() for name in text.split(","))
+
+
+def _filled(texts: Sequence[str]) -> dict[str, Any] | None:
+    from headrace.packing.steps.missing import parse_fill
+
+    filled: dict[str, Any] = {}
+    for text in texts:
+        name, value = parse_fill(text)
+        if name in filled:
+            raise OptionError(f"--fill gives the field {name!r} two values: give one")
+        filled[name] = value
+    return filled or None
 
 
 def parse_split(text: str) -> dict[str, float]:

@@ -63,7 +63,7 @@ class FolderListing(Listing):
     def _list(self) -> list[str]:
         entries = list_folder(self.folder)
         self.folders = [entry.name for entry in entries if entry.is_folder]
-        files = {entry.name: entry.size for entry in entries if not entry.is_folder and entry.name[0] != "."}
+        files = {entry.name: entry.size for entry in entries if not entry.is_folder and _may_be_shard(entry.name)}
         kept = {name: size for name, size in files.items() if name not in _OURS and not _is_index(name, files)}
         self._sizes.update({name: size for name, size in kept.items() if size is not None})
         return sorted(kept)
@@ -74,6 +74,11 @@ class FolderListing(Listing):
             place = self.folder / folder if folder else self.folder
             self._files_below[folder] = {entry.name for entry in list_folder(place) if not entry.is_folder}
         return last in self._files_below[folder]
+
+
+def _may_be_shard(name: str) -> bool:
+    # With a line break or the like it is none: whoever packs the files says what is wrong with it.
+    return name[0] != "." and min(name) >= " " and "\x7f" not in name
 
 
 def _is_index(name: str, files: dict[str, int]) -> bool:

@@ -27,6 +27,11 @@ def value_to_bytes(key: str, name: str, value: Any) -> bytes:
         return _array_to_bytes(key, name, value)
     if isinstance(value, dict | list | tuple):
         return _object_to_bytes(key, name, value)
+    if value is None:
+        raise SourceError(
+            f"sample {quoted(key)}: field {name!r} is None, which a tar cannot hold: fill it in (fill, --fill), pack "
+            "another format, or leave it out in the transform"
+        )
     raise SourceError(
         f"sample {quoted(key)}: field {name!r} is a {type(value).__name__}; a tar holds bytes, str, numbers, "
         "dict, list and numpy arrays: convert it in the transform"

@@ -23,20 +23,23 @@ def check_fields(source: Source, selections: Iterable[Selection]) -> None:
         for name in sorted(selection.fields):
             if not any(_is(name, known) for known in source.fields):
                 raise OptionError(
-                    f"{source.title} has no field {name!r}, which {name_of(selection)} asks for"
-                    f"{_hint(name, source.fields)}"
+                    f"{source.title} has no field {name!r}, which {_asker(selection)} names{_hint(name, source.fields)}"
                 )
 
 
 def unseen_fields(selections: Iterable[Selection]) -> str:
     """A clause about fields that selections speak of and no sample had; empty if each was there."""
     found = [
-        f"no sample had a field {name!r}, which {name_of(selection)} asks for{_hint(name, selection.seen)}"
+        f"no sample had a field {name!r}, which {_asker(selection)} names{_hint(name, selection.seen)}"
         for selection in selections
         if selection.seen
         for name in sorted(selection.unseen)
     ]
     return "; ".join(found)
+
+
+def _asker(selection: Selection) -> str:
+    return name_of(selection).replace(" and ", " or ")
 
 
 def _is(name: str, known: str) -> bool:

@@ -24,7 +24,7 @@ from headrace.packing.seen import Seen
 from headrace.packing.source import Source
 from headrace.packing.sources import SourceLike, open_source
 from headrace.packing.survey import Part, Survey
-from headrace.packing.target import SKIPPED_NAME, Target, check_usable, find_base, find_finished
+from headrace.packing.target import SKIPPED_NAME, Target, check_holds_parts, check_usable, find_base, find_finished
 from headrace.packing.targets import open_target, settle, sweep
 from headrace.packing.writing import DatasetWriter
 from headrace.storage import Place, locate, parse_size, storage_refusals
@@ -108,7 +108,8 @@ def pack(
     source: a folder of files, a table (.csv, .jsonl, .parquet) or any other dataset that `headrace.open` opens, or its
         path or URL; a Hugging Face dataset or the folder that one was saved in; or an iterable of dicts.
     format: one of those that headrace writes; `tar` is WebDataset's.
-    shard_size: bytes of a shard, as a number or like `64MiB`; exceeded only by a single larger sample.
+    shard_size: bytes of a shard, as a number or like `64MiB`; exceeded only by a single larger sample. Of tiny samples
+        a shard has 262,144 at most.
     transform: function(sample dict) -> a dict, None to drop it, or a list of dicts, called in worker processes. It
         must give the same result for the same sample. Items of a list that keep the sample's key get `/0`, `/1`, ...
         behind it.
@@ -180,6 +181,8 @@ def pack(
         on_error="skip" if drop_broken else on_error,
     )
     places = [place] if split is None else [place / name for name in split]
+    if split is not None:
+        check_holds_parts(place)
     for one in places:
         _check_apart(source, one)
         check_usable(one, options)

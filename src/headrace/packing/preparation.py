@@ -16,6 +16,7 @@ from headrace.errors import OptionError
 from headrace.packing.pipeline import Selection, Step, Transform, UserTransform
 from headrace.packing.selections import Deduplicated, Filtered, Sampled
 from headrace.packing.steps import CheckImages, Fill, Require, ShrinkImages, Tokenize, Where
+from headrace.packing.steps.missing import check_names
 
 QUALITY = 90
 """Of JPEG and WebP images that are made smaller, where none is given."""
@@ -50,8 +51,10 @@ class Preparation:
                 raise OptionError(f"{option} goes with {needs}: give that too, or leave {option} out")
         if isinstance(self.require, str) or isinstance(self.dedup, str):
             raise OptionError("require and dedup take lists of fields: got text")
-        if self.dedup is not True and self.dedup is not False and not self.dedup:
-            raise OptionError("dedup takes True, or the fields to compare: got none")
+        if not isinstance(self.dedup, bool):
+            check_names("dedup", tuple(self.dedup))
+        if self.stratify is not None:
+            check_names("stratify", (self.stratify,))
 
     def selections(self, seed: int, scratch: Path) -> tuple[Selection, ...]:
         """Which samples are packed, asked in this order; digests beyond memory go to files in `scratch`."""

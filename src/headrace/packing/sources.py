@@ -21,7 +21,7 @@ from headrace.packing.repack import dataset_source
 from headrace.packing.samples import SamplesSource
 from headrace.packing.source import Source
 from headrace.packing.sql import QuerySource
-from headrace.storage import Place, exists, is_folder, list_folder, locate, quoted
+from headrace.storage import Place, exists, is_folder, list_folder, locate, open_file, quoted
 
 SourceLike = str | os.PathLike[str] | Dataset | Iterable[Mapping[str, Any]]
 
@@ -100,6 +100,9 @@ def _is_folder_of_files(place: Place) -> bool:
 
 
 def _check_format(place: Place) -> None:
+    with open_file(place) as file:
+        if not file.size:
+            raise SourceError(f"the source {place} is empty (0 bytes): there is nothing to pack")
     try:
         find_ordinary(place.text, ScanOptions())
     except (ManifestError, DamagedError):

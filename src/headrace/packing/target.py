@@ -95,6 +95,12 @@ def check_usable(place: Place, options: Options) -> None:
         _check_appendable(place, read_manifest(place), options)
 
 
+def check_holds_parts(place: Place) -> None:
+    """Raise TargetError for a folder of a split's parts that is a dataset itself: one of them would hide the other."""
+    if names_in(place) & {MANIFEST_NAME, PARTIAL_NAME}:
+        raise TargetError(f"the target {place} is a dataset itself: give another folder for the parts of a split")
+
+
 def find_finished(place: Place, request: str, options: Options) -> Manifest | None:
     """The manifest of a usable target that already holds just what is asked for; None if it is to be packed.
 

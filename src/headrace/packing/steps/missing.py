@@ -18,7 +18,7 @@ class Require:
     fields: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _check_names("require", self.fields)
+        check_names("require", self.fields)
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any] | None:
         """The sample, or None to leave it out."""
@@ -32,7 +32,7 @@ class Fill:
     values: tuple[tuple[str, Any], ...]
 
     def __post_init__(self) -> None:
-        _check_names("fill", tuple(name for name, _ in self.values))
+        check_names("fill", tuple(name for name, _ in self.values))
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """The sample with the values filled in."""
@@ -59,7 +59,8 @@ def parse_fill(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _check_names(option: str, names: tuple[str, ...]) -> None:
+def check_names(option: str, names: tuple[str, ...]) -> None:
+    """Raise OptionError unless these are names of fields, each once."""
     if not names or not all(isinstance(name, str) and name and name != "__key__" for name in names):
         raise OptionError(f"{option} must name fields of the samples: got {list(names)}")
     if len(set(names)) != len(names):
