@@ -6,6 +6,8 @@ import io
 import lzma
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 
@@ -15,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import headrace as hr
 from headrace.dataset.listing import FolderListing
 from headrace.errors import DamagedError, DatasetError, ManifestError
 from headrace.formats.format import ScanOptions
@@ -245,3 +248,53 @@ def test_an_index_that_claims_more_than_there_is_memory_is_damage(indexes):
     lying = type(file)(2**62, file._names, file._keys, offsets, *file._arrays[1:])
     with pytest.raises(DamagedError, match="more than there is memory"):
         CompressedTarIndex(1000, "gz", lying).open(0, 60, memoryview(PACKED["gz"]))
+
+
+CONVERT = """
+import pathlib, sys
+import headrace as hr
+
+def peak():
+    return int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+
+hr.pack([{"txt": "a"}], sys.argv[2] + "-first", transform=lambda sample: sample)  # imports everything
+before = peak()
+hr.pack(sys.argv[1], sys.argv[2], transform=lambda sample: {"txt": str(len(sample["bin"]))})
+print(peak() - before)
+"""
+
+
+def test_a_compressed_shard_is_packed_without_holding_what_it_unpacks_to(tmp_path):
+    with tarfile.open(tmp_path / "big.tar.gz", "w:gz", compresslevel=1) as tar:
+        for i in range(300):
+            info = tarfile.TarInfo(f"k{i:03d}.bin")
+            info.size = 1_000_000 + i
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    command = [sys.executable, "-c", CONVERT, tmp_path / "big.tar.gz", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 150
+    packed = hr.open(tmp_path / "out")
+    assert {s["__key__"]: bytes(s["txt"]) for s in packed[:]} == {
+        f"k{i:03d}": str(1_000_000 + i).encode() for i in range(300)
+    }
+
+
+def test_a_compressed_shard_that_is_cut_off_later_gives_its_whole_samples(tmp_path):
+    """Once it is indexed, what lies before the cut is read, and what does not is named."""
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "a.tar.gz", "w:gz") as tar:
+        for i in range(40):
+            info = tarfile.TarInfo(f"k{i:02d}.bin")
+            data = np.random.default_rng(i).bytes(200_000)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    hr.index(tmp_path / "in")
+    content = (tmp_path / "in" / "a.tar.gz").read_bytes()
+    (tmp_path / "in" / "a.tar.gz").write_bytes(content[: len(content) // 2])
+    kept = hr.pack(hr.open(tmp_path / "in"), tmp_path / "out", on_error="skip")
+    assert 15 <= kept.samples <= 20
+    assert kept.skipped == 40 - kept.samples
+    for sample in hr.open(tmp_path / "out")[:]:
+        i = int(sample["__key__"][1:])
+        assert bytes(sample["bin"]) == np.random.default_rng(i).bytes(200_000)

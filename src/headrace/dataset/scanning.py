@@ -9,7 +9,7 @@ import numpy as np
 
 from headrace.dataset.reading import open_run
 from headrace.errors import DamagedError, OptionError
-from headrace.formats import ShardIndex
+from headrace.formats import Opened, ShardIndex
 from headrace.formats.columns import I64
 from headrace.storage import File, quoted
 from headrace.telemetry import progress
@@ -28,24 +28,30 @@ def in_order(dataset: Dataset) -> Iterator[tuple[str, dict[str, Any] | DamagedEr
             yield from ((index.key(i), err) for i in range(index.num_samples))
             continue
         with file:
-            for first, last in index.runs():
-                yield from _in_run(file, index, first, last)
+            yield from _in_piece(file, index)
 
 
-def _in_run(
-    file: File, index: ShardIndex, first: int, last: int
-) -> Iterator[tuple[str, dict[str, Any] | DamagedError]]:
-    try:
-        opened = open_run(file, index, first, last)
-    except DamagedError as err:
-        yield from ((index.key(i), err) for i in range(first, last))
-        return
-    for i in range(first, last):
-        if i in opened.damage:
-            where = f"sample {quoted(index.key(i))} of {file.name}"
-            yield index.key(i), DamagedError(f"{where} is damaged: {opened.damage[i]}")
-        else:
-            yield index.key(i), opened.sample(i)
+def _in_piece(file: File, index: ShardIndex) -> Iterator[tuple[str, dict[str, Any] | DamagedError]]:
+    # What a network may have garbled is read once more, as a whole.
+    forward = None if file.is_remote else index.forward(file.read, file.size)
+    for first, last, opened in _run_by_run(file, index) if forward is None else forward:
+        if isinstance(opened, DamagedError):
+            yield from ((index.key(i), opened) for i in range(first, last))
+            continue
+        for i in range(first, last):
+            if i in opened.damage:
+                where = f"sample {quoted(index.key(i))} of {file.name}"
+                yield index.key(i), DamagedError(f"{where} is damaged: {opened.damage[i]}")
+            else:
+                yield index.key(i), opened.sample(i)
+
+
+def _run_by_run(file: File, index: ShardIndex) -> Iterator[tuple[int, int, Opened | DamagedError]]:
+    for first, last in index.runs():
+        try:
+            yield first, last, open_run(file, index, first, last)
+        except DamagedError as err:
+            yield first, last, err
 
 
 def matching(dataset: Dataset, predicate: Callable[[dict[str, Any]], Any]) -> I64:

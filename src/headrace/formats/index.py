@@ -118,6 +118,14 @@ class ShardIndex(ABC):
         if first < self.num_samples:
             yield first, self.num_samples
 
+    def forward(self, read: Callable[[int, int], memoryview], size: int) -> Iterator[tuple[int, int, Opened]] | None:
+        """All samples in order, (first, last, opened) for each run, out of a shard of `size` bytes of which
+        `read(offset, length)` gives some: for what is unpacked as a whole but can be unpacked bit by bit.
+
+        None: there is no other way than to open run by run.
+        """
+        return None
+
     def key_hashes(self) -> U64:
         """xxh3_64 of every sample's key."""
         return np.fromiter((key_hash(self.key(i)) for i in range(self.num_samples)), np.uint64, self.num_samples)

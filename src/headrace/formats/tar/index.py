@@ -222,12 +222,21 @@ class CompressedTarIndex(StoredIndex):
         return (0, self.shard_bytes) if first < last else (0, 0)
 
     def open(self, first: int, last: int, data: memoryview) -> Opened:
+        return self._opened(first, last, _Unpacked(data, self._codec))
+
+    def forward(self, read: Callable[[int, int], memoryview], size: int) -> Iterator[tuple[int, int, Opened]]:
+        stream = _Unpacked(_Stored(read, min(size, self.shard_bytes)), self._codec)
+        for first, last in self._tar.runs():
+            yield first, last, self._opened(first, last, stream)
+
+    def _opened(self, first: int, last: int, stream: _Unpacked) -> Opened:
+        """These samples out of what is unpacked, which has been read up to the first of them at most."""
         base, length = self._tar.extent(first, last)
         try:
             view = np.zeros(length, np.uint8).data  # which takes memory only as far as it is filled
         except MemoryError:
             raise DamagedError(f"it unpacks to {length:,} bytes, more than there is memory: {REPACK}") from None
-        failure = _Unpacked(data, self._codec).fill(base, view)
+        failure = stream.fill(base, view)
         damage = self._tar.damage(first, last, view)
         if failure is not None:
             damage = dict.fromkeys(damage, failure)
