@@ -1,5 +1,6 @@
 """What a place holds follows from its content: folders, files, files by braces, and indexes kept elsewhere."""
 
+import errno
 import gzip
 import io
 import os
@@ -16,7 +17,7 @@ import pytest
 import headrace as hr
 from headrace.dataset.ordinary import Ordinary
 from headrace.dataset.pieces import Pieces
-from headrace.errors import DatasetError, OptionError, TargetError
+from headrace.errors import DatasetError, OptionError, StorageError, TargetError
 from headrace.formats import Shard, Shards
 
 
@@ -175,6 +176,15 @@ def test_nothing_is_written_beside_shards_that_do_not_go_together(tmp_path, is_e
         with pytest.raises(DatasetError, match=r"in 2\.parquet the field 'x' is str, in others int"):
             hr.index(tmp_path, target=target)
     assert sorted(os.listdir(tmp_path)) == ["0.parquet", "1.parquet", "2.parquet"]
+
+
+def test_a_place_that_takes_no_files_says_that_indexes_may_lie_elsewhere(tars, monkeypatch):
+    def refuse(**_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("headrace.dataset.kept_indexes.tempfile.TemporaryFile", refuse)
+    with pytest.raises(StorageError, match=r"Read-only file system; .*may lie in another folder \(target, --target\)"):
+        hr.index(tars)
 
 
 def test_slices_are_the_samples_one_by_one(tars):

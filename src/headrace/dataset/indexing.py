@@ -44,7 +44,7 @@ def index(
     _check_replaceable(home, ordinary.found.files)
     files = ShardFiles(shown(url), home, ordinary.folder)
     shards_url = None if target is None else ordinary.folder.text
-    with KeptIndexes(home, ordinary.format) as kept:
+    with _kept_indexes(home, ordinary) as kept:
         manifest = replace(_scanned(ordinary, kept), shards_url=shards_url)
         scanned = Dataset(files, manifest, ordinary.options.max_sample_bytes, kept.opened(manifest))
         save_keys(home, manifest, kept.key_hashes(), refuse_repeated(scanned))  # first, as it may refuse
@@ -52,6 +52,13 @@ def index(
             write_bytes(files.index_place(name), content)
     write_bytes(files.manifest_place, manifest.to_bytes())
     return manifest
+
+
+def _kept_indexes(home: Place, ordinary: Ordinary) -> KeptIndexes:
+    try:
+        return KeptIndexes(home, ordinary.format)
+    except StorageError as err:
+        raise StorageError(f"{err}; manifest and indexes may lie in another folder (target, --target)") from err
 
 
 def _scanned(ordinary: Ordinary, kept: KeptIndexes) -> Manifest:
