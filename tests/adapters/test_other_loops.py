@@ -83,7 +83,9 @@ def test_a_killed_run_goes_on_with_the_exact_batches(name, packed, undisturbed, 
 def test_a_killed_run_of_a_dataloader_goes_on_with_the_exact_batches(name, packed, tmp_path):
     """In the first epoch, then in the second, with the workers at different places of it."""
     stream = hr.Stream(hr.open(packed), seed=5, epochs=EPOCHS).decode()
-    whole = [batch["__key__"] for batch in DataLoader(stream, batch_size=5, num_workers=2)]
+    whole = [
+        batch["__key__"] for batch in DataLoader(stream, batch_size=5, num_workers=2, multiprocessing_context="spawn")
+    ]
     assert train(name, packed, tmp_path / "run", kill_at=7) == whole[:7]
     assert train(name, packed, tmp_path / "run", kill_at=19) == whole[4:23]
     assert train(name, packed, tmp_path / "run") == whole[20:]

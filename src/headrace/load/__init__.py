@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from headrace.load.healing import Restart
     from headrace.load.job import Skipped
     from headrace.load.loader import Loader
-    from headrace.load.mix import class_balanced, mix
+    from headrace.load.mixed import class_balanced, mix
     from headrace.load.stream import Stream
 
 _HOMES = {
@@ -21,8 +21,8 @@ _HOMES = {
     "Restart": "healing",
     "Skipped": "job",
     "Stream": "stream",
-    "class_balanced": "mix",
-    "mix": "mix",
+    "class_balanced": "mixed",
+    "mix": "mixed",
 }
 
 __all__ = ["Loader", "Restart", "Skipped", "Stream", "class_balanced", "mix"]
