@@ -6,10 +6,13 @@ import queue
 import weakref
 from dataclasses import dataclass
 from itertools import zip_longest
+from types import SimpleNamespace
 
 import headrace as hr
 from headrace.load.channel import Frame, Kind
 from headrace.load.child import Feed
+from headrace.load.job import num_lanes
+from headrace.load.marks import Lane
 from headrace.load.tensors import batch_over
 
 
@@ -83,7 +86,7 @@ class _FeedHere:
     def __init__(self, job):
         self._job = job
         self._sent = queue.SimpleQueue()
-        self._feed = Feed(job, self)
+        self._feed = Feed(job, self, SimpleNamespace(lanes=[Lane.unseen() for _ in range(num_lanes(job))]))
         self._generation = 0
 
     def send(self, delivery, _fds):
