@@ -6,6 +6,9 @@ All read the same files out of the page cache, in one random order, and write by
 the same disk. headrace checks every image's structure, writes checksums of every sample and shard, and flushes what it
 wrote to the disk; the others do as their defaults are. The ceiling is one thread that reads each file and writes its
 bytes, with nothing around them. Peers that are not installed are left out (pip install --no-deps -r tests/peers.txt).
+
+Then headrace alone packs them with `resize_short=256`: images/s, and how much of all cores it kept busy all along, from
+the first look at the source to the manifest.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from pathlib import Path
 
 import headrace as hr
 from make_images import write_images
-from measure import finish, ratio, rounds
+from measure import Spread, finish, ratio, rounds
 
 SHARD_BYTES = 64 << 20
 
@@ -129,6 +132,16 @@ def rate_of(write: Callable[[list[Path], Path, int], None], paths: list[Path], f
     return len(paths) / seconds
 
 
+def resized(paths: list[Path], folder: Path, workers: int) -> tuple[float, float]:
+    """Images a second with `resize_short=256`, and the share of all cores that this process kept busy."""
+    target = folder / "out"
+    began, began_busy = time.perf_counter(), time.process_time()
+    hr.pack(paths[0].parents[1], target, workers=workers, resize_short=256)
+    seconds, busy = time.perf_counter() - began, time.process_time() - began_busy
+    shutil.rmtree(target)
+    return len(paths) / seconds, busy / seconds / len(os.sched_getaffinity(0))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,11 +169,17 @@ def main() -> None:
             },
             options.rounds,
         )
+        resizing = [resized(paths, folder, options.workers) for _ in range(options.rounds + 1)][1:]
     ours = rates["headrace"]
     shares = {f"headrace / {title}": ratio(ours, rate) for title, rate in rates.items() if title != "headrace"}
     finish(
         f"packing {len(paths):,} JPEGs into shards, images/s",
-        {**rates, **shares},
+        {
+            **rates,
+            **shares,
+            "headrace, resize_short=256": Spread(tuple(rate for rate, _ in resizing)),
+            "  of it: share of all cores busy": Spread(tuple(share for _, share in resizing)),
+        },
         rounds=options.rounds,
         workers=options.workers,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,11 @@ from headrace.formats.fields import Field
 from headrace.formats.index import StoredIndex
 from headrace.formats.manifest import INDEX_SUFFIX
 from headrace.formats.shards import Shard
-from headrace.storage import remove_file, replace_file, storage_refusals, write_all, write_file
+from headrace.storage import remove_file, replace_file, storage_refusals, write_file, write_parts
 from headrace.storage.writing import TEMPORARY_SUFFIX
+
+_WRITE_BYTES = 4 << 20
+"""Of samples that go to the disk by one call: threads that took turns at every sample would cost more than the copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,10 @@ class ShardWriter(ABC):
         self.num_bytes = 0
         self._fields = fields
         self._digest = xxhash.xxh3_128()
+        self._pending: list[bytes | memoryview] = []
+        self._pending_bytes = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="headrace-write")  # begun when it is first needed
+        self._writing: Future[None] | None = None
         self._temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
         with storage_refusals("write", path):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -72,6 +80,8 @@ class ShardWriter(ABC):
     def finish(self) -> Shard:
         """End the shard, write its index beside it, and make both last. Returns the manifest's row."""
         self._write(self._trailer())
+        self._wait()
+        self._write_now(self._pending)
         with storage_refusals("write", self.path):
             os.fsync(self._fd)
         self._close()
@@ -109,12 +119,30 @@ class ShardWriter(ABC):
         return b""
 
     def _write(self, data: bytes | memoryview) -> None:
-        with storage_refusals("write", self.path):
-            write_all(self._fd, data)
         self._digest.update(data)
         self.num_bytes += len(data)
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        if self._pending_bytes >= _WRITE_BYTES:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Have what is pending written while the next samples come."""
+        self._wait()
+        self._writing = self._thread.submit(self._write_now, self._pending)
+        self._pending, self._pending_bytes = [], 0
+
+    def _write_now(self, parts: list[bytes | memoryview]) -> None:
+        with storage_refusals("write", self.path):
+            write_parts(self._fd, parts)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def _close(self) -> None:
+        self._thread.shutdown()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -30,7 +30,7 @@ from headrace.packing.source import BAD_SAMPLE, Bad
 from headrace.packing.spool import Spool, SpoolFile
 from headrace.packing.survey import Part, twice
 from headrace.packing.target import Target, joined_requests
-from headrace.packing.workers import in_chunks, num_threads, ordered_map
+from headrace.packing.workers import in_chunks, num_threads, ordered_map, ordered_map_if_waiting
 from headrace.telemetry import progress
 from headrace.telemetry.progress import Advance
 
@@ -118,7 +118,8 @@ class DatasetWriter:
         chunks = _chunks(self._spool, self._part.number, self._item)
         workers = self._options.workers
         if not preparer.holds_lock:
-            return ordered_map(partial(_prepare, preparer), chunks, num_threads(preparer.loader, workers))
+            map_ = ordered_map if preparer.steps or preparer.loader.waits else ordered_map_if_waiting
+            return map_(partial(_prepare, preparer), chunks, num_threads(preparer.loader, workers))
         processes = Processes(preparer, workers)
         return ordered_map(partial(_prepare_there, processes), chunks, workers, processes.close)
 

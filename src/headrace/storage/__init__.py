@@ -29,6 +29,7 @@ from headrace.storage.writing import (
     replace_file,
     sync_folder,
     write_all,
+    write_parts,
     write_file,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "upload",
     "walk",
     "write_all",
+    "write_parts",
     "write_bytes",
     "write_file",
 ]

@@ -7,12 +7,15 @@ reader looks at. Every refusal of the disk becomes a StorageError.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from headrace.storage.refusal import storage_refusals
 
 TEMPORARY_SUFFIX = ".tmp"
+
+_MOST_PARTS = 1024  # of one call: IOV_MAX of Linux and macOS
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -38,6 +41,15 @@ def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while len(view):
         view = view[os.write(fd, view) :]
+
+
+def write_parts(fd: int, parts: Sequence[bytes | memoryview]) -> None:
+    """Write all of them, one behind the other, in as few calls as it takes."""
+    for at in range(0, len(parts), _MOST_PARTS):
+        some = parts[at : at + _MOST_PARTS]
+        written = os.writev(fd, some)
+        if written < sum(map(len, some)):
+            write_all(fd, b"".join(some)[written:])
 
 
 def replace_file(temporary: Path, path: Path) -> None:
