@@ -201,7 +201,7 @@ def test_many_blocks_are_ordered_in_groups_without_losing_any(order, data):
         patch.setattr(blocks_module, "MAX_PERMUTED_BLOCKS", 4)
         patch.setattr(blocks_module, "GROUP_BLOCKS", data.draw(st.sampled_from([1, 3, 10])))
         patch.setattr(blocks_module, "MIN_NUM_STRETCHES", data.draw(st.sampled_from([1, 4, 1000])))
-        patch.setattr(blocks_module, "_DEALT_AT_ONCE", data.draw(st.sampled_from([1, 8])))
+        patch.setattr(blocks_module, "_PIECES_AT_ONCE", data.draw(st.sampled_from([1, 3, 1000])))
         every = [(k, i) for k, n in enumerate(order.piece_samples.tolist()) for i in range(n)]
         assert sorted(located(order, 2, range(order.num_samples))) == every
         runs = list(order.epoch(2).runs(0, 1))

@@ -13,8 +13,9 @@ So a group has stretches from everywhere in storage, others each epoch, however 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -27,7 +28,7 @@ MAX_NUM_BLOCKS = 1 << 30
 MAX_PERMUTED_BLOCKS = 1 << 16
 GROUP_BLOCKS = 1 << 12
 MIN_NUM_STRETCHES = 1 << 18
-_DEALT_AT_ONCE = 1 << 16
+_PIECES_AT_ONCE = 1 << 15
 _GROUPS, _BLOCKS, _ROUNDS = 1, 2, 3  # what a key is for
 
 
@@ -45,9 +46,8 @@ class Blocks:
 
     def __init__(self, piece_samples: I64, piece_bytes: I64, block_bytes: int) -> None:
         """Raises OptionError for blocks so small that there are more than 2^30, besides one a piece."""
-        self.piece_samples = piece_samples
-        self._of_piece = _blocks_of_pieces(piece_samples, piece_bytes, block_bytes)
-        self.count = int(self._of_piece.sum())
+        self.piece_samples, self._piece_bytes, self._block_bytes = piece_samples, piece_bytes, block_bytes
+        self.count = sum(int(self._blocks_of_pieces(lot).sum()) for lot in self._lots())
         if self.count > MAX_NUM_BLOCKS + len(piece_samples):
             raise OptionError(
                 f"block_size must leave at most {MAX_NUM_BLOCKS:,} blocks: got {block_bytes:,}, which makes "
@@ -56,49 +56,73 @@ class Blocks:
         is_whole = self.count <= MAX_PERMUTED_BLOCKS
         self.num_groups = 1 if is_whole else -(-self.count // GROUP_BLOCKS)
         self._stretch_blocks = max(1, self.count if is_whole else self.count // MIN_NUM_STRETCHES)
-        cut = np.flatnonzero(self._of_piece > self._stretch_blocks)
+        cut = np.flatnonzero(
+            (piece_samples > self._stretch_blocks) & (piece_bytes > self._stretch_blocks * block_bytes)
+        )
         # Before the first cut piece comes one that is none, so that every stretch has a cut piece at or before it.
         self._cut = np.concatenate(([-1], cut))
-        self._cut_stretches = np.concatenate(([1], -(-self._of_piece[cut] // self._stretch_blocks)))
+        self._cut_stretches = np.concatenate(([1], -(-self._blocks_of_pieces(cut) // self._stretch_blocks)))
         self._more = np.cumsum(self._cut_stretches - 1)
         """Stretches up to and with each cut piece, less the pieces."""
         self._cut_starts = self._cut + self._more - (self._cut_stretches - 1)
         self.num_stretches = len(piece_samples) + int(self._more[-1])
         self.num_rounds = -(-self.num_stretches // self.num_groups)
 
-    @cached_property
-    def stretch_samples(self) -> I64:
-        """Samples of each stretch."""
+    def stretch_samples(self) -> Iterator[I64]:
+        """Samples of each stretch, those of some pieces at a time."""
         if len(self._cut) == 1:
-            return self.piece_samples
-        counts, starts = self._cut_stretches[1:], self._cut_starts[1:]
-        times = np.ones(len(self.piece_samples), np.int64)
-        times[self._cut[1:]] = counts
-        samples = np.repeat(self.piece_samples, times)
-        ends = np.cumsum(counts)
-        number = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-        piece, stretches = np.repeat(self._cut[1:], counts), np.repeat(starts, counts) + number
-        first = self.first_sample(piece, number * self._stretch_blocks)
-        after = np.append(first[1:], 0)
-        after[ends - 1] = self.piece_samples[self._cut[1:]]
-        samples[stretches] = after - first
-        return samples
+            yield self.piece_samples
+            return
+        for lot in self._lots():
+            yield self._cut_apart(lot, slice(*np.searchsorted(self._cut, (lot.start, lot.stop))))
 
     def blocks_of(self, stretches: I64) -> tuple[I64, I64]:
         """(piece, number in its piece) of each block of these stretches."""
         piece, begin = self._locate(stretches)
-        counts = np.minimum(self._stretch_blocks, self._of_piece[piece] - begin)
+        counts = np.minimum(self._stretch_blocks, self._blocks_of_pieces(piece) - begin)
         ends = np.cumsum(counts)
         number = np.arange(ends[-1]) - np.repeat(ends - counts - begin, counts)
         return np.repeat(piece, counts), number
 
     def first_sample(self, piece: I64, number: I64) -> I64:
         """Where in its piece block `number` begins; the piece's length for the block after its last."""
-        count = np.maximum(1, self._of_piece[piece])
-        size, rest = np.divmod(self.piece_samples[piece], count)
+        count = np.maximum(1, self._blocks_of_pieces(piece))
+        first, rest = np.divmod(self.piece_samples[piece], count)
         # number x samples // count, in a form that stays below 2^63: a piece may have 10^12 samples.
-        first: I64 = number * size + number * rest // count
+        first *= number
+        rest *= number
+        rest //= count
+        first += rest
         return first
+
+    def _lots(self) -> Iterator[slice]:
+        """All pieces, some at a time: most of the cost of planning is memory not touched before, so little is used."""
+        num_pieces = len(self.piece_samples)
+        return (slice(p, min(p + _PIECES_AT_ONCE, num_pieces)) for p in range(0, num_pieces, _PIECES_AT_ONCE))
+
+    def _blocks_of_pieces(self, pieces: I64 | slice) -> I64:
+        """Blocks of each of these pieces."""
+        count: I64 = self._piece_bytes[pieces] + (self._block_bytes - 1)
+        count //= self._block_bytes
+        np.maximum(count, 1, out=count)
+        return np.minimum(self.piece_samples[pieces], count, out=count)
+
+    def _cut_apart(self, pieces: slice, cut: slice) -> I64:
+        """Samples of the stretches of neighbouring pieces, of which some, of these places in `_cut`, are cut."""
+        counts = self._cut_stretches[cut] - 1
+        piece = np.repeat(self._cut[cut], counts)
+        nth = np.arange(1, len(piece) + 1)
+        number = nth - np.repeat(np.cumsum(counts) - counts, counts)
+        inner = piece - pieces.start + nth
+        begins_piece = np.ones(pieces.stop - pieces.start + len(inner), np.bool_)
+        begins_piece[inner] = False
+        samples = np.zeros(len(begins_piece), np.int64)
+        samples[begins_piece] = self.piece_samples[pieces]
+        # What a piece has from an inner stretch on is moved there from the stretch before.
+        left = self.piece_samples[piece] - self.first_sample(piece, number * self._stretch_blocks)
+        samples[inner] += left
+        samples[inner - 1] -= left
+        return samples
 
     def _locate(self, stretches: I64) -> tuple[I64, I64]:
         """Each stretch's piece, and the number of its first block there."""
@@ -107,14 +131,6 @@ class Blocks:
         inside = number < self._cut_stretches[before]
         piece = np.where(inside, self._cut[before], stretches - self._more[before])
         return piece, np.where(inside, number * self._stretch_blocks, 0)
-
-
-def _blocks_of_pieces(piece_samples: I64, piece_bytes: I64, block_bytes: int) -> I64:
-    """Blocks of each piece. In place: with a million pieces most of the cost is memory not touched before."""
-    count: I64 = piece_bytes + (block_bytes - 1)
-    count //= block_bytes
-    np.maximum(count, 1, out=count)
-    return np.minimum(piece_samples, count, out=count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +154,7 @@ class BlockSequence:
         self._num_kept = num_kept
         self._rows: OrderedDict[int, BlockRow] = OrderedDict()
         self._labels, self._turns = self._deal()
-        self.group_starts: I64 = np.concatenate(([0], np.cumsum(self._group_samples())))
+        self.group_starts: I64 = _starts(self._group_samples())
 
     def row(self, group: int) -> BlockRow:
         """The blocks of one group."""
@@ -168,31 +184,39 @@ class BlockSequence:
 
     def _group_samples(self) -> I64:
         """Samples of each group, in the order of the epoch."""
-        samples, num_groups = self._blocks.stretch_samples, self._blocks.num_groups
         if self._key is None:
+            samples = np.concatenate(list(self._blocks.stretch_samples()))
             return np.add.reduceat(samples, np.arange(0, len(samples), self._blocks.num_rounds))
-        full, rest = divmod(len(samples), num_groups)
+        num_groups, first = self._blocks.num_groups, 0
         dealt = np.zeros(num_groups, np.int64)
-        at_once = max(1, _DEALT_AT_ONCE // num_groups)
-        for first in range(0, full, at_once):
-            rounds = np.arange(first, min(first + at_once, full))
-            dealt += samples[self._dealt(rounds, np.arange(num_groups))].sum(axis=0)
-        if rest:
-            last = np.concatenate((samples[-rest:], np.zeros(num_groups - rest, np.int64)))
-            dealt += np.roll(last, -self._turns[-1])
+        for rounds in self._rounds():
+            turns = self._turns[first : first + len(rounds)]
+            first += len(rounds)
+            # Rounds turned alike are added first, so that there are never many turns.
+            for turn in set(turns.tolist()):
+                turned = rounds[turns == turn].sum(axis=0)
+                dealt[: num_groups - turn] += turned[turn:]
+                dealt[num_groups - turn :] += turned[:turn]
         return dealt[self._labels]
 
-    def _dealt(self, rounds: I64, groups: I64) -> I64:
-        """Stretches that groups of the deal get in some rounds, shape (rounds, groups)."""
+    def _rounds(self) -> Iterator[I64]:
+        """Samples of the stretches of some rounds at a time, shape (rounds, groups); the last is filled up with 0."""
         num_groups = self._blocks.num_groups
-        return rounds[:, None] * num_groups + (groups + self._turns[rounds, None]) % num_groups
+        missing = np.zeros(-self._blocks.num_stretches % num_groups, np.int64)
+        waiting = missing[:0]
+        for samples in chain(self._blocks.stretch_samples(), (missing,)):
+            waiting = np.concatenate((waiting, samples)) if len(waiting) else samples
+            whole = len(waiting) // num_groups * num_groups
+            yield waiting[:whole].reshape(-1, num_groups)
+            waiting = waiting[whole:]
 
     def _stretches(self, group: int) -> I64:
-        rounds = np.arange(self._blocks.num_rounds)
+        """The stretches dealt to one group of the epoch."""
+        rounds, num_groups = np.arange(self._blocks.num_rounds), self._blocks.num_groups
         if self._key is None:
             stretches = group * len(rounds) + rounds
         else:
-            stretches = self._dealt(rounds, self._labels[group : group + 1])[:, 0]
+            stretches = rounds * num_groups + (self._labels[group] + self._turns) % num_groups
         return stretches[stretches < self._blocks.num_stretches]
 
     def _make_row(self, group: int) -> BlockRow:
@@ -202,5 +226,11 @@ class BlockSequence:
             piece, number = piece[order], number[order]
         first = self._blocks.first_sample(piece, number)
         lengths = self._blocks.first_sample(piece, number + 1) - first
-        starts = self.group_starts[group] + np.concatenate(([0], np.cumsum(lengths)))
-        return BlockRow(starts, piece, first)
+        return BlockRow(self.group_starts[group] + _starts(lengths), piece, first)
+
+
+def _starts(lengths: I64) -> I64:
+    """Where each of these begins when they are laid end to end, and where the last ends."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts

@@ -42,7 +42,8 @@ def derive_key(*parts: int) -> int:
 
 def permutation(key: int, size: int) -> I64:
     """The numbers 0 to size - 1 in an order that the key decides."""
-    return np.argsort(hash_sequence(np.array([key], np.uint64), np.arange(size, dtype=np.uint64))).astype(np.int64)
+    hashes = hash_sequence(np.array([key], np.uint64), np.arange(size, dtype=np.uint64))
+    return np.argsort(hashes).astype(np.int64, copy=False)
 
 
 def permutation_rows(keys: U64, sizes: I64) -> I64:
