@@ -29,8 +29,8 @@ from headrace.storage.writing import (
     replace_file,
     sync_folder,
     write_all,
-    write_parts,
     write_file,
+    write_parts,
 )
 
 __all__ = [
@@ -63,7 +63,7 @@ __all__ = [
     "upload",
     "walk",
     "write_all",
-    "write_parts",
     "write_bytes",
     "write_file",
+    "write_parts",
 ]
