@@ -1,4 +1,4 @@
-"""A process that marks what it is told to, one message after another, and never ends by itself."""
+"""A process that marks what it is told to, one message after another, says each time that it runs, and never ends."""
 
 import socket
 import time
@@ -15,6 +15,7 @@ def main(parent, channel_fd, marks_fd):
     channel = Channel(socket.socket(fileno=channel_fd))
     while (message := channel.receive()[0]) != "sleep":
         marks.lanes[0].mark(*message[:2], Doing(message[2]))
+        marks.beat()
         channel.send("marked")
     sleep_for_ever()
 

@@ -25,10 +25,10 @@ from headrace.transform import prepare_worker, sample_rng
 def main(parent: int, channel_fd: int, marks_fd: int, orders_fd: int) -> None:
     """The process's entry: a job comes by the channel, then orders by the pipe until the trainer wants no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    watch_parent(parent, orders_fd)
     for fd in (channel_fd, marks_fd):
         os.set_inheritable(fd, False)
     marks = Marks(marks_fd)
+    watch_parent(parent, orders_fd, marks.beat)
     marks.catch_stacks()
     prepare_worker()
     channel = Channel(socket.socket(fileno=channel_fd))

@@ -66,20 +66,21 @@ def start_interpreter(
     return process, Channel(ours, alive)
 
 
-def watch_parent(parent: int, line: int) -> None:
+def watch_parent(parent: int, line: int, beat: Callable[[], None] = lambda: None) -> None:
     """End this process, whatever its threads are at, when its parent is gone or has closed the other end of `line`.
 
-    For the new interpreter. The descriptors it was given are not passed on to what it starts.
+    For the new interpreter. The descriptors it was given are not passed on to what it starts. `beat` is called twice a
+    second: it stops when this process does, or when the interpreter's lock is not let go.
     """
     os.set_inheritable(line, False)
-    threading.Thread(target=_watch, args=(parent, line), name="watch", daemon=True).start()
+    threading.Thread(target=_watch, args=(parent, line, beat), name="watch", daemon=True).start()
 
 
-def _watch(parent: int, line: int) -> None:
+def _watch(parent: int, line: int, beat: Callable[[], None]) -> None:
     poll = select.poll()
     poll.register(line, 0)  # a hang-up is reported unasked
     while not poll.poll(PARENT_CHECK_MS) and os.getppid() == parent:
-        pass
+        beat()
     end_now()
 
 

@@ -69,7 +69,8 @@ class Loader:
             `restarts`. A sample that processes end over is named by a TransformError, which `on_error` may skip.
         hang_timeout_sec: a process in which nothing at all went on for so many seconds, at least 1, while the trainer
             waited hangs: no sample, read or batch was done (for a worker process: its one sample). It leaves its
-            stacks and is replaced. Reads from a store do not count, they have a deadline. None: never.
+            stacks and is replaced. Reads from a store have a deadline of their own and do not count while the process
+            runs. None: never.
 
     Raises OptionError for values that cannot work.
     """

@@ -2,8 +2,8 @@
 
 The process that starts another makes the page, and looks at it while it waits: where nothing changes, nothing goes on;
 and where the process ends, the page says which samples it was at. A mark costs three stores, no lock and no system
-call. Behind the marks, in the same file, the other process leaves the stacks of its threads when it crashes, or when
-it is asked for them.
+call. The first lane is no thread's: in it the process says that it runs. Behind the marks, in the same file, the other
+process leaves the stacks of its threads when it crashes, or when it is asked for them.
 """
 
 from __future__ import annotations
@@ -100,32 +100,42 @@ class Marks:
         self._map = mmap.mmap(fd, 0)
         self._all = memoryview(self._map)
         self._words = words = self._all.cast("q")
-        self.lanes = [Lane(words[at : at + _WORDS]) for at in range(0, len(words), _WORDS)]
+        lanes = [Lane(words[at : at + _WORDS]) for at in range(0, len(words), _WORDS)]
+        self._alive, self.lanes = lanes[0], lanes[1:]
         self._num_bytes = len(self._map)
 
     @classmethod
     def create(cls, num_lanes: int) -> Marks:
         """An empty page for so many threads at least; anonymous memory, which is gone with the last who holds it."""
         fd = os.memfd_create("headrace-marks", os.MFD_CLOEXEC)
-        os.ftruncate(fd, -(-num_lanes * _WORDS * _WORD_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
+        os.ftruncate(fd, -(-(1 + num_lanes) * _WORDS * _WORD_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
         return cls(fd)
 
     def close(self) -> None:
         """Let go of the page and its descriptors."""
-        for view in (*(lane.words for lane in self.lanes), self._words, self._all):
+        for view in (*(lane.words for lane in (self._alive, *self.lanes)), self._words, self._all):
             view.release()
         self._map.close()
         os.close(self.fd)
 
     def snapshot(self) -> bytes:
-        """All marks as they are: the same bytes later say that nothing went on. Empty while nothing was ever marked."""
-        found = self._words.tobytes()
+        """All threads' marks: the same bytes later say that nothing went on. Empty while nothing was ever marked."""
+        found = self._words[_WORDS:].tobytes()
         return found if any(found) else b""
+
+    def beat(self) -> None:
+        """The process runs: it is neither stopped, nor is the interpreter's lock held for ever."""
+        self._alive.clear()
+
+    @property
+    def beats(self) -> int:
+        """How often the process has said that it runs."""
+        return self._words[3]
 
     def marks(self) -> list[Mark]:
         """What the threads are at that are at something."""
         words = self._words.tolist()
-        found = (words[at : at + _WORDS] for at in range(0, len(words), _WORDS))
+        found = (words[at : at + _WORDS] for at in range(_WORDS, len(words), _WORDS))
         return [Mark(Doing(what), epoch, position) for what, epoch, position, _ in found if what]
 
     def catch_stacks(self) -> None:

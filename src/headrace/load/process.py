@@ -58,6 +58,7 @@ class Process:
         self._timeout_sec = hang_timeout_sec
         self._meanwhile = meanwhile
         self._seen: bytes | None = None
+        self._beats = 0
         self._unchanged_sec = self._looked = 0.0
         self.marks = Marks.create(num_lanes)
         try:
@@ -112,8 +113,11 @@ class Process:
         Looks are added up, none counting for more than a moment, so that a machine that was asleep has not hung.
         """
         self._meanwhile()
-        now, found = time.monotonic(), self.marks.snapshot()
-        if found != self._seen or any(mark.doing is Doing.STORE for mark in self.marks.marks()):
+        now, found, beats = time.monotonic(), self.marks.snapshot(), self.marks.beats
+        # A store is waited for within the store's own deadline; but only a process that runs can keep one.
+        awaits_store = beats != self._beats and any(mark.doing is Doing.STORE for mark in self.marks.marks())
+        self._beats = beats
+        if found != self._seen or awaits_store:
             self._seen, self._unchanged_sec = found, 0.0
         else:
             self._unchanged_sec += min(now - self._looked, _LONGEST_LOOK_SEC)
