@@ -136,6 +136,13 @@ def test_a_metadata_service_without_credentials_is_final_only_until_the_store_wa
     assert isinstance(object_failure(err, "s3", has_worked=True), Trouble)
 
 
+def test_a_refusal_for_the_clock_may_pass_and_names_it():
+    err = GenericError("Client error with status code: 403 Forbidden: <Error><Code>RequestTimeTooSkewed</Code></Error>")
+    failure = object_failure(err, "s3", has_worked=True)
+    assert isinstance(failure, Trouble)
+    assert "403 Forbidden, RequestTimeTooSkewed: this machine's clock is wrong" in str(failure)
+
+
 @pytest.mark.parametrize("code", [400, 410, 501])
 def test_what_is_final_is_not_tried_again(server, place, code):
     server.always = status(code)

@@ -34,6 +34,7 @@ _SYSTEM = re.compile(r'(?:message|error): "([^"?&=]{1,120})"')
 _METADATA = ("/latest/api/token", "/latest/meta-data", "metadata.google.internal", "/metadata/identity", "169.254.")
 _MAY_PASS = frozenset({408, 409, 423, 425, 429})
 _NEVER_PASSES = frozenset({501, 505})
+_CLOCK_CODE = "<Code>RequestTimeTooSkewed</Code>"
 _NO_SUCH_HOST = "Name or service not known"
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASS|PWD|SAS|SIGNATURE|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)
 _SHORTEST_SECRET = 4
@@ -63,6 +64,8 @@ def object_failure(err: Exception, scheme: str, *, has_worked: bool) -> Failure:
     words = _words(text, status)
     if any(part in text for part in _METADATA):
         return _no_credentials(scheme, has_worked=has_worked)
+    if status == 403 and _CLOCK_CODE in text:
+        return Trouble(f"{words}: this machine's clock is wrong, which a time server sets right")
     if status in (401, 403) or type(err).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
         return Denied(denied(scheme, words))
     if isinstance(err, FileNotFoundError) or status == 404:  # WebDAV says 405 of a folder
