@@ -17,6 +17,7 @@ Fault = Callable[["Handler"], object]
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each body would wait 40 ms for its head to be acknowledged
     server: "FaultyServer"
 
     def do_GET(self):
@@ -125,15 +126,25 @@ class FaultyServer(ThreadingHTTPServer):
 class ProxyHandler(Handler):
     """Passes requests on, signed as they are, to another server."""
 
+    @property
+    def content(self):
+        """The whole file, for faults that send a part of it; kept, so it must stay the same."""
+        if self.path not in self.server.files:
+            answer, body = self.forward(without="range")
+            assert answer.status == 200
+            self.server.files[self.path] = body
+        return self.server.files[self.path]
+
     def answer(self):
         self.deliver(self.forward())
 
-    def forward(self):
+    def forward(self, without=None):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=120)
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
-            upstream.putheader(name, value)
+            if name.lower() != without:
+                upstream.putheader(name, value)
         upstream.endheaders(body)
         answer = upstream.getresponse()
         return answer, answer.read()
@@ -173,25 +184,51 @@ def status(code, body=b"no", **headers) -> Fault:
     return lambda handler: handler.refuse(code, body, **headers)
 
 
+def send_part(handler, num_bytes):
+    """Promise all that was asked for, and send so many bytes of it."""
+    first, end = handler.span() or (0, len(handler.content))
+    body = handler.content[first:end]
+    handler.send(206 if handler.span() else 200, body[:num_bytes], promised=handler.span(), length=len(body))
+    handler.wfile.flush()
+
+
 def reset_after(num_bytes) -> Fault:
     """Promise everything, send so many bytes, and reset the connection."""
 
     def fault(handler):
-        first, end = handler.span() or (0, len(handler.content))
-        body = handler.content[first:end]
-        handler.send(206 if handler.span() else 200, body[:num_bytes], promised=handler.span(), length=len(body))
+        send_part(handler, num_bytes)
         time.sleep(0.05)  # let what was sent arrive: a reset may overtake it
         handler.reset()
 
     return fault
 
 
+def end_after(num_bytes) -> Fault:
+    """Promise everything, send so many bytes, and close the connection in order."""
+
+    def fault(handler):
+        send_part(handler, num_bytes)
+        handler.close_connection = True
+
+    return fault
+
+
+def flip(handler):
+    """Answer with a bit of every 4 KiB of the body turned over."""
+    first, end = handler.span() or (0, len(handler.content))
+    body = bytearray(handler.content[first:end])
+    for at in range(len(body) // 2 % 4096, len(body), 4096):
+        body[at] ^= 4
+    handler.send(206 if handler.span() else 200, body, promised=handler.span())
+
+
 def short(num_bytes) -> Fault:
     """A 206 whose Content-Range promises the whole range, with a shorter body that ends in order."""
 
     def fault(handler):
-        first, end = handler.span()
-        handler.send(206, handler.content[first:end][:num_bytes], promised=(first, end))
+        first, end = handler.span() or (0, len(handler.content))
+        body = handler.content[first:end][:num_bytes]
+        handler.send(206 if handler.span() else 200, body, promised=handler.span())
 
     return fault
 
@@ -206,9 +243,7 @@ def stall_after(num_bytes) -> Fault:
     """Send so many bytes of the body, then nothing more."""
 
     def fault(handler):
-        first, end = handler.span()
-        handler.send(206, handler.content[first:end][:num_bytes], promised=(first, end), length=end - first)
-        handler.wfile.flush()
+        send_part(handler, num_bytes)
         hang(handler)
 
     return fault
