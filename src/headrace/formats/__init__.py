@@ -2,7 +2,7 @@
 
 from headrace.formats.fields import Field
 from headrace.formats.format import Format, Found, Listing, ScanOptions
-from headrace.formats.index import Opened, ShardIndex, key_hash
+from headrace.formats.index import Opened, ShardIndex, key_hash, sample_checksum
 from headrace.formats.manifest import (
     CLASS_FIELD,
     INDEX_SUFFIX,
@@ -36,5 +36,6 @@ __all__ = [
     "get_format",
     "get_written_format",
     "key_hash",
+    "sample_checksum",
     "shard_name",
 ]

@@ -33,6 +33,18 @@ class Range(NamedTuple):
         return self.offset + self.length
 
 
+class Layout(NamedTuple):
+    """Where the samples of a piece lie, and their fields in them, known before any byte of them is read."""
+
+    offsets: I64
+    """Of each sample in the shard."""
+    lengths: I64
+    checksums: U64
+    """xxh3_64 of each sample's bytes."""
+    fields: Mapping[str, tuple[I64, I64]]
+    """Field -> where its bytes begin in each sample, and how many they are."""
+
+
 class Opened(ABC):
     """Samples first .. last-1 of a piece, in memory, checked. Safe to share by threads."""
 
@@ -96,6 +108,11 @@ class ShardIndex(ABC):
 
         Raises DamagedError if none of them can be had, as of a compressed shard that does not unpack.
         """
+
+    @property
+    def layout(self) -> Layout | None:
+        """Where the fields lie, if all samples have the same ones and each is stored as it is given; else None."""
+        return None
 
     def with_fields(self, names: Collection[str]) -> ShardIndex:
         """This piece for samples of these fields (and their key) only; names that it does not know are passed over.
@@ -196,6 +213,13 @@ class SomeFields(ShardIndex):
 
     def ranges(self, first: int, last: int) -> Sequence[Range]:
         return self._piece.ranges(first, last)
+
+    @property
+    def layout(self) -> Layout | None:
+        layout = self._piece.layout
+        if layout is None:
+            return None
+        return layout._replace(fields={name: at for name, at in layout.fields.items() if name in self._names})
 
     def open(self, first: int, last: int, data: memoryview) -> Opened:
         return _OpenedFields(self._piece.open(first, last, data), self._names)
@@ -299,6 +323,11 @@ def joined(ranges: Sequence[Range], read: Callable[[int, int], memoryview]) -> m
         data[at : at + part.length] = read(*part)
         at += part.length
     return data
+
+
+def sample_checksum(data: memoryview) -> int:
+    """The checksum that an index keeps of a sample's bytes, where each sample has one."""
+    return xxhash.xxh3_64_intdigest(data)
 
 
 def key_hash(key: str) -> int:

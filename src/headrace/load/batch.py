@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from headrace.load.rows import Made, contiguous
 from headrace.load.slots import Slot
 from headrace.telemetry import Meter
 from headrace.transform import Sample
+
+Stored: TypeAlias = dict[str, Array | Blob]
+"""Where fields of one row lie in the slot."""
 
 WORD = 8  # arrays of any dtype begin at multiples of this
 _OF_A_SAMPLE = (DatasetError, TransformError)
@@ -36,7 +39,7 @@ class Batch:
         self._real = real
         self._specs = specs
         self._made: list[Made | None] = [None] * num_rows
-        self._stored: list[dict[str, Array | Blob]] = [{} for _ in range(num_rows)]
+        self._stored: list[Stored] = [{} for _ in range(num_rows)]
         self._left = num_rows
         self._lock = threading.Lock()
         self.lost: list[ProcessLostError] = []
@@ -47,8 +50,15 @@ class Batch:
             if spec is not None:
                 self._place_array(name, np.dtype(spec.dtype), (num_rows, *spec.shape))
 
-    def add(self, rows: Sequence[int], made: Sequence[Made], keep_samples: bool) -> bool:
-        """Take what became of some rows; byte strings and arrays are moved into the slot. True after the last."""
+    def add(
+        self, rows: Sequence[int], made: Sequence[Made], keep_samples: bool, stored: Sequence[Stored] | None = None
+    ) -> bool:
+        """Take what became of some rows; byte strings and arrays are moved into the slot. True after the last.
+
+        `stored` says what of each row is in the slot already.
+        """
+        if stored is not None:
+            self._stored[rows[0] : rows[-1] + 1] = stored
         if not keep_samples:
             self._store(rows, made)
         for row, one in zip(rows, made, strict=True):

@@ -10,6 +10,7 @@ import socket
 from headrace.errors import HeadraceError
 from headrace.load.batch import Batch
 from headrace.load.channel import Channel, Frame, Kind, receive_frame
+from headrace.load.direct import DirectReader, reads_directly
 from headrace.load.fields import Specs, resolve_specs
 from headrace.load.job import STAGES, Delivery, Job, Lanes, unexpected
 from headrace.load.launch import end_now, watch_parent
@@ -86,7 +87,8 @@ class Feed:
                 job.dataset, job.ops, lambda at: sample_rng(job.order.seed, 0, at), lanes.main, job.condemned
             )
         chain = Chain(job.ops, job.order.seed, self._specs, job.collate is not None, seeds_globals=job.processes > 1)
-        self._workers = Workers(chain, job, lanes.transform, self._meters["transform"])
+        direct = DirectReader(job.dataset, chain, self._meters) if reads_directly(job, self._specs) else None
+        self._workers = Workers(chain, job, lanes.transform, self._meters, direct)
         return self._workers
 
     def _deliver(self, delivery: Delivery, batch: Batch | None) -> None:

@@ -103,6 +103,8 @@ class Delivery:
     error: HeadraceError | None = None
     stages: dict[str, Reading] | None = None
     """What the meters showed, now and then."""
+    num_readers: int = 0
+    """Threads whose sum "read" and "verify" of it are."""
 
 
 SPARE_SLOTS = 2

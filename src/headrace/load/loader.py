@@ -145,6 +145,7 @@ class Loader:
         self._stages: dict[str, Reading] = dict.fromkeys(STAGES, Reading())
         self._stages_before = self._stages
         """What the stages of former processes counted."""
+        self._num_readers = 0
         self._hand_off = Meter()
         self._dropped = self._padded = 0
 
@@ -279,7 +280,7 @@ class Loader:
                 f"were, the last because {delivery.skipped[-1].reason}"
             )
         if delivery.stages is not None:
-            self._stages = delivery.stages
+            self._stages, self._num_readers = delivery.stages, delivery.num_readers
         if delivery.real is not None:
             self._padded += int((~delivery.real).sum())
 
@@ -318,12 +319,13 @@ class Loader:
     def meters(self) -> dict[str, Any]:
         """What the feed has counted: sums a stage (items, bytes, busy_sec, wait_sec), and samples that did not come.
 
-        A stage's seconds are summed over its `threads`; "read" and "verify" are the work of the same ones.
+        A stage's seconds are summed over its `threads`; "read" and "verify" are the work of the same ones. Where
+        samples go from the local disk into batches as they are, these do all of it, and "transform" stays at 0.
         `dropped` counts those of incomplete global batches (of all ranks), `padded` this rank's repeats, `skipped`
         the damaged samples it left out, `restarts` the processes that were replaced. The stage "hand-off" is the
         trainer's: its wait is the trainer's.
         """
-        readers = num_readers(self._num_threads, self.stream.dataset.is_remote)
+        readers = self._num_readers or num_readers(self._num_threads, self.stream.dataset.is_remote)
         transformers = self._processes if self._processes > 1 else self._num_threads
         threads = {"read": readers, "verify": readers, "transform": transformers, "collate": 1, HAND_OFF: 1}
         before = self._stages_before

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import HeadraceError, LoaderError
 from headrace.load.batch import Batch
+from headrace.load.direct import PagesAhead, Rows
 from headrace.load.fields import Specs
 from headrace.load.job import STAGES, Delivery, Job, Lanes, unexpected
 from headrace.load.marks import Doing
@@ -88,7 +89,12 @@ class Pipeline:
         self._stopped = False
         self._meters_sent = 0.0
         runs = _planned_runs(job, epoch, step * job.batches.global_batch_size)
-        self._reader = ReadAhead(job.dataset, runs, job.memory_bytes, lanes.read, meters)
+        self._reading_lanes = lanes.read if workers.direct is None else lanes.transform
+        self._ahead: ReadAhead | PagesAhead
+        if workers.direct is None:
+            self._ahead = ReadAhead(job.dataset, runs, job.memory_bytes, lanes.read, meters)
+        else:
+            self._ahead = PagesAhead(job.dataset, runs, job.memory_bytes)
         self._thread = threading.Thread(target=self._run, args=(epoch, step), name="plan", daemon=True)
         self._thread.start()
 
@@ -96,7 +102,7 @@ class Pipeline:
         """End. When it returns nothing more is delivered, and slots that were not delivered are free again."""
         self._stopped = True
         self._slots.wake()
-        self._reader.stop()
+        self._ahead.stop()
         self._thread.join()
         with self._changed:
             while self._pending:
@@ -124,20 +130,24 @@ class Pipeline:
         with self._changed:
             self._pending.append(pending)
         for first in range(0, batch.num_rows, self._chunk_rows):
-            sources = self._sources_or_error(plan, first, min(first + self._chunk_rows, batch.num_rows))
+            last = min(first + self._chunk_rows, batch.num_rows)
+            if isinstance(self._ahead, PagesAhead):
+                self._workers.submit(_rows(pending, first, last, partial(self._done, pending)))
+                continue
+            sources = self._sources_or_error(plan, first, last, self._ahead)
             if isinstance(sources, HeadraceError):
                 self._done(pending, batch.fail(range(first, batch.num_rows), sources))
                 return False
             self._workers.submit(Task(batch, sources, partial(self._done, pending)))
         return True
 
-    def _sources_or_error(self, plan: _Plan, first: int, last: int) -> list[Source] | HeadraceError:
+    def _sources_or_error(self, plan: _Plan, first: int, last: int, reader: ReadAhead) -> list[Source] | HeadraceError:
         try:
-            return self._sources(plan, first, last) or LoaderError("the loader was stopped")
+            return self._sources(plan, first, last, reader) or LoaderError("the loader was stopped")
         except BaseException as err:
             return err if isinstance(err, HeadraceError) else unexpected(err)
 
-    def _sources(self, plan: _Plan, first: int, last: int) -> list[Source] | None:
+    def _sources(self, plan: _Plan, first: int, last: int, reader: ReadAhead) -> list[Source] | None:
         """Where the raw samples of some rows lie, when they are there; None if stopped meanwhile."""
         places, sources = plan.places, []
         rows = zip(
@@ -151,11 +161,9 @@ class Pipeline:
         )
         for row, real, position, piece, sample, run_id in rows:
             if real:
-                run = self._reader.get((plan.epoch, run_id), plan.stop)
+                run = reader.get((plan.epoch, run_id), plan.stop)
             else:  # a repeat: its run may be gone, or another rank's
-                run = self._reader.load(
-                    Run(run_id, piece, sample, sample + 1, position, position + 1), self._lanes.plan
-                )
+                run = reader.load(Run(run_id, piece, sample, sample + 1, position, position + 1), self._lanes.plan)
             if run is None:
                 return None
             sources.append(Source(row, plan.epoch, position, sample, run))
@@ -181,7 +189,7 @@ class Pipeline:
             self._stopped = True
             self._slots.wake()
         self._deliver(delivery, pending.batch)
-        self._reader.release(pending.plan.stop)
+        self._ahead.release(pending.plan.stop)
 
     def _delivery(self, pending: _Pending) -> Delivery:
         job, plan, batch = self._job, pending.plan, pending.batch
@@ -195,6 +203,7 @@ class Pipeline:
         ends_epoch = plan.stop % job.batches.num_samples == 0
         if ends_epoch or time.monotonic() - self._meters_sent > METERS_EVERY_SEC:
             delivery.stages = {stage: self._meters[stage].read() for stage in STAGES}
+            delivery.num_readers = len(self._reading_lanes)
             self._meters_sent = time.monotonic()
         return delivery
 
@@ -206,6 +215,14 @@ class Pipeline:
             if not self._stopped:
                 self._stopped = True
                 self._deliver(Delivery(self._generation, error=error), None)
+
+
+def _rows(pending: _Pending, first: int, last: int, done: Callable[[bool], None]) -> Rows:
+    plan, places = pending.plan, pending.plan.places
+    positions, pieces, samples = (
+        column[first:last].tolist() for column in (plan.positions, places.piece, places.sample)
+    )
+    return Rows(pending.batch, first, plan.epoch, positions, pieces, samples, done)
 
 
 def _rows_per_chunk(job: Job) -> int:

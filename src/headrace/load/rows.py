@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import HeadraceError, TransformError
+from headrace.errors import DamagedError, HeadraceError, TransformError
 from headrace.load.fields import Specs, as_plain, checked_value
 from headrace.load.marks import Lane, Where
 from headrace.transform import Op, Sample, apply, sample_rng, seed_globals
@@ -52,6 +52,11 @@ class Made:
     key: str
     values: dict[str, Any] | None
     error: HeadraceError | None = None
+
+
+def damaged(key: str, shard_name: str, reason: str) -> Made:
+    """What there is of a sample that cannot be had."""
+    return Made(key, None, DamagedError(f"sample {key!r} in {shard_name}: {reason}"))
 
 
 def condemned_row(key: str, why: str) -> Made:

@@ -16,12 +16,13 @@ import cloudpickle
 
 from headrace.errors import DamagedError, HeadraceError
 from headrace.load.batch import Batch
+from headrace.load.direct import DirectReader, Rows
 from headrace.load.healing import Cases
 from headrace.load.job import Job, unexpected
 from headrace.load.marks import PROBED, Lane, Where
 from headrace.load.process import Process, ProcessLostError
 from headrace.load.reader import LoadedRun
-from headrace.load.rows import Chain, Made, Row, condemned_row, make_rows
+from headrace.load.rows import Chain, Made, Row, condemned_row, damaged, make_rows
 from headrace.telemetry import Meter
 
 
@@ -49,36 +50,53 @@ class Task:
 class Workers:
     """Takes tasks off a queue with some threads; each transforms by itself, or has a process do it."""
 
-    def __init__(self, chain: Chain, job: Job, lanes: Sequence[Lane], meter: Meter) -> None:
-        """As many threads as there are lanes for their marks; `job` says whether each has a process."""
+    def __init__(
+        self, chain: Chain, job: Job, lanes: Sequence[Lane], meters: Mapping[str, Meter], direct: DirectReader | None
+    ) -> None:
+        """As many threads as there are lanes for their marks; `job` says whether each has a process.
+
+        With `direct`, tasks are `Rows` that are read straight into batches.
+        """
         self._chain = chain
         self._condemned = job.condemned
-        self._meter = meter
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._meters = meters
+        self._direct = direct
+        self._tasks: queue.SimpleQueue[Task | Rows | None] = queue.SimpleQueue()
         self.caution = Caution(job.suspects)
         makers = [
             _Remote(chain, job, lane).make if job.processes > 1 else _local(chain, self.caution, lane) for lane in lanes
         ]
         self._threads = [
-            threading.Thread(target=self._work, args=(make,), name="transform", daemon=True) for make in makers
+            threading.Thread(target=self._work, args=made, name="transform", daemon=True)
+            for made in zip(makers, lanes, strict=True)
         ]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, task: Task) -> None:
+    @property
+    def direct(self) -> DirectReader | None:
+        """What reads samples straight into batches, if they are."""
+        return self._direct
+
+    def submit(self, task: Task | Rows) -> None:
         """Have a task done by whichever worker is free."""
         self._tasks.put(task)
 
-    def _work(self, make: Callable[[Batch, list[Row]], list[Made]]) -> None:
+    def _work(self, make: Callable[[Batch, list[Row]], list[Made]], lane: Lane) -> None:
         while True:
             waiting = time.perf_counter()
             task = self._tasks.get()
             if task is None:
                 return
             began = time.perf_counter()
+            if isinstance(task, Rows):
+                assert self._direct is not None  # or there were no such tasks
+                task.done(self._direct.read(task, lane))
+                self._meters["read"].add(wait_sec=began - waiting)
+                continue
             task.done(self._do(task, make))
             ended = time.perf_counter()
-            self._meter.add(items=len(task.sources), busy_sec=ended - began, wait_sec=began - waiting)
+            self._meters["transform"].add(items=len(task.sources), busy_sec=ended - began, wait_sec=began - waiting)
 
     def _do(self, task: Task, make: Callable[[Batch, list[Row]], list[Made]]) -> bool:
         numbers = [source.row for source in task.sources]
@@ -138,8 +156,7 @@ def _lost(source: Source, reason: str | None = None) -> Made:
     run = source.run
     if run.index is None or run.opened is None:
         return Made(f"{run.shard_name}:{source.number}", None, run.error)
-    key, reason = run.index.key(source.number), reason or run.opened.damage[source.number]
-    return Made(key, None, DamagedError(f"sample {key!r} in {run.shard_name}: {reason}"))
+    return damaged(run.index.key(source.number), run.shard_name, reason or run.opened.damage[source.number])
 
 
 def _local(chain: Chain, caution: Caution, lane: Lane) -> Callable[[Batch, list[Row]], list[Made]]:

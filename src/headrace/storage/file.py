@@ -41,6 +41,9 @@ class File(ABC):
     def close(self) -> None:
         """Close the file; reading afterwards is an error. Closing twice is not."""
 
+    def expect(self, offset: int, length: int) -> None:  # noqa: B027
+        """Say that a range will be read soon, so that it may be fetched meanwhile. Nothing waits for it."""
+
     def forget(self, offset: int, length: int) -> None:  # noqa: B027
         """Drop what is kept of a range that turned out to be damaged, so that reading it again asks the store.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 
 from headrace.errors import DamagedError
 from headrace.storage.file import File
@@ -60,6 +61,11 @@ class LocalFile(File):
                 if count == 0:
                     raise DamagedError(self._cut_short(offset + len(view)))
                 done += count
+
+    def expect(self, offset: int, length: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # it is a hint, which some file systems do not take
+                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def read(self, offset: int, length: int) -> memoryview:
         """The bytes of one range, in a buffer of their own. Errors as for `read_into`."""

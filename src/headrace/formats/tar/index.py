@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from headrace.errors import DamagedError
 from headrace.formats.arrow import Column, IndexFile, Lists, index_to_bytes
 from headrace.formats.columns import I64, U64, Strings
 from headrace.formats.fields import Field
-from headrace.formats.index import Opened, OpenedRange, StoredIndex
+from headrace.formats.index import Layout, Opened, OpenedRange, StoredIndex
 from headrace.formats.spans import SpansIndex
 from headrace.formats.unpacking import CODECS, UnpackError, unpacked
 
@@ -103,6 +104,17 @@ class TarIndex(SpansIndex):
     @property
     def nbytes(self) -> int:
         return self._keys.nbytes + sum(array.nbytes for array in self._arrays)
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        counts, num_fields = np.diff(self._arrays[3]), len(self._names)
+        if not len(counts) or not np.all(counts == num_fields):
+            return None
+        fields, offsets, lengths = (array.reshape(-1, num_fields) for array in self._arrays[4:])
+        if not np.all(fields == fields[0]) or len(set(fields[0].tolist())) < num_fields:
+            return None
+        columns = zip(fields[0].tolist(), offsets.T, lengths.T, strict=True)
+        return Layout(*self._arrays[:3], {self._names[field]: (start, length) for field, start, length in columns})
 
     @property
     def fields(self) -> Mapping[str, Field]:
