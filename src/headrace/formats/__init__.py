@@ -14,6 +14,7 @@ from headrace.formats.manifest import (
 from headrace.formats.registry import FORMATS, get_format, get_written_format
 from headrace.formats.shard import Encoded, ShardWriter
 from headrace.formats.shards import Shard, Shards
+from headrace.formats.table import Table, objects
 
 __all__ = [
     "CLASS_FIELD",
@@ -33,9 +34,11 @@ __all__ = [
     "ShardIndex",
     "ShardWriter",
     "Shards",
+    "Table",
     "get_format",
     "get_written_format",
     "key_hash",
+    "objects",
     "sample_checksum",
     "shard_name",
 ]

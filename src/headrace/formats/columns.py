@@ -33,6 +33,15 @@ class Strings:
     def __getitem__(self, i: int) -> str:
         return str(self._text[self._starts[i] : self._starts[i + 1]], "utf-8")
 
+    def some(self, first: int, last: int) -> Iterator[str]:
+        """Those from the first to the one before the last."""
+        starts = self.starts[first : last + 1].tolist()
+        base, text = starts[0], self.text[starts[0] : starts[-1]].tobytes()
+        if text.isascii():  # then characters are bytes
+            string = text.decode()
+            return (string[start - base : end - base] for start, end in pairwise(starts))
+        return (text[start - base : end - base].decode() for start, end in pairwise(starts))
+
     def __len__(self) -> int:
         return len(self.starts) - 1
 

@@ -7,15 +7,18 @@ shard (`shard-000000.tar.idx`), and in memory as plain arrays, which pickle smal
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from headrace.errors import DamagedError
 from headrace.formats.columns import I64, U64
 from headrace.formats.fields import Field
+from headrace.formats.table import Table, byte_strings, objects
 
 BEHIND_END = "it lies at least in part behind the end of the shard"
 PIECE_BYTES = 4 << 20
@@ -61,6 +64,10 @@ class Opened(ABC):
         a value that was written wrong, such as text that is not UTF-8.
         """
 
+    def table(self, first: int, last: int) -> Table | None:
+        """Samples first .. last-1, none of which is damaged, as columns; None where they cannot be had so."""
+        return None
+
 
 class ShardIndex(ABC):
     """What is known of a piece's samples, numbered from 0. One subclass a format. Safe to share by threads.
@@ -92,6 +99,10 @@ class ShardIndex(ABC):
     @abstractmethod
     def key(self, i: int) -> str:
         """The key of sample i."""
+
+    def keys(self, first: int, last: int) -> Iterable[str]:
+        """The keys of samples first .. last-1."""
+        return map(self.key, range(first, last))
 
     @abstractmethod
     def extent(self, first: int, last: int) -> tuple[int, int]:
@@ -161,6 +172,17 @@ class RangedIndex(ShardIndex):
         `data` is what the shard holds at `extent(first, last)`.
         """
 
+    def table_columns(self, first: int, last: int, data: memoryview, base: int) -> Mapping[str, NDArray[Any]] | None:
+        """The fields of samples first .. last-1 as the columns of a Table; None where they cannot be had so."""
+        layout = self.layout
+        if layout is None or first == last:
+            return None
+        starts = layout.offsets[first:last] - base
+        return {
+            name: byte_strings(data, starts + offsets[first:last], lengths[first:last])
+            for name, (offsets, lengths) in layout.fields.items()
+        }
+
     @abstractmethod
     def sample(self, i: int, data: memoryview, base: int) -> dict[str, Any]:
         """Sample i as views into `data`, which holds the shard's bytes from offset `base` on: `__key__` and its fields.
@@ -181,6 +203,10 @@ class OpenedRange(Opened):
 
     def sample(self, i: int) -> dict[str, Any]:
         return self._index.sample(i, self._data, self._base)
+
+    def table(self, first: int, last: int) -> Table | None:
+        columns = self._index.table_columns(first, last, self._data, self._base)
+        return None if columns is None else Table(first, objects(self._index.keys(first, last), last - first), columns)
 
 
 class SomeFields(ShardIndex):
@@ -234,6 +260,12 @@ class _OpenedFields(Opened):
 
     def sample(self, i: int) -> dict[str, Any]:
         return {name: value for name, value in self._opened.sample(i).items() if name in self._names}
+
+    def table(self, first: int, last: int) -> Table | None:
+        table = self._opened.table(first, last)
+        if table is None:
+            return None
+        return replace(table, columns={name: column for name, column in table.columns.items() if name in self._names})
 
 
 class StoredIndex(ShardIndex):

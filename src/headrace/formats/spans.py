@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import xxhash
 
 from headrace.formats.columns import I64, U64
@@ -33,13 +34,15 @@ class SpansIndex(RangedIndex, StoredIndex):
         return offset, self._offsets[last - 1] + self._lengths[last - 1] - offset
 
     def damage(self, first: int, last: int, data: memoryview) -> dict[int, str]:
-        base = self._offsets[first] if first < last else 0
-        found = {}
-        for i in range(first, last):
-            at = self._offsets[i] - base
-            if reason := self.differs(i, xxhash.xxh3_64_intdigest(data[at : at + self._lengths[i]])):
-                found[i] = reason
-        return found
+        if first >= last:
+            return {}
+        offsets, lengths, checksums = (column[first:last] for column in self._spans)
+        starts = offsets - offsets[0]
+        checksum = xxhash.xxh3_64_intdigest
+        spans = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+        found = np.fromiter((checksum(data[start:end]) for start, end in spans), np.uint64, last - first)
+        differing = np.flatnonzero(found != checksums).tolist()
+        return {first + k: self.differs(first + k, int(found[k])) or "" for k in differing}
 
     def differs(self, i: int, checksum: int) -> str | None:
         """Why sample i is damaged if its bytes have this checksum; None if it is the right one."""

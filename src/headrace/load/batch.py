@@ -86,7 +86,7 @@ class Batch:
         if delivery.error is None:
             delivery.keys = [made[row].key for row in kept]
             plain = self._collated(kept, collate, delivery) if collate else self._collect(kept, delivery)
-            delivery.plain = _pickled(plain)
+            delivery.plain = pickled(plain)
             delivery.real = self._real[kept] if self._real is not None else None
         delivery.slot_bytes, delivery.used_bytes = self.slot.size, self.slot.used
         meter.add(items=len(kept), num_bytes=self.slot.used, busy_sec=time.perf_counter() - began)
@@ -170,7 +170,8 @@ def _listed(stored: list[Array | Blob | None]) -> Content:
     return Blobs(offsets, np.array([one.length for one in blobs], np.int64))
 
 
-def _pickled(plain: dict[str, Any]) -> bytes:
+def pickled(plain: dict[str, Any]) -> bytes:
+    """The fields that are not in the slot. Raises TransformError for what cannot be sent."""
     if not plain:
         return b""
     try:

@@ -8,7 +8,6 @@ import signal
 import socket
 
 from headrace.errors import HeadraceError
-from headrace.load.batch import Batch
 from headrace.load.channel import Channel, Frame, Kind, receive_frame
 from headrace.load.direct import DirectReader, reads_directly
 from headrace.load.fields import Specs, resolve_specs
@@ -17,7 +16,8 @@ from headrace.load.launch import end_now, watch_parent
 from headrace.load.marks import Marks
 from headrace.load.pipeline import Pipeline
 from headrace.load.rows import Chain
-from headrace.load.slots import SlotPool
+from headrace.load.slots import Slot, SlotPool
+from headrace.load.tabled import Columns, takes_tables
 from headrace.load.workers import Workers
 from headrace.telemetry import Meter
 from headrace.transform import prepare_worker, sample_rng
@@ -88,15 +88,16 @@ class Feed:
             )
         chain = Chain(job.ops, job.order.seed, self._specs, job.collate is not None, seeds_globals=job.processes > 1)
         direct = DirectReader(job.dataset, chain, self._meters) if reads_directly(job, self._specs) else None
-        self._workers = Workers(chain, job, lanes.transform, self._meters, direct)
+        columns = Columns(self._specs or {}) if direct is None and takes_tables(job, self._specs) else None
+        self._workers = Workers(chain, job, lanes.transform, self._meters, direct, columns)
         return self._workers
 
-    def _deliver(self, delivery: Delivery, batch: Batch | None) -> None:
+    def _deliver(self, delivery: Delivery, slot: Slot | None) -> None:
         """Send a batch to the trainer, with its slot's descriptor the first time."""
         fds: tuple[int, ...] = ()
-        if batch is not None and delivery.slot not in self._sent:
-            self._sent.add(delivery.slot)
-            fds = (batch.slot.fd,)
+        if slot is not None and slot.number not in self._sent:
+            self._sent.add(slot.number)
+            fds = (slot.fd,)
         try:
             self._channel.send(delivery, fds)
         except (BrokenPipeError, ConnectionResetError):

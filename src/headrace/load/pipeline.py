@@ -25,8 +25,9 @@ from headrace.load.fields import Specs
 from headrace.load.job import STAGES, Delivery, Job, Lanes, unexpected
 from headrace.load.marks import Doing
 from headrace.load.reader import PlannedRun, ReadAhead
-from headrace.load.slots import SlotPool
-from headrace.load.workers import Source, Task, Workers
+from headrace.load.slots import Slot, SlotPool
+from headrace.load.tabled import Part, TabledBatch
+from headrace.load.workers import Parts, Source, Task, Workers
 from headrace.order import Places, Run
 from headrace.telemetry import Meter
 
@@ -55,7 +56,7 @@ class _Pending:
     """A batch that is under way."""
 
     plan: _Plan
-    batch: Batch
+    batch: Batch | TabledBatch
     finished: bool = False
 
 
@@ -69,7 +70,7 @@ class Pipeline:
         workers: Workers,
         slots: SlotPool,
         meters: dict[str, Meter],
-        deliver: Callable[[Delivery, Batch | None], None],
+        deliver: Callable[[Delivery, Slot | None], None],
         lanes: Lanes,
         generation: int,
         epoch: int,
@@ -92,7 +93,7 @@ class Pipeline:
         self._reading_lanes = lanes.read if workers.direct is None else lanes.transform
         self._ahead: ReadAhead | PagesAhead
         if workers.direct is None:
-            self._ahead = ReadAhead(job.dataset, runs, job.memory_bytes, lanes.read, meters)
+            self._ahead = ReadAhead(job.dataset, runs, job.memory_bytes, lanes.read, meters, workers.columns)
         else:
             self._ahead = PagesAhead(job.dataset, runs, job.memory_bytes)
         self._thread = threading.Thread(target=self._run, args=(epoch, step), name="plan", daemon=True)
@@ -122,6 +123,10 @@ class Pipeline:
         if slot is None:
             return False
         try:
+            parts = self._parts(plan)
+            if parts is not None:
+                self._make_tabled(plan, slot, parts)
+                return True
             batch = Batch(slot, len(plan.real), plan.real if plan.has_repeats else None, self._specs)
         except BaseException:
             self._slots.release(slot.number)
@@ -132,7 +137,7 @@ class Pipeline:
         for first in range(0, batch.num_rows, self._chunk_rows):
             last = min(first + self._chunk_rows, batch.num_rows)
             if isinstance(self._ahead, PagesAhead):
-                self._workers.submit(_rows(pending, first, last, partial(self._done, pending)))
+                self._workers.submit(_rows(plan, batch, first, last, partial(self._done, pending)))
                 continue
             sources = self._sources_or_error(plan, first, last, self._ahead)
             if isinstance(sources, HeadraceError):
@@ -140,6 +145,27 @@ class Pipeline:
                 return False
             self._workers.submit(Task(batch, sources, partial(self._done, pending)))
         return True
+
+    def _parts(self, plan: _Plan) -> list[Part] | None:
+        """The batch's rows by the runs that they lie in; None unless all of these have columns."""
+        if self._workers.columns is None or not isinstance(self._ahead, ReadAhead) or not plan.real.all():
+            return None
+        runs, parts = plan.places.run, []
+        by_run = np.argsort(runs, kind="stable")
+        for rows in np.split(by_run, np.flatnonzero(np.diff(runs[by_run])) + 1):
+            run = self._ahead.get((plan.epoch, int(runs[rows[0]])), plan.stop)
+            if run is None or run.columns is None:
+                return None
+            parts.append(Part(run.columns, rows, plan.places.sample[rows]))
+        return parts
+
+    def _make_tabled(self, plan: _Plan, slot: Slot, parts: list[Part]) -> None:
+        assert self._workers.columns is not None  # there are parts
+        batch = TabledBatch(slot, len(plan.real), self._workers.columns, plan.epoch, int(plan.positions[0]))
+        pending = _Pending(plan, batch)
+        with self._changed:
+            self._pending.append(pending)
+        self._workers.submit(Parts(batch, parts, partial(self._done, pending)))
 
     def _sources_or_error(self, plan: _Plan, first: int, last: int, reader: ReadAhead) -> list[Source] | HeadraceError:
         try:
@@ -188,7 +214,7 @@ class Pipeline:
         if delivery.error is not None:
             self._stopped = True
             self._slots.wake()
-        self._deliver(delivery, pending.batch)
+        self._deliver(delivery, pending.batch.slot)
         self._ahead.release(pending.plan.stop)
 
     def _delivery(self, pending: _Pending) -> Delivery:
@@ -217,12 +243,12 @@ class Pipeline:
                 self._deliver(Delivery(self._generation, error=error), None)
 
 
-def _rows(pending: _Pending, first: int, last: int, done: Callable[[bool], None]) -> Rows:
-    plan, places = pending.plan, pending.plan.places
+def _rows(plan: _Plan, batch: Batch, first: int, last: int, done: Callable[[bool], None]) -> Rows:
+    places = plan.places
     positions, pieces, samples = (
         column[first:last].tolist() for column in (plan.positions, places.piece, places.sample)
     )
-    return Rows(pending.batch, first, plan.epoch, positions, pieces, samples, done)
+    return Rows(batch, first, plan.epoch, positions, pieces, samples, done)
 
 
 def _rows_per_chunk(job: Job) -> int:

@@ -25,6 +25,7 @@ from headrace.formats.index import Range
 from headrace.load.buffers import BufferPool
 from headrace.load.files import OpenFiles
 from headrace.load.marks import Lane
+from headrace.load.tabled import Columns, RunColumns
 from headrace.load.whole import WholePieces
 from headrace.order import Run
 from headrace.storage import File
@@ -55,6 +56,8 @@ class LoadedRun:
     num_bytes: int = 0
     """Memory that the run alone holds."""
     buffer: NDArray[np.uint8] | None = None
+    columns: RunColumns | None = None
+    """The samples as batches take them at once, where that can be."""
     error: HeadraceError | None = None
 
 
@@ -68,9 +71,11 @@ class ReadAhead:
         memory_bytes: int,
         lanes: Sequence[Lane],
         meters: dict[str, Meter],
+        columns: Columns | None = None,
     ) -> None:
-        """As many threads as there are lanes for their marks."""
+        """As many threads as there are lanes for their marks. With `columns`, runs have theirs where that can be."""
         self._dataset = dataset
+        self._columns = columns
         self._files = OpenFiles(dataset)
         self._pieces = dataset.pieces
         self._lot_runs = 1 if dataset.is_remote else LOT_RUNS
@@ -149,10 +154,18 @@ class ReadAhead:
         try:
             index = self._dataset.piece(run.piece)
             if not index.is_ranged:
-                return LoadedRun(name, index, self._whole.get(run.piece, index, shard))
-            return self._load_range(run, index, shard, name)
+                loaded = LoadedRun(name, index, self._whole.get(run.piece, index, shard))
+            else:
+                loaded = self._load_range(run, index, shard, name)
+            loaded.columns = self._columns_of(run, loaded.opened)
+            return loaded
         except HeadraceError as err:
             return LoadedRun(name, None, None, error=err)
+
+    def _columns_of(self, run: Run, opened: Opened | None) -> RunColumns | None:
+        if self._columns is None or opened is None or opened.damage:
+            return None
+        return self._columns.of(opened.table(run.first, run.last))
 
     def _load_range(self, run: Run, index: ShardIndex, shard: int, name: str) -> LoadedRun:
         ranges = index.ranges(run.first, run.last)

@@ -23,6 +23,7 @@ from headrace.load.marks import PROBED, Lane, Where
 from headrace.load.process import Process, ProcessLostError
 from headrace.load.reader import LoadedRun
 from headrace.load.rows import Chain, Made, Row, condemned_row, damaged, make_rows
+from headrace.load.tabled import Columns, Part, TabledBatch
 from headrace.telemetry import Meter
 
 
@@ -46,22 +47,48 @@ class Task:
     sources: list[Source]
     done: Callable[[bool], None]
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows."""
+        return len(self.sources)
+
+
+@dataclass(slots=True)
+class Parts:
+    """A whole batch out of tables, and whom to tell when it is done."""
+
+    batch: TabledBatch
+    parts: list[Part]
+    done: Callable[[bool], None]
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows."""
+        return self.batch.num_rows
+
 
 class Workers:
     """Takes tasks off a queue with some threads; each transforms by itself, or has a process do it."""
 
     def __init__(
-        self, chain: Chain, job: Job, lanes: Sequence[Lane], meters: Mapping[str, Meter], direct: DirectReader | None
+        self,
+        chain: Chain,
+        job: Job,
+        lanes: Sequence[Lane],
+        meters: Mapping[str, Meter],
+        direct: DirectReader | None,
+        columns: Columns | None,
     ) -> None:
         """As many threads as there are lanes for their marks; `job` says whether each has a process.
 
-        With `direct`, tasks are `Rows` that are read straight into batches.
+        With `direct`, tasks are `Rows` that are read straight into batches; with `columns`, some may be `Parts`.
         """
         self._chain = chain
         self._condemned = job.condemned
         self._meters = meters
         self._direct = direct
-        self._tasks: queue.SimpleQueue[Task | Rows | None] = queue.SimpleQueue()
+        self.columns = columns
+        self._tasks: queue.SimpleQueue[Task | Rows | Parts | None] = queue.SimpleQueue()
         self.caution = Caution(job.suspects)
         makers = [
             _Remote(chain, job, lane).make if job.processes > 1 else _local(chain, self.caution, lane) for lane in lanes
@@ -78,7 +105,7 @@ class Workers:
         """What reads samples straight into batches, if they are."""
         return self._direct
 
-    def submit(self, task: Task | Rows) -> None:
+    def submit(self, task: Task | Rows | Parts) -> None:
         """Have a task done by whichever worker is free."""
         self._tasks.put(task)
 
@@ -94,9 +121,15 @@ class Workers:
                 task.done(self._direct.read(task, lane))
                 self._meters["read"].add(wait_sec=began - waiting)
                 continue
-            task.done(self._do(task, make))
+            task.done(self._fill(task, lane) if isinstance(task, Parts) else self._do(task, make))
             ended = time.perf_counter()
-            self._meters["transform"].add(items=len(task.sources), busy_sec=ended - began, wait_sec=began - waiting)
+            self._meters["transform"].add(items=task.num_rows, busy_sec=ended - began, wait_sec=began - waiting)
+
+    def _fill(self, task: Parts, lane: Lane) -> bool:
+        lane.mark(task.batch.epoch, task.batch.position)
+        task.batch.fill(task.parts)
+        lane.clear()
+        return True
 
     def _do(self, task: Task, make: Callable[[Batch, list[Row]], list[Made]]) -> bool:
         numbers = [source.row for source in task.sources]

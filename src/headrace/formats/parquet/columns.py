@@ -75,6 +75,11 @@ def get_values(array: pa.Array) -> Get:
     return _or_none(array, _getter(array, inside=False))
 
 
+def get_numbers(array: pa.Array) -> npt.NDArray[Any]:
+    """A column of numbers, none of which is missing, as an array."""
+    return _dense(array)
+
+
 def fixed_shape(kind: pa.DataType) -> tuple[pa.DataType, tuple[int, ...]] | None:
     """The type of the numbers and the shape of an array of fixed size, such as a list of two lists of three."""
     shape: list[int] = []

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
@@ -16,6 +17,7 @@ from headrace.formats.parquet.columns import (
     Get,
     fixed_shape,
     get_arrays,
+    get_numbers,
     get_values,
     is_bytes,
     is_float_decimal,
@@ -26,6 +28,7 @@ from headrace.formats.parquet.columns import (
 )
 from headrace.formats.parquet.footer import Footer
 from headrace.formats.parquet.schema import Column, FileSchema
+from headrace.formats.table import objects
 
 KEY = "__key__"
 ARRAY_FACT = b"headrace.array"
@@ -71,6 +74,23 @@ def values_of(column: Column, array: pa.Array) -> Get:
         return get_values(array)
     except DatasetError as err:
         raise type(err)(f"column {column.name!r} is not read: {err}") from err
+
+
+def column_of(column: Column, array: pa.Array, get: Get) -> npt.NDArray[Any] | None:
+    """A field's values as the column of a Table, without a Python call for each number; None where that cannot be.
+
+    `get` gives the values one by one.
+    """
+    kind = array.type
+    if array.null_count or isinstance(kind, pa.BaseExtensionType):
+        return None
+    if is_number(kind):
+        return get_numbers(array)
+    if is_text(kind):
+        return objects(array.to_pylist(), len(array))
+    if is_bytes(kind) and stored_array(column.field) is None:
+        return objects(map(get, range(len(array))), len(array))
+    return None
 
 
 def is_file_struct(kind: pa.DataType) -> bool:

@@ -8,15 +8,17 @@ wanted chunks is not read, if there is much of it.
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
 from headrace.errors import DamagedError, DatasetError, ManifestError, OptionError
 from headrace.formats.arrow import Column as IndexColumn
@@ -26,11 +28,12 @@ from headrace.formats.columns import I64, U64, Strings
 from headrace.formats.fields import Field, fields_from_json
 from headrace.formats.index import Opened, Range, ShardIndex, StoredIndex
 from headrace.formats.parquet.columns import Get
-from headrace.formats.parquet.fields import data_columns, missing_files, values_of
+from headrace.formats.parquet.fields import column_of, data_columns, missing_files, values_of
 from headrace.formats.parquet.footer import MAX_GROUP_BYTES, Chunk, RowGroup
 from headrace.formats.parquet.schema import ARROW_ERRORS, Column, FileSchema, one_line
 from headrace.formats.parquet.thrift import ThriftError
 from headrace.formats.parquet.unpack import Stored, plan_unpacking, unpack
+from headrace.formats.table import Table, objects
 
 _COLUMNS = (
     ("samples", "int64"),
@@ -155,7 +158,13 @@ class RowGroupIndex(ShardIndex):
         except ARROW_ERRORS as err:
             raise DamagedError(f"row group {self._group.number} does not unpack: {one_line(err)}") from err
         num_bytes = sum(array.get_total_buffer_size() for array in arrays.values())
-        return OpenedRows(self.key, gets, damage, num_bytes)
+        return OpenedRows(self.key, gets, damage, num_bytes, partial(self._columns_of, arrays, gets))
+
+    def _columns_of(self, arrays: Mapping[str, pa.Array], gets: Mapping[str, Get]) -> dict[str, NDArray[Any]] | None:
+        """Every field as a column of a Table; None if some field has no such column."""
+        found = {column.name: column_of(column, arrays[column.name], gets[column.name]) for column in self._columns}
+        columns = {name: values for name, values in found.items() if values is not None}
+        return columns if len(columns) == len(found) else None
 
     def _leaves(self) -> Iterator[int]:
         return (number for column in self._columns for number in column.leaves)
@@ -216,10 +225,29 @@ class OpenedRows(Opened):
     """The rows of a row group."""
 
     def __init__(
-        self, key: Callable[[int], str], gets: Mapping[str, Get], damage: Mapping[int, str], num_bytes: int
+        self,
+        key: Callable[[int], str],
+        gets: Mapping[str, Get],
+        damage: Mapping[int, str],
+        num_bytes: int,
+        columns: Callable[[], Mapping[str, NDArray[Any]] | None] = lambda: None,
     ) -> None:
+        """`columns` makes the columns of a Table of all rows."""
         self.damage, self.num_bytes = damage, num_bytes
-        self._key, self._gets = key, tuple(gets.items())
+        self._key, self._gets, self._make_columns = key, tuple(gets.items()), columns
+        self._lock = threading.Lock()
+
+    def table(self, first: int, last: int) -> Table | None:
+        with self._lock:  # the runs that share a row group come from several threads
+            columns = self._columns
+        if columns is None:
+            return None
+        keys = objects(map(self._key, range(first, last)), last - first)
+        return Table(first, keys, {name: column[first:last] for name, column in columns.items()})
+
+    @cached_property
+    def _columns(self) -> Mapping[str, NDArray[Any]] | None:
+        return self._make_columns()
 
     def sample(self, i: int) -> dict[str, Any]:
         sample: dict[str, Any] = {"__key__": self._key(i)}

@@ -6,7 +6,7 @@ Of a compressed tar it says the same of what the tar unpacks to: such a shard is
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -123,6 +123,9 @@ class TarIndex(SpansIndex):
 
     def key(self, i: int) -> str:
         return self._keys[i]
+
+    def keys(self, first: int, last: int) -> Iterable[str]:
+        return self._keys.some(first, last)
 
     def key_hashes(self) -> U64:
         return self._keys.hashes()

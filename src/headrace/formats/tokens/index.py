@@ -6,11 +6,12 @@ that it lies in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from headrace.formats.arrow import Column, IndexFile, index_to_bytes
 from headrace.formats.columns import I64, U64, Strings
@@ -230,6 +231,15 @@ class WindowIndex(RangedIndex):
 
     def sample(self, i: int, data: memoryview, base: int) -> dict[str, Any]:
         return {"__key__": self.key(i), FIELD: np.frombuffer(data, self.dtype, self._window, self._start(i) - base)}
+
+    def keys(self, first: int, last: int) -> Iterable[str]:
+        stem, stride = self._stem, self._stride
+        return [f"{stem}:{at}" for at in range(first * stride, last * stride, stride)]
+
+    def table_columns(self, first: int, last: int, data: memoryview, base: int) -> Mapping[str, NDArray[Any]]:
+        num_tokens = (last - first - 1) * self._stride + self._window
+        tokens = np.frombuffer(data, self.dtype, num_tokens, self._start(first) - base)
+        return {FIELD: np.lib.stride_tricks.sliding_window_view(tokens, self._window)[:: self._stride]}
 
     def _start(self, i: int) -> int:
         return self._header_bytes + i * self._stride * self.dtype.itemsize
