@@ -148,7 +148,7 @@ class Pipeline:
 
     def _parts(self, plan: _Plan) -> list[Part] | None:
         """The batch's rows by the runs that they lie in; None unless all of these have columns."""
-        if self._workers.columns is None or not isinstance(self._ahead, ReadAhead) or not plan.real.all():
+        if self._workers.columns is None or not isinstance(self._ahead, ReadAhead) or plan.has_repeats:
             return None
         runs, parts = plan.places.run, []
         by_run = np.argsort(runs, kind="stable")
