@@ -88,7 +88,7 @@ class Feed:
             )
         chain = Chain(job.ops, job.order.seed, self._specs, job.collate is not None, seeds_globals=job.processes > 1)
         direct = DirectReader(job.dataset, chain, self._meters) if reads_directly(job, self._specs) else None
-        columns = Columns(self._specs or {}) if direct is None and takes_tables(job, self._specs) else None
+        columns = Columns(self._specs or {}, job.ops) if direct is None and takes_tables(job, self._specs) else None
         self._workers = Workers(chain, job, lanes.transform, self._meters, direct, columns)
         return self._workers
 

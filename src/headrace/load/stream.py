@@ -23,7 +23,7 @@ from headrace.load.state import MAX_PARTITIONS, partitions_of
 from headrace.order import MixedOrder, Order, default_partitions, derive_key
 from headrace.rank import Rank, resolve_rank
 from headrace.storage import parse_size
-from headrace.transform import Decode, Filter, Op, Sample
+from headrace.transform import Cast, Decode, Filter, Op, Sample
 from headrace.transform.chain import Shape, as_op
 from headrace.transform.pixels import Color
 
@@ -93,6 +93,13 @@ class Stream(IterableDataset[Sample]):
         the dataset (first, middle, last); `shapes` declares it: field -> (dtype, sizes), or None for a list.
         """
         return replace(self, ops=(*self.ops, as_op(fn, shapes)))
+
+    def cast(self, dtypes: Mapping[str, Any]) -> Stream:
+        """Give fields of numbers other types: `{"tokens": "int64", "price": torch.float32}`.
+
+        Whole numbers become wider ones or floats; floats may be rounded. Raises OptionError for what is no such type.
+        """
+        return replace(self, ops=(*self.ops, Cast.of(dtypes)))
 
     def filter(self, fn: Callable[..., Any]) -> Stream:
         """Keep a sample where `fn(sample)` or `fn(sample, rng)` is true.

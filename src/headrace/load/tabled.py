@@ -17,7 +17,7 @@ from headrace.load.fields import Specs
 from headrace.load.job import Array, Blobs, Collate, Content, Delivery, Job, OnError, unexpected
 from headrace.load.slots import Slot
 from headrace.telemetry import Meter
-from headrace.transform import ArraySpec
+from headrace.transform import ArraySpec, Cast, Decode, Op, may_cast
 
 I64 = NDArray[np.int64]
 
@@ -27,39 +27,73 @@ _PADS = [bytes(WORD - rest) if rest else b"" for rest in range(WORD)]
 
 
 def takes_tables(job: Job, specs: Specs | None) -> bool:
-    """Whether a job's samples go into batches as they are stored, so that tables can be used where there are some."""
-    if specs is None or job.ops or job.collate is not None or job.processes > 1:
+    """Whether a job's samples may go into batches column by column, where there are tables of them."""
+    if specs is None or job.collate is not None or job.processes > 1 or job.suspects or job.condemned:
         return False
-    return not (job.suspects or job.condemned)
+    stored = [name for name, field in job.dataset.schema.items() if field.type in ("bytes", "image")]
+    return all(_takes_columns(op, specs, stored) for op in job.ops)
+
+
+def _takes_columns(op: Op, specs: Specs, stored: Sequence[str]) -> bool:
+    """Whether a step works on columns as it does on samples; `stored` are the fields that hold bytes before any."""
+    if isinstance(op, Cast):
+        return all(name in specs and name not in stored for name, _ in op.dtypes)
+    return isinstance(op, Decode) and all(map(op.takes_columns, stored))
 
 
 class Columns:
-    """What a batch needs of each field, and how a table offers it."""
+    """What a batch needs of each field, and how it comes out of a table."""
 
-    def __init__(self, specs: Specs) -> None:
+    def __init__(self, specs: Specs, ops: Sequence[Op]) -> None:
+        """`ops` are steps that work on columns too."""
         self.specs = specs
         self.arrays = {name: spec for name, spec in specs.items() if spec is not None}
         self.lists = [name for name, spec in specs.items() if spec is None]
+        self._steps = [op for op in ops if isinstance(op, Cast | Decode)]
+        self._is_cast = {name for op in ops if isinstance(op, Cast) for name, _ in op.dtypes}
         self._packed = np.dtype([(name, spec.dtype, spec.shape) for name, spec in self.arrays.items()])
 
     def of(self, table: Table | None) -> RunColumns | None:
-        """A table's columns in the form in which batches take them; None if it does not fit."""
+        """A table's columns in the form in which batches take them; None if samples are to be taken one by one."""
         if table is None or table.columns.keys() != self.specs.keys():
             return None
-        if not all(_fits(table.columns[name], spec) for name, spec in self.specs.items()):
-            return None
-        lists = [table.columns[name] for name in self.lists]
-        return RunColumns(table.first, table.keys, self._rows(table), lists)
+        columns: dict[str, NDArray[Any]] = {}
+        for name, stored in table.columns.items():
+            column = self._stepped(name, stored)
+            if column is None or not self._fits(name, column):
+                return None
+            columns[name] = column
+        return RunColumns(table.first, table.keys, self._rows(columns), [columns[name] for name in self.lists])
 
-    def _rows(self, table: Table) -> NDArray[Any] | None:
+    def _stepped(self, name: str, column: NDArray[Any] | None) -> NDArray[Any] | None:
+        """The column after all steps."""
+        for step in self._steps:
+            if column is None:
+                break
+            if column.dtype.kind == "V" and not step.leaves(name):
+                column = _views(column)
+            try:
+                column = step.column(name, column)
+            except ValueError:  # one by one it is told of which sample
+                return None
+        return column
+
+    def _fits(self, name: str, column: NDArray[Any]) -> bool:
+        spec = self.specs[name]
+        if spec is None:
+            return column.dtype.kind in "OV"
+        dtype = np.dtype(spec.dtype)
+        casts = may_cast(column.dtype, dtype) if name in self._is_cast else np.can_cast(column.dtype, dtype, "safe")
+        return column.shape[1:] == spec.shape and bool(casts)
+
+    def _rows(self, columns: dict[str, NDArray[Any]]) -> NDArray[Any] | None:
         """All tensor fields side by side: taking a sample is one copy, however many they are."""
-        if not self.arrays:
-            return None
-        if len(self.arrays) == 1:
-            return table.columns[next(iter(self.arrays))]
-        rows = np.empty(len(table.keys), self._packed)
-        for name in self.arrays:
-            rows[name] = table.columns[name]
+        arrays = [columns[name] for name in self.arrays]
+        if len(arrays) < 2:
+            return arrays[0] if arrays else None
+        rows = np.empty(len(arrays[0]), self._packed)
+        for name, column in zip(self.arrays, arrays, strict=True):
+            rows[name] = column
         return rows
 
 
@@ -181,12 +215,6 @@ class TabledBatch:
             delivery.keys, delivery.fields, delivery.plain = self.keys, self.fields, pickled(self.plain)
         delivery.slot_bytes, delivery.used_bytes = self.slot.size, self.slot.used
         meter.add(items=self.num_rows, num_bytes=self.slot.used, busy_sec=time.perf_counter() - began)
-
-
-def _fits(column: NDArray[Any], spec: ArraySpec | None) -> bool:
-    if spec is None:
-        return column.dtype == np.object_ or column.dtype.kind == "V"
-    return column.shape[1:] == spec.shape and np.can_cast(column.dtype, np.dtype(spec.dtype), "safe")
 
 
 def _views(values: NDArray[np.void]) -> NDArray[np.object_]:

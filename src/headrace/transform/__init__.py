@@ -1,5 +1,6 @@
 """What happens to one sample: decoding, image steps, the user's functions. Without torch and without I/O."""
 
+from headrace.transform.cast import Cast, may_cast
 from headrace.transform.chain import Filter, Map, apply, as_op, output_fields
 from headrace.transform.decode import Decode
 from headrace.transform.image import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
@@ -10,6 +11,7 @@ from headrace.transform.spec import ArraySpec, Encoded, Fields, Op, Ragged, Samp
 
 __all__ = [
     "ArraySpec",
+    "Cast",
     "CenterCrop",
     "Decode",
     "Encoded",
@@ -25,6 +27,7 @@ __all__ = [
     "Sample",
     "apply",
     "as_op",
+    "may_cast",
     "output_fields",
     "prepare_worker",
     "probe_image",

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from headrace.errors import OptionError, TransformError
 from headrace.transform.pixels import NUM_CHANNELS, Color, decode_image
@@ -75,6 +76,26 @@ class Decode:
             if not (isinstance(spec, Encoded) and self._kind(name) == "array")
         }
         return {field: self._spec(field, spec) for field, spec in stays.items()}
+
+    def leaves(self, field: str) -> bool:
+        """Whether bytes in this field stay what they are."""
+        return self._kind(field) == "bytes"
+
+    def takes_columns(self, field: str) -> bool:
+        """Whether bytes in this field are decoded by `column` too."""
+        return self._kind(field) in ("bytes", "text", "int")
+
+    def column(self, field: str, column: NDArray[Any]) -> NDArray[Any] | None:
+        """A column of many samples after the step; None where samples are to be decoded one by one.
+
+        Objects in it are all str, or all memoryviews. Raises ValueError for data that is not what its name says.
+        """
+        kind = self._kind(field)
+        if column.dtype != np.object_ or not isinstance(column[0], memoryview) or kind == "bytes":
+            return column
+        if kind == "text":
+            return np.fromiter(map(_decode_text, column), np.object_, len(column))
+        return np.fromiter(map(_decode_int, column), np.int64, len(column)) if kind == "int" else None
 
     def _kind(self, field: str) -> Kind:
         return "image" if field in self.images else field_kind(field)

@@ -86,6 +86,10 @@ def column_of(column: Column, array: pa.Array, get: Get) -> npt.NDArray[Any] | N
         return None
     if is_number(kind):
         return get_numbers(array)
+    if pa.types.is_dictionary(kind) and is_text(kind.value_type) and not array.dictionary.null_count:
+        texts: npt.NDArray[Any] = objects(array.dictionary.to_pylist(), len(array.dictionary))
+        values: npt.NDArray[Any] = texts[get_numbers(array.indices)]
+        return values
     if is_text(kind):
         return objects(array.to_pylist(), len(array))
     if is_bytes(kind) and stored_array(column.field) is None:

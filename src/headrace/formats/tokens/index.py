@@ -68,12 +68,11 @@ class Blocks:
 
     def damaged(self, base: int, data: memoryview) -> list[tuple[int, int]]:
         """The byte ranges (start, end) of the blocks in `data`, found at offset `base`, whose checksums differ."""
-        found = []
-        for at in range(0, len(data), self.covered):
-            block = data[at : at + self.covered]
-            if xxhash.xxh3_64_intdigest(block) != int(self.checksums[(base + at) // self.covered]):
-                found.append((base + at, base + at + len(block)))
-        return found
+        starts, covered, checksum = range(0, len(data), self.covered), self.covered, xxhash.xxh3_64_intdigest
+        found = np.fromiter((checksum(data[at : at + covered]) for at in starts), np.uint64, len(starts))
+        first = base // covered
+        differing = np.flatnonzero(found != self.checksums[first : first + len(found)]).tolist()
+        return [(base + k * covered, base + min((k + 1) * covered, len(data))) for k in differing]
 
 
 class TokensIndex(RangedIndex, StoredIndex):
@@ -237,9 +236,8 @@ class WindowIndex(RangedIndex):
         return [f"{stem}:{at}" for at in range(first * stride, last * stride, stride)]
 
     def table_columns(self, first: int, last: int, data: memoryview, base: int) -> Mapping[str, NDArray[Any]]:
-        num_tokens = (last - first - 1) * self._stride + self._window
-        tokens = np.frombuffer(data, self.dtype, num_tokens, self._start(first) - base)
-        return {FIELD: np.lib.stride_tricks.sliding_window_view(tokens, self._window)[:: self._stride]}
+        steps = self._stride * self.dtype.itemsize, self.dtype.itemsize
+        return {FIELD: np.ndarray((last - first, self._window), self.dtype, data, self._start(first) - base, steps)}
 
     def _start(self, i: int) -> int:
         return self._header_bytes + i * self._stride * self.dtype.itemsize
