@@ -1,82 +1,153 @@
-"""Raw records into the trainer's memory: GB/s of 114,660-byte records in batches of 400, checksums verified.
+"""Raw records into the trainer's memory: GB/s of 114,660-byte records in batches of 400, beside other loaders.
 
-    python benchmarks/feed_raw.py [--records 4000] [--rounds 5] [--threads 2]
+    python benchmarks/feed_raw.py [--records 4000] [--record-bytes 114660] [--batch-size 400] [--rounds 5] [--threads 2]
 
-The ceiling is one core's memcpy of the same bytes, batch by batch, into memory that is touched already. Shards lie on
-the local disk and, after the first pass, in the page cache.
+headrace verifies a checksum of every record, the others none. Two ceilings: one core's memcpy of as many bytes, batch
+by batch, into memory that is touched already; and what no loader of one core can do without, reading records at random
+out of the page cache and going over them once for the checksum. All data lies on the local disk and, after the first
+pass, in the page cache. Every measurement is a process of its own; candidates take turns. Records of 1,000 bytes show what a
+sample costs: --record-bytes 1000 --records 1000000 --batch-size 1024.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import xxhash
 
 import headrace as hr
 from measure import finish, ratio, rounds
+from peers import versions
+from raw_peers import PEERS, records
 
-RECORD_BYTES, BATCH_SIZE = 114_660, 400
 SECONDS = 3.0
+WARM_UP_BATCHES = 8
+"""The slots' first touch, processes that start, the page cache."""
 
 
-def pack_records(target: Path, num_records: int) -> None:
-    """Records of random bytes in tar shards."""
-    rng = np.random.default_rng(0)
-    hr.pack(({"bin": rng.bytes(RECORD_BYTES)} for _ in range(num_records)), target)
-
-
-def memcpy_rate() -> float:
+def memcpy_rate(record_bytes: int, batch_size: int) -> float:
     """GB/s of one core copying batches of records."""
-    source = np.random.default_rng(0).integers(0, 256, 4 * BATCH_SIZE * RECORD_BYTES, np.uint8)
-    target = np.zeros(BATCH_SIZE * RECORD_BYTES, np.uint8)
+    source = np.random.default_rng(0).integers(0, 256, 4 * batch_size * record_bytes, np.uint8)
+    target = np.zeros(batch_size * record_bytes, np.uint8)
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < SECONDS:
         at = count % 4 * len(target)
-        for place in range(0, len(target), RECORD_BYTES):
-            target[place : place + RECORD_BYTES] = source[at + place : at + place + RECORD_BYTES]
+        for place in range(0, len(target), record_bytes):
+            target[place : place + record_bytes] = source[at + place : at + place + record_bytes]
         count += 1
     return count * len(target) / (time.perf_counter() - began) / 1e9
 
 
-def feed_rate(dataset: hr.Dataset, threads: int) -> float:
-    """GB/s that the trainer is given, after the first batches."""
-    with hr.Loader(hr.Stream(dataset, epochs=None), batch_size=BATCH_SIZE, threads=threads) as loader:
-        num_bytes, began = 0, 0.0
-        for number, batch in enumerate(loader):
-            if number < 4:  # the slots' first touch
-                began = time.perf_counter()
-                continue
-            num_bytes += sum(len(record) for record in batch["bin"])
-            if time.perf_counter() - began > SECONDS:
-                return num_bytes / (time.perf_counter() - began) / 1e9
-    raise AssertionError("an endless stream ended")
+def read_rate(folder: Path, record_bytes: int, batch_size: int) -> float:
+    """GB/s of one core reading records out of the page cache into as many batches as a loader has, and hashing them."""
+    files = [path.open("rb", buffering=0) for path in sorted(folder.glob("*.tar"))]
+    sizes = [Path(file.name).stat().st_size for file in files]
+    target = memoryview(np.zeros(5 * batch_size * record_bytes, np.uint8))
+    rng, at, num_bytes, began = np.random.default_rng(0), 0, 0, time.perf_counter()
+    while time.perf_counter() - began < SECONDS:
+        k = int(rng.integers(len(files)))
+        view = target[at : at + record_bytes]
+        files[k].seek(int(rng.integers(max(1, sizes[k] - record_bytes))))
+        files[k].readinto(view)
+        xxhash.xxh3_64_intdigest(view)
+        at, num_bytes = (at + record_bytes) % len(target), num_bytes + record_bytes
+    return num_bytes / (time.perf_counter() - began) / 1e9
+
+
+def delivered_rate(batches: Iterator[list[Any]]) -> float:
+    """GB/s that come, after the first batches."""
+    num_bytes, began = 0, time.perf_counter()
+    for number, batch in enumerate(batches):
+        if number < WARM_UP_BATCHES:
+            began = time.perf_counter()
+            continue
+        num_bytes += sum(map(len, batch))
+        if time.perf_counter() - began > SECONDS:
+            return num_bytes / (time.perf_counter() - began) / 1e9
+    raise AssertionError("an endless iteration ended")
+
+
+def headrace_batches(folder: Path, batch_size: int, threads: int) -> Iterator[list[Any]]:
+    """What a `headrace.Loader` gives."""
+    with hr.Loader(hr.Stream(hr.open(folder), epochs=None), batch_size=batch_size, threads=threads) as loader:
+        for batch in loader:
+            yield batch["bin"]
+
+
+def measure_here(name: str, folder: Path, options: argparse.Namespace) -> None:
+    """Measure one candidate in this process, and print its rate."""
+    if name == "memcpy":
+        rate = memcpy_rate(options.record_bytes, options.batch_size)
+    elif name == "read":
+        rate = read_rate(folder / "headrace", options.record_bytes, options.batch_size)
+    elif name == "headrace":
+        rate = delivered_rate(headrace_batches(folder / "headrace", options.batch_size, options.threads))
+    else:
+        rate = delivered_rate(PEERS[name].read(folder / name, options.batch_size))
+    print(json.dumps(rate))
+
+
+def rate_of(name: str, folder: Path, options: argparse.Namespace) -> float:
+    """GB/s of one candidate in a process of its own."""
+    arguments = [f"--{key.replace('_', '-')}={value}" for key, value in vars(options).items() if key != "here"]
+    command = [sys.executable, __file__, "--here", name, str(folder), *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def write_all(folder: Path, options: argparse.Namespace) -> list[str]:
+    """The same records for every library that is installed; returns the names of these."""
+    data = records(options.records, options.record_bytes)
+    hr.pack(({"bin": record} for record in data), folder / "headrace")
+    found = [name for name, peer in PEERS.items() if importlib.util.find_spec(peer.module)]
+    for name in found:
+        PEERS[name].write(folder / name, records(options.records, options.record_bytes))
+    return found
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=4000, help="records in the dataset")
+    parser.add_argument("--record-bytes", type=int, default=114_660)
+    parser.add_argument("--batch-size", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="threads of the loader process")
+    parser.add_argument("--threads", type=int, default=2, help="threads of headrace's loader process")
+    parser.add_argument("--here", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        pack_records(Path(folder) / "packed", options.records)
-        dataset = hr.open(Path(folder) / "packed")
+    if options.here:
+        measure_here(options.here[0], Path(options.here[1]), options)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        candidates = ["memcpy", "read", "headrace", *write_all(folder, options)]
         rates = rounds(
-            {
-                "ceiling: one core's memcpy, GB/s": memcpy_rate,
-                "headrace, GB/s": lambda: feed_rate(dataset, options.threads),
-            },
+            {candidate: lambda candidate=candidate: rate_of(candidate, folder, options) for candidate in candidates},
             options.rounds,
         )
-    ceiling, feed = rates.values()
+    best = max(candidates[3:], key=lambda name: rates[name].median)
+    ours = rates["headrace"]
     finish(
-        "raw records of 114,660 bytes delivered into the trainer's memory, batch 400",
-        {**rates, "share of one core's memcpy": ratio(feed, ceiling)},
-        **vars(options),
+        f"raw records of {options.record_bytes:,} bytes in the trainer's memory, batch {options.batch_size}, GB/s",
+        {
+            **rates,
+            "headrace / one core's memcpy": ratio(ours, rates["memcpy"]),
+            "headrace / one core's reading and hashing": ratio(ours, rates["read"]),
+            **{f"headrace / {candidate}": ratio(ours, rates[candidate]) for candidate in candidates[3:]},
+        },
+        best_peer=best,
+        versions=versions("webdataset", "mosaicml-streaming", "litdata", "grain", "spdl"),
+        **{key: value for key, value in vars(options).items() if key != "here"},
     )
 
 

@@ -1,0 +1,204 @@
+"""Raw records through the loaders of other libraries: each a folder that it reads, and an iterator of batches from it.
+
+A batch is a list of byte strings in the trainer's memory; two workers, as headrace has two threads; every epoch is
+shuffled, without end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+WORKERS = 2
+SHARD_BYTES = 64 << 20
+SHUFFLE_BUFFER = 1000
+
+
+def records(num_records: int, record_bytes: int) -> Iterator[bytes]:
+    """Random bytes, the same for every library."""
+    rng = random.Random(0)
+    for _ in range(num_records):
+        yield rng.randbytes(record_bytes)
+
+
+class LooseFiles:
+    """A folder of files as a map-style dataset."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(map(str, folder.iterdir()))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> bytes:
+        with open(self.paths[i], "rb") as file:
+            return file.read()
+
+
+def as_list(items: list[Any]) -> list[Any]:
+    """A batch as it comes."""
+    return items
+
+
+def write_loose(folder: Path, data: Iterator[bytes]) -> None:
+    folder.mkdir()
+    for number, record in enumerate(data):
+        (folder / f"{number:06d}.bin").write_bytes(record)
+
+
+def read_loose(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+    """PyTorch's DataLoader over loose files."""
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        LooseFiles(folder),
+        batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+        collate_fn=as_list,
+        drop_last=True,
+        persistent_workers=True,
+    )
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def write_webdataset(folder: Path, data: Iterator[bytes]) -> None:
+    import webdataset
+
+    folder.mkdir()
+    with webdataset.ShardWriter(str(folder / "%06d.tar"), maxsize=SHARD_BYTES, maxcount=10**9, verbose=0) as writer:
+        for number, record in enumerate(data):
+            writer.write({"__key__": f"{number:06d}", "bin": record})
+
+
+def read_webdataset(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+    import webdataset
+
+    urls = sorted(map(str, folder.glob("*.tar")))
+    dataset = webdataset.WebDataset(
+        urls, shardshuffle=len(urls), nodesplitter=webdataset.split_by_node, empty_check=False
+    )
+    samples = dataset.shuffle(SHUFFLE_BUFFER).to_tuple("bin").map(_first).batched(batch_size, collation_fn=as_list)
+    return iter(webdataset.WebLoader(samples.repeat(), batch_size=None, num_workers=WORKERS))
+
+
+def write_mds(folder: Path, data: Iterator[bytes]) -> None:
+    from peers import load_streaming
+
+    load_streaming()
+    from streaming.base import MDSWriter
+
+    with MDSWriter(out=str(folder), columns={"bin": "bytes"}, size_limit=SHARD_BYTES, progress_bar=False) as writer:
+        for record in data:
+            writer.write({"bin": record})
+
+
+def read_mds(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+    from torch.utils.data import DataLoader
+
+    from peers import load_streaming
+
+    base = load_streaming()
+    dataset = base.StreamingDataset(local=str(folder), shuffle=True, batch_size=batch_size, num_canonical_nodes=1)
+    loader = DataLoader(
+        dataset, batch_size, num_workers=WORKERS, collate_fn=_bins, drop_last=True, persistent_workers=True
+    )
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def write_litdata(folder: Path, data: Iterator[bytes]) -> None:
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder), chunk_bytes=SHARD_BYTES)
+    for number, record in enumerate(data):
+        writer[number] = record
+    writer.done()
+    writer.merge()
+
+
+def read_litdata(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+    import litdata
+
+    dataset = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True)
+    loader = litdata.StreamingDataLoader(
+        dataset, batch_size=batch_size, num_workers=WORKERS, collate_fn=_as_bytes, persistent_workers=True
+    )
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def write_grain(folder: Path, data: Iterator[bytes]) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder.mkdir()
+    writer = ArrayRecordWriter(str(folder / "data.array_record"), "group_size:1,uncompressed")
+    for record in data:
+        writer.write(record)
+    writer.close()
+
+
+def read_grain(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+    import grain.python as grain
+
+    source = grain.ArrayRecordDataSource([str(folder / "data.array_record")])
+    dataset = grain.MapDataset.source(source).shuffle(seed=0).repeat().to_iter_dataset()
+    batches = dataset.batch(batch_size, batch_fn=as_list)
+    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=WORKERS)))
+
+
+def read_spdl(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+    """SPDL over loose files: a pipeline of threads that read and put together."""
+    from spdl.pipeline import PipelineBuilder
+
+    paths = sorted(map(str, folder.iterdir()))
+    builder = PipelineBuilder().add_source(_endless(paths)).pipe(_read_file, concurrency=WORKERS)
+    pipeline = builder.aggregate(batch_size, drop_last=True).add_sink(4).build(num_threads=WORKERS)
+
+    def batches() -> Iterator[list[Any]]:
+        with pipeline.auto_stop():
+            yield from pipeline
+
+    return batches()
+
+
+class Peer(NamedTuple):
+    """A library, what writes records for it, and what reads batches of them."""
+
+    module: str
+    write: Callable[[Path, Iterator[bytes]], None]
+    read: Callable[[Path, int], Iterator[list[Any]]]
+
+
+PEERS = {
+    "DataLoader over loose files": Peer("torch", write_loose, read_loose),
+    "WebDataset": Peer("webdataset", write_webdataset, read_webdataset),
+    "MDS": Peer("streaming", write_mds, read_mds),
+    "LitData": Peer("litdata", write_litdata, read_litdata),
+    "Grain": Peer("grain", write_grain, read_grain),
+    "SPDL": Peer("spdl", write_loose, read_spdl),
+}
+
+
+def _first(values: tuple[Any, ...]) -> Any:
+    return values[0]
+
+
+def _as_bytes(items: list[Any]) -> list[bytes]:
+    return list(map(bytes, items))  # views of a chunk cannot be sent from a worker
+
+
+def _bins(items: list[dict[str, Any]]) -> list[Any]:
+    return [item["bin"] for item in items]
+
+
+def _endless(paths: list[str]) -> Iterator[str]:
+    rng = random.Random(0)
+    while True:
+        yield from rng.sample(paths, len(paths))
+
+
+def _read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
