@@ -5,8 +5,8 @@
 headrace verifies a checksum of every record, the others none. Two ceilings: one core's memcpy of as many bytes, batch
 by batch, into memory that is touched already; and what no loader of one core can do without, reading records at random
 out of the page cache and going over them once for the checksum. All data lies on the local disk and, after the first
-pass, in the page cache. Every measurement is a process of its own; candidates take turns. Records of 1,000 bytes show what a
-sample costs: --record-bytes 1000 --records 1000000 --batch-size 1024.
+pass, in the page cache. Every measurement is a process of its own; candidates take turns. Records of 1,000 bytes show
+what a sample costs: --record-bytes 1000 --records 1000000 --batch-size 1024.
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from headrace.errors import StorageError
 from headrace.storage.place import quoted
@@ -16,13 +15,23 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-@contextmanager
-def storage_refusals(action: str, path: str | os.PathLike[str]) -> Iterator[None]:
+class storage_refusals:  # noqa: N801 - it reads as contextlib.suppress does, and a generator would take three times as long
     """Turn an OSError inside the block into a StorageError that begins `cannot {action} {path}`."""
-    try:
-        yield
-    except OSError as err:
-        raise StorageError(f"cannot {action} {quoted(path)}: {_reason(err, Path(path))}") from err
+
+    __slots__ = ("_action", "_path")
+
+    def __init__(self, action: str, path: str | os.PathLike[str]) -> None:
+        self._action, self._path = action, path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(err, OSError):
+            reason = _reason(err, Path(self._path))
+            raise StorageError(f"cannot {self._action} {quoted(self._path)}: {reason}") from err
 
 
 def _reason(err: OSError, path: Path) -> str:
