@@ -50,6 +50,39 @@ def test_of_up_to_four_sources_the_bound_is_the_number_of_partitions(parts, part
     assert Mixing(weights, partitions).bound_samples <= partitions
 
 
+@given(
+    st.sampled_from([12, 48]),
+    st.sampled_from([7, 24, 48]),
+    st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=3).filter(any), min_size=60, max_size=60),
+)
+def test_weights_that_change_at_every_step_are_kept_to_as_well(partitions, batch, schedule):
+    """What is rounded off in one step is made good in the next."""
+    order = scheduled(partitions, batch, schedule)
+    source = np.searchsorted(order.piece_starts, order.epoch(0).locate(np.arange(order.num_samples)).piece, "right") - 1
+    came = np.cumsum(source[None, :] == np.arange(3)[:, None], axis=1)
+    shares = np.array(schedule) / np.sum(schedule, axis=1, keepdims=True)
+    assert np.abs(came - np.cumsum(np.repeat(shares, batch, axis=0), axis=0).T).max() <= partitions
+
+
+def test_roundings_of_a_schedule_do_not_add_up():
+    """0.3 of 48 samples is 14.4: over 400 steps the rest of it would be 160 samples."""
+    order = scheduled(48, 48, [[3000 + k % 2, 7000 - k % 2] for k in range(400)])
+    first = order.epoch(0).locate(np.arange(order.num_samples)).piece == 0
+    assert abs(int(first.sum()) - 0.30005 * order.num_samples) <= 48
+
+
+def scheduled(partitions, batch, schedule):
+    """A mixture whose weights change with each batch."""
+    sizes = np.array([5000])
+    sources = tuple(Order(sizes, sizes, seed=0, shuffle=True, partitions=partitions) for _ in schedule[0])
+    stretches = []
+    for step, parts in enumerate(schedule):
+        present = tuple(k for k, part in enumerate(parts) if part)
+        mixing = Mixing(tuple(Fraction(parts[k], sum(parts)) for k in present), partitions)
+        stretches.append(Stretch(0, step * batch, present, mixing))
+    return MixedOrder(sources, tuple(stretches), batch * len(schedule), 0, True, partitions)
+
+
 def test_in_one_turn_the_partitions_take_turns():
     """A global batch is a mixture, too."""
     source, _ = Mixing((Fraction(1, 4), Fraction(3, 4)), 48).choose(np.arange(48), np.full(48, 1000))

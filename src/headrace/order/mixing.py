@@ -4,7 +4,8 @@ The sources are the leaves of a binary tree. At a node whose children have the w
 reach the node in partition p have gone floor(c x a/(a+b) + phase) times to the first child and else to the second:
 so how often each source has come is arithmetic, at any turn, and so is the turn at which a source comes for the n-th
 time. The phases of the partitions are spread evenly from 0 to 1, so that the partitions do not all take the same source
-in the same turn, and their deviations cancel.
+in the same turn, and their deviations cancel. Where weights change, what each source is behind by then moves the phases
+of the new weights: else the roundings of a schedule with many steps would add up.
 
 Over all P partitions one node's rounding is at most P/2 samples off, and what is above a node counts by the share of
 it that the node has. So a source is never more than P/2 x (1 + sum of w / w_k over the nodes k between it and the
@@ -29,6 +30,7 @@ from headrace.order.keyed import I64, U64
 SCALE_BITS = 42
 """Shares are multiples of 2^-42: a prefix of 10^12 samples is off by less than one sample for it."""
 _LOW_BITS = 64 - SCALE_BITS
+_HALF_BITS = SCALE_BITS // 2
 _SCALE = 1 << SCALE_BITS
 
 
@@ -57,6 +59,8 @@ class Mixing:
     weights: tuple[Fraction, ...]
     """Positive, in any unit."""
     partitions: int
+    behind: I64 | None = None
+    """What each source is behind in each partition where these weights begin, in samples x 2^42; None: nothing."""
 
     @property
     def bound_samples(self) -> Fraction:
@@ -90,6 +94,12 @@ class Mixing:
             light = self._light(np.full(len(turn), node), partition, count)
             waiting += [(int(table.light[node]), light), (int(table.heavy[node]), count - light)]
         return counts
+
+    def lag(self, turns: I64, counts: I64) -> I64:
+        """What sources are behind that have come so often, shape (sources, turns), in samples x 2^42."""
+        total = sum(self.weights)
+        shares = np.array([round(weight / total * _SCALE) for weight in self.weights])
+        return shares[:, None] * turns - (counts << SCALE_BITS)  # products wrap; what is left of them is small
 
     def turn_of(self, source: I64, partition: I64, count: I64) -> I64:
         """The turn at which each source comes in that partition after it has come `count` times."""
@@ -135,9 +145,29 @@ class Mixing:
         return light
 
     def _phases(self, node: I64, partition: I64) -> U64:
+        return self._even(node, partition) if self.behind is None else self._moved[node, partition]
+
+    def _even(self, node: I64, partition: I64) -> U64:
         """The P phases of a node are the middles of P equal parts of 0 to 1, one a partition."""
         part = (self._table.step[node] * (partition + 1)) % self.partitions
         phases: U64 = (2 * part + 1).astype(np.uint64) * np.uint64(_SCALE) // np.uint64(2 * self.partitions)
+        return phases
+
+    @cached_property
+    def _moved(self) -> U64:
+        """The phases of all nodes and partitions, further by what the light child is behind, as far as phases go."""
+        assert self.behind is not None
+        table, size = self._table, len(self._table.source)
+        behind = np.zeros((size, self.partitions), np.int64)
+        behind[table.leaf] = self.behind
+        for node in range(size - 1, 0, -1):  # children have higher numbers
+            behind[table.parent[node]] += behind[node]
+        inner = np.flatnonzero(table.source < 0)
+        share = table.share[inner, None] >> _HALF_BITS
+        ahead = behind[table.light[inner]] - share * (behind[inner] >> _HALF_BITS)
+        even = self._even(inner[:, None], np.arange(self.partitions)[None, :])
+        phases = np.zeros((size, self.partitions), np.uint64)
+        phases[inner] = np.clip(even.astype(np.int64) + ahead, 0, _SCALE - 1)
         return phases
 
     @cached_property

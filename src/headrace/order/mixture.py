@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -106,15 +106,31 @@ class MixedOrder:
         every = np.arange(self.num_partitions)
         return np.array([self.turns_before(s.epoch, s.position, every) for s in self.stretches])
 
-    @cached_property
+    @property
     def counts(self) -> I64:
         """How often each source has come before each stretch, shape (stretches, sources, partitions)."""
+        return self._course[0]
+
+    @property
+    def mixings(self) -> list[Mixing]:
+        """How the sources of each stretch alternate: so that what they are behind at its beginning is made good."""
+        return self._course[1]
+
+    @cached_property
+    def _course(self) -> tuple[I64, list[Mixing]]:
         counts = np.zeros((len(self.stretches), len(self.sources), self.num_partitions), np.int64)
-        every = np.arange(self.num_partitions)
-        for k, stretch in enumerate(self.stretches[:-1]):
-            counts[k + 1] = counts[k]
-            counts[k + 1, list(stretch.sources)] += stretch.mixing.counts(every, self.starts[k + 1] - self.starts[k])
-        return counts
+        behind, every = np.zeros_like(counts[0]), np.arange(self.num_partitions)
+        mixings: list[Mixing] = []
+        for k, stretch in enumerate(self.stretches):
+            present = list(stretch.sources)
+            mixings.append(replace(stretch.mixing, behind=behind[present]) if k else stretch.mixing)
+            if k + 1 < len(self.stretches):
+                turns = self.starts[k + 1] - self.starts[k]
+                came = mixings[k].counts(every, turns)
+                counts[k + 1] = counts[k]
+                counts[k + 1, present] += came
+                behind[present] += mixings[k].lag(turns, came)
+        return counts, mixings
 
 
 class _Chosen(NamedTuple):
@@ -233,7 +249,7 @@ class MixedEpoch:
         for k in np.unique(stretch).tolist():
             here = stretch == k
             mine, known = partition[here], order.stretches[k]
-            chosen, before = known.mixing.choose(mine, turn[here] - order.starts[k, mine])
+            chosen, before = order.mixings[k].choose(mine, turn[here] - order.starts[k, mine])
             source[here] = np.array(known.sources)[chosen]
             count[here] = before + order.counts[k, source[here], mine]
         return _Chosen(source, partition, count * order.num_partitions + partition)
@@ -251,7 +267,7 @@ class MixedEpoch:
             left = count[here] - order.counts[k, source[here], mine]
             turn[here] = np.iinfo(np.int64).max // (4 * order.num_partitions)
             is_in = at >= 0
-            found = known.mixing.turn_of(at[is_in], mine[is_in], left[is_in])
+            found = order.mixings[k].turn_of(at[is_in], mine[is_in], left[is_in])
             turn[here[is_in]] = order.starts[k, mine[is_in]] + found
         return turn
 
