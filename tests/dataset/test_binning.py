@@ -55,6 +55,17 @@ def test_rows_hold_every_token_once_with_boundaries(packed):
     assert LENGTHS.sum() / (len(rows) * 64) > 0.98
 
 
+def test_a_row_is_found_by_its_key_and_a_document_is_no_row(packed):
+    """The index of keys beside the manifest is of documents."""
+    rows = hr.open(packed).binned("rows", np.int64(2048))
+    last = rows[len(rows) - 1]
+    np.testing.assert_array_equal(rows.lookup(last["__key__"])["tokens"], last["tokens"])
+    documents = hr.open(packed)
+    for k in (0, len(documents) - 1):
+        with pytest.raises(KeyError, match="no sample has the key"):
+            rows.lookup(documents[k]["__key__"])
+
+
 def test_padded_batches_hold_every_document_once(packed):
     batches = hr.open(packed).binned("padded", 1000)
     came = []
@@ -151,7 +162,7 @@ def test_rows_are_streamed_once_and_resumed_exactly(packed):
 
 @pytest.mark.parametrize("capacity", [0, -1, True, 1.5, "64", 1 << 25])
 def test_no_length_of_a_row_is_refused(packed, capacity):
-    with pytest.raises(OptionError, match=r"into 1 to 16,777,216 tokens: got"):
+    with pytest.raises(OptionError, match=r"into 1 to 16,777,216 tokens: got|must be a whole number: got"):
         hr.open(packed).binned("rows", capacity)
 
 

@@ -144,6 +144,11 @@ def test_windows_of_tokens(tmp_path):
     for wrong in (0, -1):
         with pytest.raises(OptionError, match="at least 1"):
             ds.windows(wrong)
+    for wrong in ("3", 1.5, True):
+        with pytest.raises(OptionError, match="must be a whole number"):
+            ds.windows(wrong)
+        with pytest.raises(OptionError, match="must be a whole number"):
+            ds.windows(100, wrong)
     with pytest.raises(OptionError, match="whole tokens"):
         windows.windows(5)
 

@@ -165,6 +165,9 @@ def test_a_stream_of_a_selection_is_exactly_once_and_resumes(whole):
         ([1.5], "are selected by whole numbers"),
         (["a"], "are selected by whole numbers"),
         ([[1]], "are selected by whole numbers"),
+        (3, "are selected by whole numbers, a mask .*: got 3"),
+        (None, "are selected by whole numbers, a mask .*: got None"),
+        (np.array([2**64 - 1], np.uint64), "end at .*: got 18,446,744,073,709,551,615"),
         (np.ones(3, bool), r"a mask has one boolean a sample: got \(3,\)"),
         (lambda sample: False, "none of the"),
     ],
@@ -178,6 +181,17 @@ def test_what_selects_nothing_is_refused(whole, numbers, reason):
 def test_no_share_of_a_dataset_is_refused(whole, fraction):
     with pytest.raises(OptionError, match="above 0 and at most 1"):
         whole.sample(fraction)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, True, None])
+def test_a_seed_is_a_whole_number(whole, seed):
+    with pytest.raises(OptionError, match="seed must be a whole number: got"):
+        whole.sample(0.5, seed)
+
+
+def test_numbers_of_numpy_are_numbers(whole):
+    some = whole.sample(np.float32(0.5), np.int64(3))
+    assert some.selected_numbers.tolist() == whole.sample(0.5, 3).selected_numbers.tolist()
 
 
 def test_groups_are_the_samples_of_each_value(tmp_path):

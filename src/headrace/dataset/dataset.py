@@ -21,7 +21,7 @@ from headrace.dataset.lookup import AllIndexes, Lookup, WindowNames, is_replaced
 from headrace.dataset.reading import LastWhole, open_run
 from headrace.dataset.repeated import repeated_keys
 from headrace.dataset.scanning import groups_of, matching
-from headrace.dataset.selection import Drawn, Listed, numbers_of, share_of
+from headrace.dataset.selection import Drawn, Listed, numbers_of, share_of, whole_number
 from headrace.dataset.shard_files import ShardFiles
 from headrace.dataset.verify import find_damage
 from headrace.dataset.view import View, Windows
@@ -147,7 +147,8 @@ class Dataset:
         whole window of a shard are not used. A sample has the key `shard-000000:4096` (shard, first token) and the
         field `tokens`. To train on the next token ask for `length=context + 1, stride=context`.
         """
-        stride = length if stride is None else stride
+        length = whole_number("length", length)
+        stride = length if stride is None else whole_number("stride", stride)
         if self.manifest.format != "tokens" or self._view.has_own_samples:
             raise OptionError(f"windows are cut from a dataset of whole tokens: {self!r} is not one")
         if length < 1 or stride < 1:
@@ -168,8 +169,9 @@ class Dataset:
                 f"documents are put together by their lengths, which datasets of whole tokens have: {self!r} is not "
                 'one; pack it into tokens first (format="tokens")'
             )
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or not 1 <= capacity <= MAX_ROW_TOKENS:
-            raise OptionError(f"documents are put together into 1 to {MAX_ROW_TOKENS:,} tokens: got {capacity!r}")
+        capacity = whole_number("the number of tokens to put together", capacity)
+        if not 1 <= capacity <= MAX_ROW_TOKENS:
+            raise OptionError(f"documents are put together into 1 to {MAX_ROW_TOKENS:,} tokens: got {capacity:,}")
         self._check_size(capacity * np.dtype(self.manifest.fields[FIELD].dtype).itemsize, f"a row of {capacity} tokens")
         binning = bin_documents(self._files, self.manifest, self._indexes, layout, capacity)
         if not binning.counts.sum():
@@ -207,8 +209,10 @@ class Dataset:
         """A random share of this dataset as a dataset: round(fraction x samples) of them, the same ones for one seed.
 
         They are drawn evenly over the pieces of the dataset and keep their order; memory does not grow with their
-        number. `fraction` is above 0 and at most 1. Raises OptionError for others, and for a dataset without samples.
+        number. `fraction` is above 0 and at most 1, `seed` a whole number. Raises OptionError for others, and for a
+        dataset without samples.
         """
+        seed = whole_number("seed", seed)
         if not len(self):
             raise OptionError(f"a sample is drawn from samples: {self.url} has none")
         num_samples = share_of(fraction, len(self))
@@ -347,7 +351,7 @@ class Dataset:
             return self._lookup.find(key)
 
     def _open_lookup(self) -> Lookup:
-        if self._view.selection is not None:
+        if self._view.selection is not None or self._view.binning is not None:
             return self._read_all_keys()
         if self._view.windows is not None:
             stems = (self._indexes.stem(k) for k in range(len(self.manifest.shards)))

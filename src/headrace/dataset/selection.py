@@ -6,8 +6,9 @@ forward reads. A list that jumps back and forth, or names a sample twice, makes 
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ import xxhash
 from headrace.errors import OptionError
 from headrace.formats.columns import I64
 from headrace.order import derive_key, permutation
+
+_WAYS = "whole numbers, a mask of booleans, or a function(sample) -> bool"
 
 
 class Selection(ABC):
@@ -124,29 +127,33 @@ def numbers_of(indices: Iterable[Any], num_samples: int) -> I64:
 
     Raises OptionError for what is neither, or names no sample of the dataset.
     """
+    if not isinstance(indices, Iterable):
+        raise OptionError(f"samples are selected by {_WAYS}: got {indices!r}")
     listed = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
     if listed.dtype == bool:
         if listed.shape != (num_samples,):
             raise OptionError(f"a mask has one boolean a sample: got {listed.shape} for {num_samples:,} samples")
         return np.flatnonzero(listed)
     if listed.ndim != 1 or (len(listed) and listed.dtype.kind not in "iu"):
-        raise OptionError(
-            "samples are selected by whole numbers, a mask of booleans, or a function(sample) -> bool: got "
-            f"{listed.dtype} of shape {listed.shape}"
-        )
-    numbers = listed.astype(np.int64)
-    outside = (numbers < -num_samples) | (numbers >= num_samples)
+        raise OptionError(f"samples are selected by {_WAYS}: got {listed.dtype} of shape {listed.shape}")
+    outside = (listed < -num_samples) | (listed >= num_samples)
     if outside.any():
-        found = numbers[outside][0]
+        found = listed[outside][0]
         raise OptionError(f"the numbers of {num_samples:,} samples end at {num_samples - 1:,}: got {found:,}")
+    numbers = listed.astype(np.int64)
     return np.where(numbers < 0, numbers + num_samples, numbers)
 
 
 def share_of(fraction: float, num_samples: int) -> int:
     """How many samples a share of them is, rounded, at least one. Raises OptionError for no share."""
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+    is_number = isinstance(fraction, int | float | np.integer | np.floating) and not isinstance(fraction, bool)
+    if not is_number or not 0 < fraction <= 1:
         raise OptionError(f"a sample of a dataset is a fraction of it, above 0 and at most 1: got {fraction!r}")
-    return max(1, round(fraction * num_samples))
+    return max(1, round(float(fraction) * num_samples))
 
 
-Predicate = Callable[[dict[str, Any]], Any]
+def whole_number(name: str, value: Any) -> int:
+    """The value as an int. Raises OptionError for what is no whole number."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise OptionError(f"{name} must be a whole number: got {value!r}")
+    return operator.index(value)
