@@ -135,7 +135,11 @@ def test_transforms_filters_and_tensors_work_over_all_sources(sources):
         ([1, 1], {"schedule": {-5: [1, 1]}}, "a step of the schedule must be at least 0"),
         ([1, 1], {"by": "bytes"}, 'by is "samples" or "tokens"'),
         ([1, 1], {"by": "tokens"}, "mixes datasets of tokens"),
+        ([1, 1], {"schedule": [(5, [1, 1])]}, r"a schedule is a dict of step -> weights, one a source: got \[\(5"),
+        ([1, 1], {"schedule": {5: 1}}, "one weight a source: got 1"),
+        ([1, 1], {"schedule": {2**70: [1, 1]}}, "a step of the schedule must be at least 0 and at most"),
         ([1, 1], {"samples_per_epoch": 0}, "samples_per_epoch must be at least 1"),
+        ([1, 1], {"samples_per_epoch": 10**20}, "samples_per_epoch must be at least 1 and at most"),
     ],
 )
 def test_weights_that_cannot_be_are_refused(sources, weights, options, reason):
@@ -147,6 +151,22 @@ def test_weights_that_cannot_be_are_refused(sources, weights, options, reason):
 def test_what_is_no_pair_is_refused(sources):
     with pytest.raises(OptionError, match="made of pairs"):
         hr.mix([sources["a"]])
+    with pytest.raises(OptionError, match=r"from headrace\.open: got Stream"):
+        hr.class_balanced(hr.Stream(sources["a"]))
+
+
+def test_rows_of_documents_are_mixed_by_what_they_hold(tmp_path):
+    for name, length in (("short", 10), ("long", 100)):
+        rows = ({"__key__": f"{name}{i}", "tokens": np.full(length, len(name))} for i in range(200))
+        hr.pack(rows, tmp_path / name, format="tokens")
+    short, long = (hr.open(tmp_path / name) for name in ("short", "long"))
+    with pytest.raises(OptionError, match=r'as headrace.mix\(\[\(dataset.binned\("rows", 64\), weight\), ...\]\)'):
+        hr.mix([(short, 1), (long, 1)]).pack_tokens(64)
+    stream = hr.mix([(short.binned("rows", 64), 3), (long.binned("rows", 64), 1)], seed=1)
+    with hr.Loader(stream, batch_size=48) as loader:
+        for batch in loader:
+            assert batch["tokens"].shape == (48, 64)
+            assert batch["tokens"].long().amax(dim=1).eq(len("short")).sum() == 36
 
 
 def test_fields_of_two_types_are_said(tmp_path, sources):

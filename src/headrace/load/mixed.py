@@ -18,6 +18,9 @@ from headrace.load.stream import Stream
 
 Weight: TypeAlias = float | Fraction
 MAX_SOURCES = 1 << 16
+MAX_EPOCH_SAMPLES = 1 << 44
+MAX_STEP = 1 << 40
+"""Both far beyond what is ever run, and within what the arithmetic of an order keeps exactly."""
 
 
 def mix(
@@ -37,7 +40,8 @@ def mix(
 
     Args:
         sources: pairs of a dataset and its weight, a number of at least 0 in any unit. Their samples must have the
-            same fields, or be brought to the same ones by `.map`.
+            same fields, or be brought to the same ones by `.map`. Rows of documents are mixed as
+            `dataset.binned("rows", length)`.
         seed: decides the order of each source and the randomness of the transforms.
         samples_per_epoch: length of an epoch; None: all sources' samples added up.
         by: what the weights are shares of: "samples", or "tokens" for datasets of tokens, whose samples have
@@ -48,10 +52,11 @@ def mix(
 
     Raises OptionError for weights that cannot be.
     """
-    pairs = list(sources)
-    for pair in pairs:
+    pairs = []
+    for pair in sources:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Dataset)):
             raise OptionError(f"a mixture is made of pairs (dataset, weight): got {pair!r}")
+        pairs.append(pair)
     if not 1 <= len(pairs) <= MAX_SOURCES:
         raise OptionError(f"a mixture has 1 to {MAX_SOURCES:,} sources: got {len(pairs):,}")
     if by not in ("samples", "tokens"):
@@ -61,12 +66,15 @@ def mix(
         if len(dataset) == 0:
             raise OptionError(f"a source of a mixture needs samples: {dataset.url} has none")
     sizes = [_mean_tokens(dataset) if by == "tokens" else Fraction(1) for dataset in datasets]
+    if not isinstance(schedule, Mapping | None):
+        raise OptionError(f"a schedule is a dict of step -> weights, one a source: got {schedule!r}")
     planned = {0: [weight for _, weight in pairs], **(schedule or {})}
     shares = tuple(
-        (whole_number("a step of the schedule", step, 0), _shares(weights, sizes)) for step, weights in planned.items()
+        (whole_number("a step of the schedule", step, 0, MAX_STEP), _shares(weights, sizes))
+        for step, weights in planned.items()
     )
     joined = Joined(datasets)
-    num_samples = optional_number("samples_per_epoch", samples_per_epoch, 1) or len(joined)
+    num_samples = optional_number("samples_per_epoch", samples_per_epoch, 1, MAX_EPOCH_SAMPLES) or len(joined)
     return Stream(joined, seed=seed, mixture=Mixture(tuple(sorted(shares)), num_samples), **options)
 
 
@@ -74,13 +82,18 @@ def class_balanced(dataset: Dataset, field: str = "cls", **options: Any) -> Stre
     """A stream in which every value of a field comes equally often, however many samples of each there are.
 
     The field of every sample is read once, in storage order. Rare values repeat; an epoch has as many samples as the
-    dataset unless `samples_per_epoch` says otherwise. `options` are those of `mix`.
+    dataset unless `samples_per_epoch` says otherwise. `options` are those of `mix`. Raises OptionError for what is no
+    dataset, or has no such field.
     """
+    if not isinstance(dataset, Dataset):
+        raise OptionError(f"classes are those of a dataset from headrace.open: got {type(dataset).__name__}")
     return mix([(part, 1) for part in dataset.group_by(field).values()], **options)
 
 
 def _shares(weights: Sequence[Weight], sizes: Sequence[Fraction]) -> tuple[Fraction, ...]:
     """The shares of samples that weights ask for, exactly; sizes are what a sample counts."""
+    if not isinstance(weights, Sequence | np.ndarray):
+        raise OptionError(f"a schedule has one weight a source: got {weights!r}")
     if len(weights) != len(sizes):
         raise OptionError(f"a schedule has one weight a source: got {len(weights)} for {len(sizes)} sources")
     parts = [_exact(weight) / size for weight, size in zip(weights, sizes, strict=True)]

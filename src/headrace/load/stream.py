@@ -173,8 +173,13 @@ class Stream(IterableDataset[Sample]):
         return self._of_documents("padded", budget, "batch_tokens")
 
     def _of_documents(self, layout: Layout, capacity: int, what: str) -> Stream:
-        if self.ops or not isinstance(self.dataset, Dataset):
-            raise OptionError(f"{what} puts stored documents together: call it first, on a stream of one dataset")
+        if not isinstance(self.dataset, Dataset):
+            raise OptionError(
+                f"{what} puts the documents of one dataset together: mix what was put together, as "
+                f'headrace.mix([(dataset.binned("{layout}", {capacity}), weight), ...])'
+            )
+        if self.ops:
+            raise OptionError(f"{what} puts stored documents together: call it before map, filter and decode")
         return replace(self, dataset=self.dataset.binned(layout, capacity))
 
     def order(
