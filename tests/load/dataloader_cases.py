@@ -158,6 +158,10 @@ def test_a_state_is_the_same_on_every_rank_and_refuses_what_differs(numbers, tmp
     monkeypatch.delenv("RANK")
     with pytest.raises(StateError, match=r"for the world size it was saved with, 2: got 1"):
         next(iter(DataLoader(hr.Stream(numbers).resume(states[0]), num_workers=2)))
+    with pytest.raises(OptionError, match=r"has no filter: got one after resume\(\)"):
+        resumed.filter(bool)
+    with pytest.raises(OptionError, match="call it before map, filter, decode and resume"):
+        resumed.pack_tokens(8)
     with pytest.raises(OptionError, match="resumed for a DataLoader"):
         hr.Loader(resumed, batch_size=4)
 

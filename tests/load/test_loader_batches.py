@@ -294,6 +294,8 @@ def test_a_state_of_something_else_is_refused_and_says_what_differs(dataset):
             hr.Loader(stream, **options).load_state_dict(state)
     with pytest.raises(StateError, match="version 2"):
         hr.Loader(hr.Stream(dataset), batch_size=8).load_state_dict({**state, "version": 2})
+    with pytest.raises(StateError, match="got the state of a stream in a DataLoader"):
+        hr.Loader(hr.Stream(dataset), batch_size=8).load_state_dict(hr.Stream(dataset).state_after(2, batch_size=8))
     with pytest.raises(StateError, match="position is a whole number"):
         hr.Loader(hr.Stream(dataset), batch_size=8).load_state_dict({**state, "position": -8})
 

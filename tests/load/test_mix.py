@@ -68,6 +68,9 @@ def test_a_mixture_resumes_at_the_exact_batch_at_another_world_size(sources):
     other = hr.mix([(sources["a"], 2), (sources["b"], 2)], seed=7, partitions=12, epochs=2)
     with pytest.raises(StateError, match="weights"):
         hr.Loader(other, global_batch_size=12).load_state_dict(state)
+    shorter = hr.mix([(sources["a"], 2), (sources["b"], 1)], seed=7, partitions=12, samples_per_epoch=60)
+    with pytest.raises(StateError, match="samples=93, but here it is 60: set samples_per_epoch to 93"):
+        hr.Loader(shorter, global_batch_size=12).load_state_dict(state)
 
 
 def test_weights_change_at_the_step_that_the_schedule_says(sources):

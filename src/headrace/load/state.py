@@ -11,13 +11,17 @@ VERSION = 1
 _NUMBERS = ("epoch", "position", "first_epoch")
 _MAX_NUMBER = 2**53  # what JSON readers keep exactly
 MAX_PARTITIONS = 1 << 20
-_WAYS_OUT = dict.fromkeys(("dataset", "samples"), "open the dataset that the state was saved with")
+_WAYS_OUT = {"dataset": "open the dataset that the state was saved with"}
 
 
 def check_state(state: Mapping[str, Any], order: Mapping[str, Any]) -> None:
     """Refuse a state of another version, or one whose order is not this one's; the message names what differs."""
     if not isinstance(state, Mapping) or not isinstance(state.get("order"), Mapping):
         raise StateError(f"a loader's state is a dict from state_dict(): got {type(state).__name__} without an order")
+    if "num_workers" in state:
+        raise StateError(
+            "a headrace.Loader resumes from its own state_dict(): got the state of a stream in a DataLoader"
+        )
     _check_version(state)
     _check_numbers(state, _NUMBERS)
     _check_order(state["order"], order)
@@ -68,7 +72,9 @@ def _check_numbers(state: Mapping[str, Any], names: tuple[str, ...]) -> None:
 def _check_order(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for name in {**ours, **saved}:
         if not _same(saved.get(name), ours.get(name)):
-            way_out = _WAYS_OUT.get(name, f"set it to {saved.get(name)!r}, or start without the state")
+            # Of one dataset there are as many samples as there are; only a mixture's epoch is as long as one likes.
+            option = "samples_per_epoch" if name == "samples" else "it"
+            way_out = _WAYS_OUT.get(name, f"set {option} to {saved.get(name)!r}, or start without the state")
             raise StateError(
                 f"the state was saved with {name}={saved.get(name)!r}, but here it is {ours.get(name)!r}: {way_out}"
             )

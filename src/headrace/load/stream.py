@@ -73,6 +73,8 @@ class Stream(IterableDataset[Sample]):
         object.__setattr__(self, "first_epoch", whole_number("first_epoch", self.first_epoch, 0, 2**53 - 1))
         if self.block_size is not None:
             object.__setattr__(self, "block_size", parse_size(self.block_size, "block_size"))
+        if self.start is not None and self.has_filter:
+            raise OptionError("a stream that goes on after a number of batches has no filter: got one after resume()")
         if len(self.dataset) == 0:
             raise OptionError(f"a stream needs samples: {self.dataset.url} has none")
 
@@ -178,8 +180,8 @@ class Stream(IterableDataset[Sample]):
                 f"{what} puts the documents of one dataset together: mix what was put together, as "
                 f'headrace.mix([(dataset.binned("{layout}", {capacity}), weight), ...])'
             )
-        if self.ops:
-            raise OptionError(f"{what} puts stored documents together: call it before map, filter and decode")
+        if self.ops or self.start is not None:
+            raise OptionError(f"{what} puts stored documents together: call it before map, filter, decode and resume")
         return replace(self, dataset=self.dataset.binned(layout, capacity))
 
     def order(
