@@ -5,9 +5,9 @@ import os
 
 import numpy as np
 import pytest
-from faulty import FaultyServer
 
 import headrace as hr
+from faulty import FaultyServer
 from headrace.errors import HeadraceError
 
 NUM_SAMPLES, BATCH = 240, 20

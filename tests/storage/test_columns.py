@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faulty import FaultyServer
 
 import headrace as hr
+from faulty import FaultyServer
 
 NUM_ROWS, GROUP_ROWS, PHOTO_BYTES = 48, 8, 500_000
 

@@ -6,8 +6,8 @@ import sys
 from importlib import import_module
 
 import pytest
-from faulty import FaultyServer, status
 
+from faulty import FaultyServer, status
 from headrace.errors import StorageError
 from headrace.storage import ReadOptions, clients, locate, read_bytes, write_bytes
 from headrace.storage.causes import scrubbed
