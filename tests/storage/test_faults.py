@@ -1,13 +1,17 @@
 """What servers and networks do wrong: tried again until a deadline, never hidden, and told without secrets."""
 
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 import traceback
 
 import pytest
-from faulty import FaultyServer, hang, reset_after, short, stall_after, status, without_ranges
 from obstore.exceptions import GenericError
 
+from faulty import FaultyServer, hang, reset_after, short, stall_after, status, without_ranges
 from headrace.errors import DamagedError, OptionError, StorageError
 from headrace.storage import ReadOptions, exists, list_folder, locate, open_file, read_bytes, write_bytes
 from headrace.storage.causes import object_failure
@@ -141,6 +145,44 @@ def test_a_refusal_for_the_clock_may_pass_and_names_it():
     failure = object_failure(err, "s3", has_worked=True)
     assert isinstance(failure, Trouble)
     assert "403 Forbidden, RequestTimeTooSkewed: this machine's clock is wrong" in str(failure)
+
+
+def reading_elsewhere(code, url, **environment):
+    """What a fresh process says that runs `code`; `read()` there reads the URL, for at most two seconds."""
+    begin = (
+        "import os, resource, sys\n"
+        "from headrace.errors import StorageError\n"
+        "from headrace.storage import ReadOptions, exists, read_bytes\n"
+        "exists('memory://bucket/a')  # what is imported when first needed is there now\n"
+        "def read():\n"
+        "    try:\n"
+        "        return len(read_bytes(sys.argv[1], options=ReadOptions(timeout_sec=2)))\n"
+        "    except StorageError as err:\n"
+        "        return err\n"
+    )
+    command = [sys.executable, "-c", begin + code, url]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_process_that_may_open_no_more_files_tries_again(server, place):
+    """Also at its first request, for which it would read the system's certificates."""
+    code = (
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) - 1, hard))\n"
+        "print(read())\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "print(read())\n"
+    )
+    refused, content = reading_elsewhere(code, place.text).splitlines()
+    assert re.search(r"gave up after .* attempts, the last cause: no file can be opened: Too many open files", refused)
+    assert int(content) == len(CONTENT)
+
+
+def test_a_machine_without_certificates_is_told_what_to_install(server, place, tmp_path):
+    nowhere = {"SSL_CERT_FILE": str(tmp_path / "none"), "SSL_CERT_DIR": str(tmp_path)}
+    said = reading_elsewhere("print(read())", place.text, **nowhere)
+    assert "no CA certificates can be read: install the system's (ca-certificates), or set SSL_CERT_FILE" in said
+    assert "gave up" not in said
 
 
 @pytest.mark.parametrize("code", [400, 410, 501])

@@ -48,7 +48,7 @@ _FINAL_WORDS = {
     "a disk, or to a store or server that has them",
     "Content-Length Header missing": "the server does not say how long the file is (no Content-Length)",
     "Header missing": "the answer lacks a header that such a store sends: is it one, and of this kind?",
-    "builder error": "an http: endpoint is meant, but https: was asked for; write the endpoint with its scheme",
+    "BadScheme": "an http: endpoint is meant, but https: was asked for; write the endpoint with its scheme",
     "Received redirect": "the store redirects elsewhere: set AWS_REGION to the bucket's region",
     "Account must be specified": "which account? Set AZURE_STORAGE_ACCOUNT_NAME, or write "
     "abfss://container@account.dfs.core.windows.net/folder",
@@ -66,6 +66,8 @@ def object_failure(err: Exception, scheme: str, *, has_worked: bool) -> Failure:
         return _no_credentials(scheme, has_worked=has_worked)
     if status == 403 and _CLOCK_CODE in text:
         return Trouble(f"{words}: this machine's clock is wrong, which a time server sets right")
+    if "No CA certificates" in text:
+        return _no_certificates(has_worked=has_worked)
     if status in (401, 403) or type(err).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
         return Denied(denied(scheme, words))
     if isinstance(err, FileNotFoundError) or status == 404:  # WebDAV says 405 of a folder
@@ -137,6 +139,16 @@ def _unsendable(text: str, scheme: str) -> Failure:
     """A key that is no key, a file of credentials that is missing or broken; of its content nothing is repeated."""
     words = _QUOTED.sub('"..."', scrubbed(_GENERIC.sub("", text)))
     return Denied(denied(scheme, words)) if scheme in VARIABLES else Refused(words)
+
+
+def _no_certificates(*, has_worked: bool) -> Failure:
+    """They lie in files, so none can be read either where a process may open no more files; that passes."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as err:
+        return Trouble(f"no file can be opened: {err.strerror}")
+    words = "no CA certificates can be read: install the system's (ca-certificates), or set SSL_CERT_FILE"
+    return Trouble(words) if has_worked else Refused(words)
 
 
 def _no_credentials(scheme: str, *, has_worked: bool) -> Failure:
