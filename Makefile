@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 # Many tests wait for processes and servers, so two at a time fit two cores well; a file's tests stay together.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: help setup check test demo demo-text clean
+.PHONY: help setup check test soak demo demo-text clean
 
 help:
 	@echo "make check      lint, types and the fast tests (about a minute)"
 	@echo "make test       every test"
+	@echo "make soak       200,000 batches while everything around them fails (some minutes)"
 	@echo "make demo       handwritten digits: pack, inspect, train on two processes through a crash, report"
 	@echo "make demo-text  a byte-level transformer on the standard library's sources"
 
@@ -35,6 +36,9 @@ test: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(PYTEST)
+
+soak: setup
+	SOAK_BATCHES=200000 $(BIN)/pytest -q -m soak tests/faults
 
 demo: setup
 	$(BIN)/python recipes/demo.py
