@@ -1,6 +1,5 @@
 """The matrix: what happens, where, and what the run comes to. A cell that is not here cannot occur."""
 
-from faulty import end_after, flip, reset_after, short, stall_after, status
 from places import NAMES
 from striking import (
     GOES_ON,
@@ -20,6 +19,8 @@ from striking import (
     stopped_loader,
 )
 from training import clock_step, full_run_disk, killed_trainer
+
+from faulty import end_after, flip, reset_after, short, stall_after, status
 
 STORES = ("s3", "http", "cache")
 DAMAGED = r"^sample '\d{4}' in shard-00000\d\.tar: its checksum is "

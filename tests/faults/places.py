@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import feeding
-from faulty import FaultyProxy, FaultyServer
 
+from faulty import FaultyProxy, FaultyServer
 from servers import BUCKET
 
 NAMES = ("local", "s3", "http", "cache")
