@@ -5,15 +5,19 @@ import os
 import pickle
 import socket
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import headrace as hr
+from headrace.errors import LoaderError
 from headrace.load.buffers import BufferPool
 from headrace.load.channel import Channel, Frame, Kind, receive_frame, send_frame
+from headrace.load.child import Feed
+from headrace.load.job import num_lanes
 from headrace.load.launch import exit_reason
-from headrace.load.marks import Marks
+from headrace.load.marks import Lane, Marks
 from headrace.load.pipeline import _planned_runs
 from headrace.load.reader import LOT_RUNS, ReadAhead
 from headrace.load.slots import MappedSlots, Slot, SlotPool
@@ -190,6 +194,24 @@ def test_a_stopped_reader_lets_its_consumer_go(dataset):
     assert reader.get((0, 0), 40) is None
     stopper.join()
     assert loader.stream.dataset is dataset
+
+
+def test_what_goes_wrong_where_a_pipeline_begins_is_told_and_the_process_goes_on(dataset, monkeypatch):
+    sent = []
+    job = hr.Loader(hr.Stream(dataset), batch_size=4)._job(1)
+    lanes = [Lane.unseen() for _ in range(num_lanes(job))]
+    feed = Feed(job, SimpleNamespace(send=lambda delivery, fds: sent.append(delivery)), SimpleNamespace(lanes=lanes))
+    with monkeypatch.context() as patch:
+        patch.setattr("headrace.load.pipeline._planned_runs", lambda *_: divmod(1, 0))
+        feed.obey(Frame(Kind.START, 1, 0, 0))
+    assert isinstance(sent[0].error, LoaderError)
+    assert "ZeroDivisionError" in str(sent[0].error)
+    feed.obey(Frame(Kind.START, 2, 0, 0))
+    wait_for(lambda: len(sent) > 1, "a batch")
+    assert (sent[1].generation, sent[1].error) == (2, None)
+    feed._pipeline.stop()
+    for _ in range(job.threads):
+        feed._workers.submit(None)
 
 
 def test_a_stream_is_a_value(dataset):

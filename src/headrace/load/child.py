@@ -66,14 +66,17 @@ class Feed:
         self._lanes.main.clear()  # it has started
         if self._pipeline is not None:
             self._pipeline.stop()
+            self._pipeline = None
         try:
-            workers = self._workers or self._make_workers()
+            self._pipeline = self._make_pipeline(frame)
         except BaseException as err:
             error = err if isinstance(err, HeadraceError) else unexpected(err)
             self._deliver(Delivery(frame.number, error=error), None)
-            return
+
+    def _make_pipeline(self, frame: Frame) -> Pipeline:
+        workers = self._workers or self._make_workers()
         workers.caution.forget_before((frame.epoch, frame.step * self._job.batches.global_batch_size))
-        self._pipeline = Pipeline(
+        return Pipeline(
             *(self._job, self._specs, workers, self._slots, self._meters, self._deliver, self._lanes),
             generation=frame.number,
             epoch=frame.epoch,

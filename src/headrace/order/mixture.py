@@ -244,7 +244,7 @@ class MixedEpoch:
         order = self._order
         partition = positions % order.num_partitions
         turn = order.turns_before(self._epoch, 0, partition) + positions // order.num_partitions
-        stretch = _number_below(order.starts[1:, partition], turn)
+        stretch = _number_below(order.starts[1:], (partition,), turn)
         source, count = np.empty_like(turn), np.empty_like(turn)
         for k in np.unique(stretch).tolist():
             here = stretch == k
@@ -257,7 +257,7 @@ class MixedEpoch:
     def _turn_of(self, source: I64, partition: I64, count: I64) -> I64:
         """The turn at which each source comes in its partition after it has come `count` times."""
         order = self._order
-        stretch, turn = _number_below(order.counts[1:, source, partition], count), np.empty_like(count)
+        stretch, turn = _number_below(order.counts[1:], (source, partition), count), np.empty_like(count)
         for k in np.unique(stretch).tolist():
             here = np.flatnonzero(stretch == k)
             known, mine = order.stretches[k], partition[here]
@@ -278,7 +278,13 @@ def _brief(values: list[Any]) -> list[Any] | str:
     return json.loads(text) if len(text) <= MAX_FACT_CHARS else xxhash.xxh3_128_hexdigest(text.encode())
 
 
-def _number_below(starts: I64, values: I64) -> I64:
-    """How many of the rows of `starts` are at most the value, at each place."""
-    number: I64 = np.sum(starts <= values, axis=0, dtype=np.int64)
-    return number
+def _number_below(starts: I64, columns: tuple[I64, ...], values: I64) -> I64:
+    """How many entries of each value's column are at most the value; each column ascends along the first axis."""
+    low, high = np.zeros_like(values), np.full_like(values, len(starts))
+    for _ in range(len(starts).bit_length()):
+        middle = (low + high) // 2
+        is_open = low < high
+        below = is_open & (starts[(np.minimum(middle, len(starts) - 1), *columns)] <= values)
+        low = np.where(below, middle + 1, low)
+        high = np.where(is_open & ~below, middle, high)
+    return low
