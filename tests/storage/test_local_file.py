@@ -48,6 +48,12 @@ def test_a_file_that_ends_early_says_what_was_expected_and_found(numbers):
             file.read(0, 1 << 60)
 
 
+def test_what_memory_forgets_is_read_from_the_disk(numbers):
+    with LocalFile(numbers) as file:
+        file.drop_cached()
+        assert file.read(250, 10) == bytes([250, 251, 252, 253, 254, 255, 0, 1, 2, 3])
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DamagedError, match=r"gone\.tar is missing"):
         LocalFile(tmp_path / "gone.tar")

@@ -86,6 +86,14 @@ class LocalFile(File):
                 done += len(parts[-1])
         return b"".join(parts)
 
+    def drop_cached(self) -> None:
+        """Have the kernel forget what memory holds of the file, so that it is read from the disk again.
+
+        It is a wish: what is not written yet stays, and a file system in memory has no disk.
+        """
+        with storage_refusals("read", self.path):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         """Close the file; reading afterwards is an error. Closing twice is not."""
         if self._fd >= 0:
