@@ -62,6 +62,18 @@ def test_a_second_epoch_does_not_need_the_store(files, cache):
         assert {sample["__key__"] for sample in ds[:]} == {f"{i:04d}" for i in range(NUM_SAMPLES)}
 
 
+def test_an_opened_dataset_is_given_a_cache_later(files, cache):
+    with FaultyServer(files) as server:
+        plain = hr.open(server.url + "/photos", fields=["cls"])
+        ds = plain.with_cache(**cache)
+        assert (plain.is_cached, ds.is_cached) == (False, True)
+        assert (ds.schema, ds.fingerprint, ds.manifest) == (plain.schema, plain.fingerprint, plain.manifest)
+        first = [bytes(sample["cls"]) for sample in ds[:]]
+        server.shutdown()
+        server.server_close()
+        assert [bytes(sample["cls"]) for sample in ds[:]] == first
+
+
 def test_ranks_share_what_they_read(files, cache):
     """The samples of a rank are others in the next epoch: what it needs then, another has read."""
     with FaultyServer(files) as server:

@@ -7,6 +7,7 @@ alike. Indexes of shards are read when first needed; the most recently used stay
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -33,6 +34,7 @@ from headrace.formats.index import StoredIndex
 from headrace.formats.tokens.bins import Layout
 from headrace.formats.tokens.index import FIELD
 from headrace.storage import File, Place, quoted
+from headrace.storage.cache import cache_options
 
 MAX_ROW_TOKENS = 1 << 24
 
@@ -189,6 +191,16 @@ class Dataset:
         Raises OptionError for a name that is not in the schema.
         """
         return self._seen(replace(self._view, fields=chosen_fields(names, self.schema, self.url)))
+
+    def with_cache(self, cache: str | os.PathLike[str], cache_size: int | str | None = None) -> Dataset:
+        """This dataset, read through a cache; see `headrace.open(cache=, cache_size=)`. Raises OptionError."""
+        files = replace(self._files, cache=cache_options(cache, cache_size))
+        return Dataset(files, self.manifest, self._max_sample_bytes, self._indexes.scanned, self._view)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether what is read over a network is kept on this machine."""
+        return self._files.cache is not None
 
     def select(self, samples: Iterable[int] | npt.NDArray[Any] | Callable[[dict[str, Any]], Any]) -> Dataset:
         """Some of this dataset's samples as a dataset: `ds.select(numbers)[k]` is `ds[numbers[k]]`.
