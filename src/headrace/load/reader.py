@@ -173,13 +173,13 @@ class ReadAhead:
         began = time.perf_counter()
         buffer = self._buffers.take(size)
         data, file = buffer.data[:size], self._files.get(shard)
-        _fill(data, file, ranges)
+        fill(data, file, ranges)
         read = time.perf_counter()
         opened = index.open(run.first, run.last, data)
         if opened.damage and file.is_remote:  # the network may have garbled it: once more
             for part in ranges:
                 file.forget(*part)
-            _fill(data, file, ranges)
+            fill(data, file, ranges)
             opened = index.open(run.first, run.last, data)
         checked = time.perf_counter()
         self._meters["read"].add(items=run.last - run.first, num_bytes=size, busy_sec=read - began)
@@ -255,7 +255,7 @@ class ReadAhead:
         return int(self._bytes_per_sample[run.piece] * (run.last - run.first)) + 1
 
 
-def _fill(data: memoryview, file: File, ranges: Sequence[Range]) -> None:
+def fill(data: memoryview, file: File, ranges: Sequence[Range]) -> None:
     """Read what lies at these ranges, one behind the other."""
     at = 0
     for part in ranges:
