@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import inspect, pack, report, train
+from headrace.cli import bench, inspect, pack, report, train
 from headrace.cli.output import run
 from headrace.version import __version__
 
@@ -44,6 +44,7 @@ def _headrace(
 app.command("pack")(pack.pack)
 app.command("index")(inspect.index)
 app.command("inspect")(inspect.inspect)
+app.command("bench")(bench.bench)
 app.command("train")(train.train)
 app.command("report")(report.report)
 

@@ -32,11 +32,11 @@ class RecipeTarget:
     function: str
 
     @classmethod
-    def parse(cls, text: str) -> RecipeTarget:
-        """From `FILE.py` or `FILE.py:function`; the function is `recipe` by default."""
+    def parse(cls, text: str, default: str = DEFAULT_FUNCTION) -> RecipeTarget:
+        """From `FILE.py` or `FILE.py:function`; the function is `default` where none is named."""
         path, colon, function = text.rpartition(":")
         if not colon or not function.isidentifier():
-            path, function = text, DEFAULT_FUNCTION
+            path, function = text, default
         return cls(Path(path), function)
 
     @property
