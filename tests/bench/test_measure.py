@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty import FaultyServer
 from PIL import Image
 
 import headrace as hr
+from faulty import FaultyServer
 from headrace.bench import measure
 from headrace.errors import DamagedError, OptionError
 from waiting import family, wait_own_gone

@@ -1,8 +1,8 @@
 """Writing through a bad network: a proxy that loses requests and answers stands before a real store."""
 
 import pytest
-from faulty import FaultyProxy, lost, status
 
+from faulty import FaultyProxy, lost, status
 from headrace.errors import StorageError, TargetError
 from headrace.storage import (
     Lease,

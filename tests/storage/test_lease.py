@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from faulty import FaultyServer
 
+from faulty import FaultyServer
 from headrace.errors import OptionError, StorageError, TargetError
 from headrace.storage import (
     Lease,

@@ -10,8 +10,8 @@ import textwrap
 import threading
 
 import pytest
-from faulty import FaultyServer, hang
 
+from faulty import FaultyServer, hang
 from headrace.storage import open_file, read_bytes, write_bytes
 from waiting import running, wait_for
 
