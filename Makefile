@@ -3,8 +3,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# Many tests wait for processes and servers, so two at a time fit two cores well; a file's tests stay together.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+# Many tests wait for processes and servers, so two at a time fit two cores well; a file's tests stay together, and the
+# longest files come first.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup check test soak demo demo-text clean
 

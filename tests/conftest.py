@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -61,12 +62,35 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+TESTS = Path(__file__).parent
+LONGEST = (
+    "load/test_dataloader.py",
+    "faults/test_fault_matrix.py",
+    "load/test_healing.py",
+    "adapters/",
+    "e2e/",
+    "bench/test_measure.py",
+    "faults/test_soak.py",
+    "load/test_loader_hostile.py",
+    "load/test_tabled.py",
+    "load/test_direct.py",
+    "train/",
+)
+"""Files of few tests that take long: begun first, so that no process has one of them left when the other is done."""
+
+
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` are skipped where there is no CUDA device."""
+    """The longest files come first; tests marked `gpu` are skipped where there is no CUDA device."""
+    items.sort(key=lambda item: _rank(os.path.relpath(item.path, TESTS)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _has_cuda():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _rank(file):
+    """Where a file is among the longest; all others are behind them, in their order."""
+    return next((number for number, begin in enumerate(LONGEST) if file.startswith(begin)), len(LONGEST))
 
 
 @functools.cache
