@@ -119,6 +119,26 @@ def test_a_shard_that_is_not_all_there_takes_only_its_own_samples_along(folder, 
         assert len(found) + len(direct.skipped) == NUM_SAMPLES
 
 
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+@pytest.mark.parametrize("does_something", [False, True])
+def test_a_loader_goes_on_once_the_shard_is_restored(folder, tmp_path, harm, does_something):
+    """The same loader and its process, in the next epoch."""
+    shard = copied(folder, tmp_path / "copy")[1]
+    whole = shard.read_bytes()
+    shard.unlink()
+    if harm == "damaged":
+        shard.write_bytes(whole[:30_000] + bytes(20_000) + whole[50_000:])
+    stream = hr.Stream(hr.open(tmp_path / "copy"), seed=4)
+    stream = stream.map(unchanged) if does_something else stream
+    with hr.Loader(stream, batch_size=5) as loader:
+        with pytest.raises(DamagedError, match=shard.name):
+            list(loader)
+        restored = shard.with_suffix(".new")
+        restored.write_bytes(whole)
+        restored.replace(shard)
+        assert contents(loader) == contents(hr.Loader(stream.from_epoch(1), batch_size=5))
+
+
 def test_a_shard_of_other_fields_is_read_as_any_other(tmp_path):
     """A sample that lacks a field is an error of its own; its neighbours come."""
     uneven = list(samples())

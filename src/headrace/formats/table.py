@@ -1,6 +1,6 @@
 """The samples of a run as columns, where their format allows it: what a batch takes of them is indexing.
 
-Python's cost is then paid once a run; sample by sample it is some thirty times what a thousand bytes cost to copy.
+Python's cost is then paid once a run: of small samples it is more than that of copying them.
 """
 
 from __future__ import annotations

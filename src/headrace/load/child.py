@@ -75,6 +75,8 @@ class Feed:
 
     def _make_pipeline(self, frame: Frame) -> Pipeline:
         workers = self._workers or self._make_workers()
+        if workers.direct is not None:
+            workers.direct.forget()
         workers.caution.forget_before((frame.epoch, frame.step * self._job.batches.global_batch_size))
         return Pipeline(
             *(self._job, self._specs, workers, self._slots, self._meters, self._deliver, self._lanes),

@@ -83,8 +83,13 @@ class DirectReader:
         self._dataset, self._chain, self._meters = dataset, chain, meters
         self._names = tuple(chain.specs or ())
         self._files = OpenFiles(dataset)
-        self._pieces: OrderedDict[int, _Piece | HeadraceError] = OrderedDict()
+        self._pieces: OrderedDict[int, _Piece] = OrderedDict()
         self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """Open shards anew from here on: one may have been restored since. For when nothing is being read."""
+        self._pieces.clear()
+        self._files.close()
 
     def read(self, rows: Rows, lane: Lane) -> bool:
         """Fill the rows of a batch. True after the batch's last."""
@@ -146,7 +151,7 @@ class DirectReader:
         try:
             found = self._open(piece)
         except HeadraceError as err:
-            found = err
+            return err  # not kept: it may pass
         with self._lock:
             self._pieces[piece] = found
             if len(self._pieces) > _MOST_PIECES:

@@ -22,7 +22,7 @@ from headrace.transform import ArraySpec, Cast, Decode, Op, may_cast
 I64 = NDArray[np.int64]
 
 _LARGE_BYTES = 4096
-"""From here on values are copied one by one, else joined first: a call a value costs as much as so many bytes."""
+"""From here on values are copied one by one; smaller ones are joined first, which copies twice but is one call."""
 _PADS = [bytes(WORD - rest) if rest else b"" for rest in range(WORD)]
 
 
