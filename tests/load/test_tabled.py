@@ -134,10 +134,13 @@ def test_a_damaged_sample_is_named_and_its_neighbours_come(datasets, tmp_path, n
         assert [skipped.key in keys for skipped in loader.skipped] == [False]
 
 
-def test_text_that_cannot_be_decoded_is_told_of_by_its_sample(tmp_path):
-    samples = ({"__key__": f"s{i}", "cls": b"7" if i != 20 else b"seven"} for i in range(40))
+@pytest.mark.parametrize(
+    ("text", "reason"), [(b"seven", "'cls' is not a whole number"), (b"9" * 30, "an int that int64 does not hold")]
+)
+def test_text_that_cannot_be_decoded_is_told_of_by_its_sample(tmp_path, text, reason):
+    samples = ({"__key__": f"s{i}", "cls": b"7" if i != 25 else text} for i in range(40))
     hr.pack(samples, tmp_path / "packed", shuffle=False)
-    with pytest.raises(TransformError, match=r"sample 's20'.*'cls' is not a whole number"):
+    with pytest.raises(TransformError, match=rf"sample 's25'.*{reason}"):
         list(hr.Loader(hr.Stream(hr.open(tmp_path / "packed")).decode(), batch_size=4))
 
 

@@ -74,7 +74,7 @@ class Columns:
                 column = _views(column)
             try:
                 column = step.column(name, column)
-            except ValueError:  # one by one it is told of which sample
+            except (ValueError, OverflowError):  # one by one it is told of which sample
                 return None
         return column
 

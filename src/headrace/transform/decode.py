@@ -88,7 +88,8 @@ class Decode:
     def column(self, field: str, column: NDArray[Any]) -> NDArray[Any] | None:
         """A column of many samples after the step; None where samples are to be decoded one by one.
 
-        Objects in it are all str, or all memoryviews. Raises ValueError for data that is not what its name says.
+        Objects in it are all str, or all memoryviews. Raises ValueError or OverflowError for data
+        that is not what its name says, or that int64 does not hold.
         """
         kind = self._kind(field)
         if column.dtype != np.object_ or not isinstance(column[0], memoryview) or kind == "bytes":
