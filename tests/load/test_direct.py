@@ -7,7 +7,7 @@ import pytest
 
 import headrace as hr
 from headrace.errors import DamagedError, TransformError
-from headrace.load.direct import PagesAhead
+from headrace.load.pages import PagesAhead
 from headrace.load.pipeline import _planned_runs
 from waiting import wait_for
 
@@ -52,15 +52,19 @@ def is_direct(loader):
 @pytest.mark.parametrize("fields", [None, ["bin"]])
 @pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_batches_are_those_of_a_stream_that_does_something(folder, rank, drop_last, fields):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_are_those_of_a_stream_that_does_something(folder, processes, rank, drop_last, fields):
     stream = hr.Stream(hr.open(folder, fields=fields), seed=3, epochs=2)
     options = {"global_batch_size": 8, "rank": rank, "world_size": 2, "drop_last": drop_last, "threads": 3}
-    with hr.Loader(stream, **options) as direct, hr.Loader(stream.map(unchanged), **options) as usual:
+    with (
+        hr.Loader(stream, processes=processes, **options) as direct,
+        hr.Loader(stream.map(unchanged), **options) as usual,
+    ):
         assert contents(direct) == contents(usual)
         assert is_direct(direct)
         assert not is_direct(usual)
         stages = direct.meters()["stages"]
-        assert stages["read"]["threads"] == stages["verify"]["threads"] == 3
+        assert stages["read"]["threads"] == stages["verify"]["threads"] == (3 if processes == 1 else processes)
         assert stages["read"]["items"] >= 2 * (80 if drop_last else 90) // 2
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -39,7 +40,7 @@ class Batch:
         self._real = real
         self._specs = specs
         self._made: list[Made | None] = [None] * num_rows
-        self._stored: list[Stored] = [{} for _ in range(num_rows)]
+        self._stored: dict[int, Stored] = {}
         self._left = num_rows
         self._lock = threading.Lock()
         self.lost: list[ProcessLostError] = []
@@ -50,22 +51,13 @@ class Batch:
             if spec is not None:
                 self._place_array(name, np.dtype(spec.dtype), (num_rows, *spec.shape))
 
-    def add(
-        self, rows: Sequence[int], made: Sequence[Made], keep_samples: bool, stored: Sequence[Stored] | None = None
-    ) -> bool:
-        """Take what became of some rows; byte strings and arrays are moved into the slot. True after the last.
-
-        `stored` says what of each row is in the slot already.
-        """
-        if stored is not None:
-            self._stored[rows[0] : rows[-1] + 1] = stored
+    def add(self, rows: Sequence[int], made: Sequence[Made], keep_samples: bool) -> bool:
+        """Take what became of some rows; byte strings and arrays are moved into the slot. True after the last."""
         if not keep_samples:
             self._store(rows, made)
         for row, one in zip(rows, made, strict=True):
             self._made[row] = one
-        with self._lock:
-            self._left -= len(rows)
-            return self._left == 0
+        return self._count(len(rows))
 
     def fail(self, rows: Sequence[int], error: HeadraceError) -> bool:
         """Count rows as lost to an error that is not a sample's."""
@@ -73,7 +65,10 @@ class Batch:
 
     def deliver(self, delivery: Delivery, collate: Collate | None, on_error: OnError, meter: Meter) -> None:
         """Fill in the finished batch, without the rows that were filtered or failed; `meter` counts the work."""
-        began = time.perf_counter()
+        with self._counted(delivery, meter):
+            self._deliver(delivery, collate, on_error)
+
+    def _deliver(self, delivery: Delivery, collate: Collate | None, on_error: OnError) -> None:
         made = [one for one in self._made if one is not None]
         kept = [row for row, one in enumerate(made) if one.values is not None]
         delivery.skipped = [
@@ -81,15 +76,27 @@ class Batch:
             for row, one in enumerate(made)
             if isinstance(one.error, _OF_A_SAMPLE) and self._is_real(row)  # else it is counted where it belongs
         ]
-        delivery.restarts = [Restart.of("worker", delivery.epoch, delivery.step, lost) for lost in self.lost]
         delivery.error = next((one.error for one in made if one.error and not self._may_skip(one, on_error)), None)
         if delivery.error is None:
             delivery.keys = [made[row].key for row in kept]
             plain = self._collated(kept, collate, delivery) if collate else self._collect(kept, delivery)
             delivery.plain = pickled(plain)
             delivery.real = self._real[kept] if self._real is not None else None
+
+    @contextmanager
+    def _counted(self, delivery: Delivery, meter: Meter) -> Iterator[None]:
+        began = time.perf_counter()
+        delivery.restarts = [Restart.of("worker", delivery.epoch, delivery.step, lost) for lost in self.lost]
+        yield
         delivery.slot_bytes, delivery.used_bytes = self.slot.size, self.slot.used
-        meter.add(items=len(kept), num_bytes=self.slot.used, busy_sec=time.perf_counter() - began)
+        num_rows = len(delivery.keys or ())
+        meter.add(items=num_rows, num_bytes=self.slot.used, busy_sec=time.perf_counter() - began)
+
+    def _count(self, num_rows: int) -> bool:
+        """So many rows more are there. True after the last."""
+        with self._lock:
+            self._left -= num_rows
+            return self._left == 0
 
     def _is_real(self, row: int) -> bool:
         return self._real is None or bool(self._real[row])
@@ -118,7 +125,7 @@ class Batch:
         at = 0
         for (row, name, value), source in zip(found, sources, strict=True):
             view[at : at + len(source)] = source
-            self._stored[row][name] = (
+            self._stored.setdefault(row, {})[name] = (
                 Array(value.dtype.name, value.shape, offset + at)
                 if isinstance(value, np.ndarray)
                 else Blob(offset + at, len(source))
@@ -133,7 +140,7 @@ class Batch:
             delivery.fields[name] = Array(place.dtype, (len(kept), *place.shape[1:]), place.offset)
         plain: dict[str, list[Any]] = {}
         for name in self._list_fields(kept):
-            stored = [self._stored[row].get(name) for row in kept]
+            stored = [self._stored.get(row, {}).get(name) for row in kept]
             delivery.fields[name] = _listed(stored)
             if None in stored:
                 values = [self._values(row).get(name) for row in kept]

@@ -1,32 +1,37 @@
 """Samples that nothing is done to: read from the disk to their places in the batch, without a copy on the way.
 
-The page cache is what reads ahead: it is asked for runs in the order of first need, a bounded way ahead. So a large
-sample passes memory once, where a buffer of ours, filled early and emptied late, would cost as much again.
+The page cache is what reads ahead (`pages.py`). So a large sample passes memory once, where a buffer of ours, filled
+early and emptied late, would cost as much again. What is known of samples beforehand is taken as columns; what is left
+to be done for each is one read and one look at its checksum (`reads.py`), here or in a process that only reads.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from headrace.dataset import Dataset, Joined, open_run
 from headrace.errors import DamagedError, HeadraceError
-from headrace.formats import ShardIndex, sample_checksum
-from headrace.load.batch import WORD, Batch, Stored
+from headrace.formats import ShardIndex
+from headrace.formats.index import Layout
+from headrace.load.batch import WORD
+from headrace.load.direct_batch import DirectBatch
 from headrace.load.fields import Specs
 from headrace.load.files import OpenFiles
-from headrace.load.job import Blob, Job, unexpected
-from headrace.load.marks import Lane
-from headrace.load.reader import PlannedRun
+from headrace.load.job import Job, unexpected
+from headrace.load.marks import Doing, Lane
+from headrace.load.reads import Bad, Done, Reads, read_samples
 from headrace.load.rows import Chain, Made, Row, damaged, make_rows
-from headrace.order import Run
 from headrace.storage import File
 from headrace.telemetry import Meter
+
+I64 = NDArray[np.int64]
 
 LEAST_SAMPLE_BYTES = 16 << 10
 """Smaller ones cost less where many are read by one call."""
@@ -38,20 +43,25 @@ _MOST_PIECES = 128
 class Rows:
     """Some rows of a batch, and whom to tell when they are done: `done(True)` after the batch's last."""
 
-    batch: Batch
+    batch: DirectBatch
     first: int
     epoch: int
-    positions: list[int]
-    pieces: list[int]
-    samples: list[int]
+    positions: I64
+    pieces: I64
+    samples: I64
     done: Callable[[bool], None]
+
+    def fail(self, err: BaseException) -> None:
+        """None of the rows can be had."""
+        numbers = range(self.first, self.first + len(self.positions))
+        self.done(self.batch.fail(numbers, err if isinstance(err, HeadraceError) else unexpected(err)))
 
 
 def reads_directly(job: Job, specs: Specs | None) -> bool:
     """Whether a job's samples go into batches as they are stored, from the local disk."""
     if specs is None or any(spec is not None for spec in specs.values()):
         return False
-    if job.ops or job.collate is not None or job.processes > 1 or job.suspects or job.condemned:
+    if job.ops or job.collate is not None or job.suspects or job.condemned:
         return False
     dataset, pieces = job.dataset, job.dataset.pieces
     if dataset.is_remote or pieces.is_whole.any() or int(pieces.bytes.sum()) < LEAST_SAMPLE_BYTES * len(dataset):
@@ -65,15 +75,26 @@ def reads_directly(job: Job, specs: Specs | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What reading a piece's samples takes; plain Python numbers come out of memoryviews."""
+    """What reading a piece's samples takes."""
 
     index: ShardIndex
     file: File
+    shard: int
     shard_name: str
-    spans: tuple[memoryview, memoryview, memoryview] | None
-    """Offset, length and checksum of each sample; None where its fields have no places known beforehand."""
-    fields: tuple[tuple[str, memoryview, memoryview], ...] = ()
-    """Each field's name, and its place in each sample."""
+    layout: Layout | None
+    """None where its fields have no places known beforehand."""
+
+
+class Planned(NamedTuple):
+    """The rows that can be read to their places, and what there is of the others."""
+
+    rows: I64
+    """Their numbers among all rows."""
+    keys: list[str]
+    reads: Reads
+    fields: dict[str, tuple[I64, I64]]
+    """Field -> where it begins in each sample, and its length."""
+    others: dict[int, _Piece | HeadraceError]
 
 
 class DirectReader:
@@ -83,6 +104,8 @@ class DirectReader:
         self._dataset, self._chain, self._meters = dataset, chain, meters
         self._names = tuple(chain.specs or ())
         self._files = OpenFiles(dataset)
+        self.generation = 0
+        """Another one than before says that shards may have been replaced."""
         self._pieces: OrderedDict[int, _Piece] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -90,48 +113,85 @@ class DirectReader:
         """Open shards anew from here on: one may have been restored since. For when nothing is being read."""
         self._pieces.clear()
         self._files.close()
+        self.generation += 1
 
-    def read(self, rows: Rows, lane: Lane) -> bool:
-        """Fill the rows of a batch. True after the batch's last."""
-        numbers = range(rows.first, rows.first + len(rows.positions))
-        lane.mark(rows.epoch, rows.positions[0])
+    def read(self, rows: Rows, lane: Lane) -> None:
+        """Fill the rows of a batch, in this thread."""
+        lane.mark(rows.epoch, int(rows.positions[0]), Doing.READ)
         try:
-            made, stored = self._read(rows, lane)
-            return rows.batch.add(numbers, made, keep_samples=False, stored=stored)
+            planned = self.plan(rows)
+            is_last = self.finish(rows, planned, read_samples(self._files, planned.reads, rows.batch.slot.view()))
         except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
-            return rows.batch.fail(numbers, err if isinstance(err, HeadraceError) else unexpected(err))
-        finally:
             lane.clear()
+            rows.fail(err)
+            return
+        lane.clear()
+        rows.done(is_last)
 
-    def _read(self, rows: Rows, lane: Lane) -> tuple[list[Made], list[Stored]]:
-        pieces = [self._piece(piece) for piece in rows.pieces]
-        lengths = [_length(piece, i) for piece, i in zip(pieces, rows.samples, strict=True)]
-        begin, area = rows.batch.slot.allocate(sum(map(_padded, lengths)))
-        view, at = area.data, 0
-        made: list[Made] = []
-        stored: list[Stored] = []
-        verify_sec, began = 0.0, time.perf_counter()
-        for number, piece, i, length in zip(itertools.count(), pieces, rows.samples, lengths, strict=False):
-            if isinstance(piece, HeadraceError) or piece.spans is None:
-                made.append(self._made(piece, rows, number, lane))
-                stored.append({})
+    def finish(self, rows: Rows, planned: Planned, done: Done) -> bool:
+        """Tell the batch what was read. True after the batch's last."""
+        reads = planned.reads
+        num_bytes = int(reads.lengths.sum())
+        self._meters["read"].add(items=len(planned.rows), num_bytes=num_bytes, busy_sec=done.read_sec)
+        self._meters["verify"].add(items=len(planned.rows), num_bytes=num_bytes, busy_sec=done.verify_sec)
+        others = {number: self._made(piece, rows, number) for number, piece in planned.others.items()}
+        others |= {int(planned.rows[bad.number]): self._damaged(rows, planned, bad) for bad in done.bad}
+        return self._add(rows, planned, others)
+
+    def _add(self, rows: Rows, planned: Planned, others: dict[int, Made]) -> bool:
+        reads = planned.reads
+        good = np.array([row not in others for row in planned.rows.tolist()], np.bool_) if others else slice(None)
+        keys = [key for key, row in zip(planned.keys, planned.rows.tolist(), strict=True) if row not in others]
+        spans = {
+            name: ((reads.places + starts)[good], lengths[good]) for name, (starts, lengths) in planned.fields.items()
+        }
+        is_last = False
+        if others:
+            is_last = rows.batch.add([rows.first + number for number in others], list(others.values()), False)
+        return rows.batch.add_read(rows.first + planned.rows[good], keys, spans) if keys else is_last
+
+    def plan(self, rows: Rows) -> Planned:
+        """Where the rows' samples lie, and where each goes in the batch's slot."""
+        num_rows = len(rows.pieces)
+        columns = np.zeros((3, num_rows), np.int64)
+        checksums = np.zeros(num_rows, np.uint64)
+        fields = {name: np.zeros((2, num_rows), np.int64) for name in self._names}
+        keys: list[str] = [""] * num_rows
+        others: dict[int, _Piece | HeadraceError] = {}
+        for number, at in _groups(rows.pieces):
+            piece = self._piece(number)
+            if isinstance(piece, HeadraceError) or piece.layout is None:
+                others |= dict.fromkeys(at.tolist(), piece)
                 continue
-            one, places, seconds = _place(piece, i, view[at : at + length], begin + at)
-            made.append(one)
-            stored.append(places)
-            verify_sec += seconds
-            at += _padded(length)
-        read_sec = time.perf_counter() - began - verify_sec
-        self._meters["read"].add(items=len(made), num_bytes=sum(lengths), busy_sec=read_sec)
-        self._meters["verify"].add(items=len(made), num_bytes=sum(lengths), busy_sec=verify_sec)
-        return made, stored
+            samples, layout = rows.samples[at], piece.layout
+            columns[0, at], columns[1, at], columns[2, at] = (
+                piece.shard,
+                layout.offsets[samples],
+                layout.lengths[samples],
+            )
+            checksums[at] = layout.checksums[samples]
+            for name, field in fields.items():
+                field[:, at] = [column[samples] for column in layout.fields[name]]
+            for row, sample in zip(at.tolist(), samples.tolist(), strict=True):
+                keys[row] = piece.index.key(sample)
+        ends = np.cumsum(-(-columns[2] // WORD) * WORD)
+        kept = np.array([row for row in range(num_rows) if row not in others], np.int64)
+        places = rows.batch.slot.allocate(int(ends[-1]))[0] + np.concatenate([[0], ends[:-1]])
+        reads = Reads(*(column[kept] for column in (*columns, checksums, places)))
+        return Planned(
+            kept,
+            [keys[row] for row in kept.tolist()],
+            reads,
+            {name: (field[0, kept], field[1, kept]) for name, field in fields.items()},
+            others,
+        )
 
-    def _made(self, piece: _Piece | HeadraceError, rows: Rows, number: int, lane: Lane) -> Made:
+    def _made(self, piece: _Piece | HeadraceError, rows: Rows, number: int) -> Made:
         """A row whose sample is read into memory of its own, as any other."""
+        i = int(rows.samples[number])
         if isinstance(piece, HeadraceError):
-            shard = self._dataset.pieces.place(rows.pieces[number])[0]
-            return Made(f"{self._dataset.shard_name(shard)}:{rows.samples[number]}", None, piece)
-        i = rows.samples[number]
+            shard = self._dataset.pieces.place(int(rows.pieces[number]))[0]
+            return Made(f"{self._dataset.shard_name(shard)}:{i}", None, piece)
         try:
             opened = open_run(piece.file, piece.index, i, i + 1)
             if i in opened.damage:
@@ -139,8 +199,21 @@ class DirectReader:
             sample = opened.sample(i)
         except DamagedError as err:
             return damaged(piece.index.key(i), piece.shard_name, str(err))
-        row = Row(rows.first + number, rows.epoch, rows.positions[number], sample)
-        return make_rows(self._chain, [row], {}, lane)[0]
+        row = Row(rows.first + number, rows.epoch, int(rows.positions[number]), sample)
+        return make_rows(self._chain, [row], {}, Lane.unseen())[0]
+
+    def _damaged(self, rows: Rows, planned: Planned, bad: Bad) -> Made:
+        """What there is of a sample that was not read as it was written. Raises what says that nothing can be read."""
+        if bad.error is not None and not isinstance(bad.error, DamagedError):
+            raise bad.error
+        number, reads = int(planned.rows[bad.number]), planned.reads
+        piece, i = self._piece(int(rows.pieces[number])), int(rows.samples[number])
+        if isinstance(piece, HeadraceError):
+            raise piece
+        place, length = int(reads.places[bad.number]), int(reads.lengths[bad.number])
+        data = rows.batch.slot.view()[place : place + length]
+        reason = str(bad.error) if bad.error else piece.index.open(i, i + 1, data).damage[i]
+        return damaged(planned.keys[bad.number], piece.shard_name, reason)
 
     def _piece(self, piece: int) -> _Piece | HeadraceError:
         with self._lock:
@@ -161,89 +234,14 @@ class DirectReader:
     def _open(self, piece: int) -> _Piece:
         shard = self._dataset.pieces.place(piece)[0]
         file, index = self._files.get(shard), self._dataset.piece(piece)
-        name, layout = self._dataset.shard_name(shard), index.layout
-        if layout is None or layout.fields.keys() != set(self._names):
-            return _Piece(index, file, name, None)
-        columns = ((field, *layout.fields[field]) for field in self._names)
-        fields = tuple((field, starts.data, lengths.data) for field, starts, lengths in columns)
-        spans = layout.offsets.data, layout.lengths.data, layout.checksums.data
-        return _Piece(index, file, name, spans, fields)
+        layout = index.layout
+        if layout is not None and layout.fields.keys() != set(self._names):
+            layout = None
+        return _Piece(index, file, shard, self._dataset.shard_name(shard), layout)
 
 
-def _length(piece: _Piece | HeadraceError, i: int) -> int:
-    """What the sample takes in the slot as it is stored."""
-    return 0 if isinstance(piece, HeadraceError) or piece.spans is None else piece.spans[1][i]
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // WORD) * WORD
-
-
-def _place(piece: _Piece, i: int, view: memoryview, at: int) -> tuple[Made, Stored, float]:
-    """Read sample i into the view, which begins at `at` in the slot; comes with the seconds of checking."""
-    assert piece.spans is not None
-    offsets, _, checksums = piece.spans
-    key = piece.index.key(i)
-    try:
-        piece.file.read_into(offsets[i], view)
-    except DamagedError as err:
-        return damaged(key, piece.shard_name, str(err)), {}, 0.0
-    began = time.perf_counter()
-    if sample_checksum(view) != checksums[i]:
-        reason = piece.index.open(i, i + 1, view).damage[i]
-        return damaged(key, piece.shard_name, reason), {}, time.perf_counter() - began
-    places: Stored = {name: Blob(at + starts[i], lengths[i]) for name, starts, lengths in piece.fields}
-    return Made(key, {}), places, time.perf_counter() - began
-
-
-class PagesAhead:
-    """Has the page cache read the planned runs ahead, in the order of first need, within a bound on memory."""
-
-    def __init__(self, dataset: Dataset | Joined, plan: Iterator[PlannedRun], memory_bytes: int) -> None:
-        self._dataset, self._plan, self._memory = dataset, plan, memory_bytes
-        self._files = OpenFiles(dataset)
-        self._ends: list[tuple[int, int]] = []
-        """(done, bytes) of what was asked for and is still needed."""
-        self._held_bytes = 0
-        self._stopped = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="pages", daemon=True)
-        self._thread.start()
-
-    def release(self, upto: int) -> None:
-        """No position before `upto` is needed any more."""
-        with self._changed:
-            while self._ends and self._ends[0][0] <= upto:
-                self._held_bytes -= heapq.heappop(self._ends)[1]
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """End the thread."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._thread.join()
-        self._files.close()
-
-    def _work(self) -> None:
-        for planned in self._plan:
-            with self._changed:
-                while self._held_bytes >= self._memory and not self._stopped:
-                    self._changed.wait()
-                if self._stopped:
-                    return
-            num_bytes = self._ask(planned.run)
-            with self._changed:
-                heapq.heappush(self._ends, (planned.done, num_bytes))
-                self._held_bytes += num_bytes
-
-    def _ask(self, run: Run) -> int:
-        """Have a run read; returns its bytes. What is wrong with it is told by whoever reads it for its samples."""
-        try:
-            file = self._files.get(self._dataset.pieces.place(run.piece)[0])
-            ranges = self._dataset.piece(run.piece).ranges(run.first, run.last)
-            for part in ranges:
-                file.expect(*part)
-        except HeadraceError:
-            return 0
-        return sum(part.length for part in ranges)
+def _groups(numbers: I64) -> Iterator[tuple[int, I64]]:
+    """Each number, and where it stands."""
+    order = np.argsort(numbers, kind="stable")
+    for at in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+        yield int(numbers[at[0]]), at

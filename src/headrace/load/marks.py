@@ -38,6 +38,8 @@ class Doing(IntEnum):
     """In the user's `collate`, for the batch of (epoch, step)."""
     STORE = 3
     """Waiting for a store, within the store's own deadline."""
+    READ = 4
+    """Reading samples of the batch that begins at (epoch, position), from the local disk."""
 
 
 class Mark(NamedTuple):
@@ -52,6 +54,8 @@ class Mark(NamedTuple):
             return f"collate for step {self.position} of epoch {self.epoch}"
         if self.doing is Doing.STORE:
             return "reading from a store"
+        if self.doing is Doing.READ:
+            return f"reading samples for position {self.position} of epoch {self.epoch} and those after it"
         return f"sample {self.position}" if self.epoch == PROBED else f"position {self.position} of epoch {self.epoch}"
 
 

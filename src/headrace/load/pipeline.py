@@ -20,19 +20,23 @@ from numpy.typing import NDArray
 
 from headrace.errors import HeadraceError, LoaderError
 from headrace.load.batch import Batch
-from headrace.load.direct import PagesAhead, Rows
+from headrace.load.direct import Rows
+from headrace.load.direct_batch import DirectBatch
 from headrace.load.fields import Specs
 from headrace.load.job import STAGES, Delivery, Job, Lanes, unexpected
 from headrace.load.marks import Doing
+from headrace.load.pages import PagesAhead
 from headrace.load.reader import PlannedRun, ReadAhead
 from headrace.load.slots import Slot, SlotPool
 from headrace.load.tabled import Part, TabledBatch
-from headrace.load.workers import Parts, Source, Task, Workers
+from headrace.load.tasks import Parts, Source, Task
+from headrace.load.workers import Workers
 from headrace.order import Places, Run
 from headrace.telemetry import Meter
 
 PLANNED_SAMPLES = 8192
 MAX_CHUNK_ROWS = 32
+MAX_READ_ROWS = 256
 METERS_EVERY_SEC = 0.2
 
 
@@ -84,7 +88,7 @@ class Pipeline:
         self._deliver = deliver
         self._lanes = lanes
         self._generation = generation
-        self._chunk_rows = _rows_per_chunk(job)
+        self._chunk_rows = _rows_per_chunk(job, workers.direct is not None)
         self._pending: deque[_Pending] = deque()
         self._changed = threading.Condition(threading.RLock())
         self._stopped = False
@@ -127,7 +131,8 @@ class Pipeline:
             if parts is not None:
                 self._make_tabled(plan, slot, parts)
                 return True
-            batch = Batch(slot, len(plan.real), plan.real if plan.has_repeats else None, self._specs)
+            make = Batch if self._workers.direct is None else DirectBatch
+            batch = make(slot, len(plan.real), plan.real if plan.has_repeats else None, self._specs)
         except BaseException:
             self._slots.release(slot.number)
             raise
@@ -136,9 +141,10 @@ class Pipeline:
             self._pending.append(pending)
         for first in range(0, batch.num_rows, self._chunk_rows):
             last = min(first + self._chunk_rows, batch.num_rows)
-            if isinstance(self._ahead, PagesAhead):
+            if isinstance(batch, DirectBatch):
                 self._workers.submit(_rows(plan, batch, first, last, partial(self._done, pending)))
                 continue
+            assert isinstance(self._ahead, ReadAhead)  # what is not read directly has been read ahead
             sources = self._sources_or_error(plan, first, last, self._ahead)
             if isinstance(sources, HeadraceError):
                 self._done(pending, batch.fail(range(first, batch.num_rows), sources))
@@ -243,17 +249,19 @@ class Pipeline:
                 self._deliver(Delivery(self._generation, error=error), None)
 
 
-def _rows(plan: _Plan, batch: Batch, first: int, last: int, done: Callable[[bool], None]) -> Rows:
-    places = plan.places
+def _rows(plan: _Plan, batch: DirectBatch, first: int, last: int, done: Callable[[bool], None]) -> Rows:
     positions, pieces, samples = (
-        column[first:last].tolist() for column in (plan.positions, places.piece, places.sample)
+        column[first:last] for column in (plan.positions, plan.places.piece, plan.places.sample)
     )
     return Rows(batch, first, plan.epoch, positions, pieces, samples, done)
 
 
-def _rows_per_chunk(job: Job) -> int:
+def _rows_per_chunk(job: Job, is_direct: bool) -> int:
     rows = job.batches.global_batch_size // job.batches.world_size
-    return max(1, min(MAX_CHUNK_ROWS, -(-rows // (4 * max(job.threads, job.processes)))))
+    workers = job.processes if job.processes > 1 else job.threads
+    if is_direct:  # they take equally long, and each chunk has its price
+        return max(1, min(MAX_READ_ROWS, -(-rows // (2 * workers))))
+    return max(1, min(MAX_CHUNK_ROWS, -(-rows // (4 * workers))))
 
 
 def _planned_runs(job: Job, first_epoch: int, first_position: int) -> Iterator[PlannedRun]:

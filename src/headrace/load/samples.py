@@ -20,7 +20,7 @@ from headrace.load.memory import memory_bytes
 from headrace.load.reader import PlannedRun, ReadAhead
 from headrace.load.rows import Chain, make_rows
 from headrace.load.state import VERSION, check_same, check_samples_state, partitions_of
-from headrace.load.workers import Source, raw_rows
+from headrace.load.tasks import Source, raw_rows
 from headrace.order import MixedOrder, Order, Share, check_world_size
 from headrace.rank import local_world_size
 from headrace.telemetry import Meter

@@ -55,6 +55,10 @@ class Slot:
             self.used = offset + aligned(num_bytes)
             return offset, self._view[offset : offset + num_bytes]
 
+    def view(self) -> memoryview:
+        """All of it, as it is now."""
+        return self._view.data
+
     def _grow(self, num_bytes: int) -> None:
         size = -(-max(num_bytes, self.size * 5 // 4) // _PAGE) * _PAGE
         # posix_fallocate, not ftruncate: memory that is not to be had is an error here, not a SIGBUS at first touch.
@@ -92,6 +96,24 @@ class SlotPool:
         """Let those who wait ask again whether to give up."""
         with self._changed:
             self._changed.notify_all()
+
+
+class SlotMaps:
+    """The slots as a worker process sees them: each mapped once, and again when it has grown. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def add(self, number: int, fd: int, size: int) -> None:
+        """A slot that is new, or has grown: its descriptor, which is closed here."""
+        try:
+            self._maps[number] = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+
+    def view(self, number: int) -> memoryview:
+        """The slot's bytes; none of one that has none."""
+        return memoryview(self._maps.get(number, b""))
 
 
 class MappedSlots:

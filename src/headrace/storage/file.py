@@ -44,6 +44,10 @@ class File(ABC):
     def expect(self, offset: int, length: int) -> None:  # noqa: B027
         """Say that a range will be read soon, so that it may be fetched meanwhile. Nothing waits for it."""
 
+    def is_in_memory(self, offset: int) -> bool:
+        """Whether the byte there is surely read without waiting for a disk or a network."""
+        return False
+
     def forget(self, offset: int, length: int) -> None:  # noqa: B027
         """Drop what is kept of a range that turned out to be damaged, so that reading it again asks the store.
 

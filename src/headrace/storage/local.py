@@ -67,6 +67,12 @@ class LocalFile(File):
             with suppress(OSError):  # it is a hint, which some file systems do not take
                 os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 
+    def is_in_memory(self, offset: int) -> bool:
+        try:
+            return os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        except OSError:  # it would have to wait, or the file system cannot tell
+            return False
+
     def read(self, offset: int, length: int) -> memoryview:
         """The bytes of one range, in a buffer of their own. Errors as for `read_into`."""
         if offset + length > self.size:  # before the buffer is made: a wrong length could ask for all memory

@@ -1,0 +1,93 @@
+"""What a thread of the loader process asks of its worker process, and what it does with the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from headrace.load.batch import Batch
+from headrace.load.direct import DirectReader, Rows
+from headrace.load.marks import Where
+from headrace.load.reads import Done, ReadOrder
+from headrace.load.row_task import RowOrder
+from headrace.load.rows import Made, condemned_row
+from headrace.load.tasks import Task, raw_rows
+
+
+class AskedRows:
+    """Rows to be transformed."""
+
+    def __init__(self, task: Task, condemned: Mapping[Where, str], keep_samples: bool) -> None:
+        """`condemned` are samples over which loader processes ended."""
+        self._task, self._keep_samples = task, keep_samples
+        self._rows, self._lost = raw_rows(task.sources, condemned)
+        self._condemned: dict[Where, str] = {}
+
+    @property
+    def batch(self) -> Batch:
+        """The batch that they belong to."""
+        return self._task.batch
+
+    @property
+    def where(self) -> Where:
+        """The first of them."""
+        first = self._task.sources[0]
+        return first.epoch, first.position
+
+    @property
+    def num_rows(self) -> int:
+        """How many."""
+        return self._task.num_rows
+
+    def order(self, condemned: Mapping[Where, str]) -> RowOrder | None:
+        """What is left to be transformed."""
+        self._condemned |= condemned
+        left = [row for row in self._rows if row.where not in self._condemned]
+        return RowOrder(left, self.batch.places) if left else None
+
+    def finish(self, made: Sequence[Made] | None) -> None:
+        """The answer."""
+        answers = iter(made or ())
+        for row in self._rows:
+            why = self._condemned.get(row.where)
+            self._lost[row.number] = condemned_row(row.sample["__key__"], why) if why else next(answers)
+        self._task.finish(self._lost, self._keep_samples)
+
+    def fail(self, err: BaseException) -> None:
+        """There will be no answer."""
+        self._task.fail(err)
+
+
+class AskedReads:
+    """Rows to be read to their places."""
+
+    def __init__(self, reader: DirectReader, rows: Rows) -> None:
+        self._reader, self._task = reader, rows
+        self._planned = reader.plan(rows)
+
+    @property
+    def batch(self) -> Batch:
+        """The batch that they belong to."""
+        return self._task.batch
+
+    @property
+    def where(self) -> Where:
+        """The first of them."""
+        return self._task.epoch, int(self._task.positions[0])
+
+    @property
+    def num_rows(self) -> int:
+        """How many."""
+        return len(self._task.positions)
+
+    def order(self, condemned: Any) -> ReadOrder:
+        """All of them."""
+        return ReadOrder(*self.where, self._reader.generation, self._planned.reads)
+
+    def finish(self, done: Done) -> None:
+        """The answer."""
+        self._task.done(self._reader.finish(self._task, self._planned, done))
+
+    def fail(self, err: BaseException) -> None:
+        """There will be no answer."""
+        self._task.fail(err)
