@@ -26,6 +26,7 @@ PUBLIC = [
     "errors",
     "index",
     "mix",
+    "ondevice",
     "open",
     "pack",
     "sgd",
@@ -55,7 +56,7 @@ def test_image_steps_are_where_the_contract_has_them(name):
 
 
 @pytest.mark.parametrize(
-    "room", ["dataset", "formats", "load", "order", "packing", "report", "telemetry", "train", "transform"]
+    "room", ["dataset", "formats", "load", "ondevice", "order", "packing", "report", "telemetry", "train", "transform"]
 )
 def test_rooms_have_what_they_export(room):
     module = importlib.import_module(f"headrace.{room}")

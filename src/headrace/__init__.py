@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.version import __version__
 
 if TYPE_CHECKING:
-    from headrace import errors, transform
+    from headrace import errors, ondevice, transform
     from headrace.dataset import Dataset, index, open
     from headrace.errors import HeadraceError
     from headrace.formats import Manifest
@@ -36,7 +36,7 @@ _HOMES = {
     "pack": "packing",
     "sgd": "train",
 }
-_MODULES = ("errors", "transform")
+_MODULES = ("errors", "ondevice", "transform")
 
 __all__ = [
     "Dataset",
@@ -53,6 +53,7 @@ __all__ = [
     "errors",
     "index",
     "mix",
+    "ondevice",
     "open",
     "pack",
     "sgd",

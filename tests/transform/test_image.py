@@ -75,7 +75,7 @@ def test_sizes_are_fixed_where_images_vary():
 
 def test_crops_cover_the_areas_and_aspects_asked_for():
     step = RandomResizedCrop(8, scale=(0.2, 0.6), ratio=(0.5, 2))
-    parts = np.array([step._part(300, 400, sample_rng(0, 0, position)) for position in range(2000)])
+    parts = np.array([step.part(300, 400, sample_rng(0, 0, position)) for position in range(2000)])
     top, left, height, width = parts.T
     area, aspect = height * width / (300 * 400), width / height
     assert (top >= 0).all()
@@ -94,8 +94,8 @@ def test_crops_cover_the_areas_and_aspects_asked_for():
 
 def test_crop_that_cannot_fit_falls_back_to_the_middle():
     step = RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1))
-    assert step._part(100, 300, sample_rng(0, 0, 0)) == (0, 100, 100, 100)
-    assert step._part(300, 100, sample_rng(0, 0, 0)) == (100, 0, 100, 100)
+    assert step.part(100, 300, sample_rng(0, 0, 0)) == (0, 100, 100, 100)
+    assert step.part(300, 100, sample_rng(0, 0, 0)) == (100, 0, 100, 100)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 50))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from collections.abc import Sequence
 
 import cloudpickle
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 
 from headrace.errors import HeadraceError, LoaderError, OptionError
 from headrace.load.channel import Frame, Kind, send_frame
-from headrace.load.device import BATCHES_AHEAD, DeviceQueue, PinnedMap, cuda_device
+from headrace.load.device import BATCHES_AHEAD, DeviceQueue, cuda_device
 from headrace.load.healing import Restarts
 from headrace.load.job import SPARE_SLOTS, Delivery, Job, NoMemoryError, num_lanes
+from headrace.load.ondevice import OnDevice
 from headrace.load.process import Process, ProcessLostError
 from headrace.load.slots import MappedSlots
 from headrace.load.tensors import BatchDict, batch_over
+from headrace.ondevice import BatchStep
 
 
 def num_slots_held(device: str | torch.device | None) -> int:
@@ -28,10 +31,14 @@ def num_slots_held(device: str | torch.device | None) -> int:
 class Client:
     """A running loader process. Not thread-safe, and of use only in the process that made it."""
 
-    def __init__(self, job: Job, device: str | torch.device | None, restarts: Restarts) -> None:
-        """`restarts` gets those of the process's own worker processes."""
+    def __init__(
+        self, job: Job, device: str | torch.device | None, restarts: Restarts, on_device: Sequence[BatchStep] = ()
+    ) -> None:
+        """`restarts` gets those of the process's own worker processes; `on_device` are steps on whole batches."""
         cuda = cuda_device(device)
-        self._device_queue = DeviceQueue(cuda) if cuda else None
+        self._on_device = OnDevice.of(on_device, job.order.seed, job.batches)
+        self._on_device.steps.check_device(on_cuda=cuda is not None)
+        self._device_queue = DeviceQueue(cuda, self._on_device) if cuda else None
         self._num_held = num_slots_held(device)
         self._restarts = restarts
         description = _described(job)
@@ -43,7 +50,7 @@ class Client:
             raise
         finally:
             os.close(reading)
-        self._slots = MappedSlots(self._orders, PinnedMap if cuda else mmap.mmap)
+        self._slots = MappedSlots(self._orders, self._device_queue.map if self._device_queue else mmap.mmap)
         self._generation = 0
         self._pid = os.getpid()
         self.usable = True
@@ -76,7 +83,8 @@ class Client:
             if self._device_queue:
                 found = self._device_queue.next(self._next_on_host, self._process.has_message)
             else:
-                found = self._next_on_host()
+                batch, delivery = self._next_on_host()
+                found = self._on_device(batch, lambda batch: batch, delivery), delivery
         except HeadraceError:
             self.usable = True
             raise
@@ -87,12 +95,14 @@ class Client:
         """End the process. Batches that are held stay valid."""
         if os.getpid() != self._pid:
             return  # it is another process's
-        if self._device_queue:
-            self._device_queue.clear()
-        self._slots.close()
-        send_frame(self._orders, Frame(Kind.END, 0))
-        os.close(self._orders)
-        self._process.end()
+        try:
+            if self._device_queue:
+                self._device_queue.clear()
+        finally:  # also where the device has failed: the process must not stay
+            self._slots.close()
+            send_frame(self._orders, Frame(Kind.END, 0))
+            os.close(self._orders)
+            self._process.end()
 
     def _next_on_host(self) -> tuple[BatchDict, Delivery]:
         while (delivery := self._receive()).generation != self._generation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from types import TracebackType
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from headrace.load.client import Client
     from headrace.load.job import Delivery
     from headrace.load.tensors import BatchDict
+    from headrace.ondevice import BatchStep
 
 HAND_OFF = "hand-off"
 MAX_RECORDED = 10_000
@@ -49,6 +50,10 @@ class Loader:
         global_batch_size: samples of all ranks' batches together. Exactly one of the two.
         device: where tensors are wanted; None: CPU tensors over shared memory. CUDA batches are copied from pinned
             memory on a side stream, two ahead.
+        on_device: steps on whole batches, step(batch) or step(batch, rng) -> batch, such as those of
+            `headrace.ondevice`; in turn, on the device: on CUDA on the same stream, as far ahead, on the CPU when the
+            batch is asked for. `rng` is keyed by seed, epoch and the batch's first position. A step that fails raises
+            TransformError.
         rank, world_size: of the data axes; None: from torch.distributed or the launcher's environment, when first
             needed.
         processes: 1 transforms in threads of the loader process; n > 1 in n worker processes of it, for functions
@@ -83,6 +88,7 @@ class Loader:
         batch_size: int | None = None,
         global_batch_size: int | None = None,
         device: str | torch.device | None = None,
+        on_device: Sequence[BatchStep] = (),
         rank: int | None = None,
         world_size: int | None = None,
         processes: int = 1,
@@ -109,6 +115,10 @@ class Loader:
             )
         if collate is not None and not callable(collate):
             raise OptionError(f"collate is a function(list of samples) -> dict: got {collate!r}")
+        if on_device != ():
+            from headrace.ondevice import Steps  # imports torch
+
+            Steps(on_device)
         check_flag("drop_last", drop_last)
         if on_error not in ("raise", "skip"):
             raise OptionError(f'on_error is "raise" or "skip": got {on_error!r}')
@@ -124,6 +134,7 @@ class Loader:
         self._global_batch_size = optional_number("global_batch_size", global_batch_size, 1)
         self._given_rank = rank, world_size
         self._device = device
+        self._on_device = tuple(on_device)
         self._processes = whole_number("processes", processes, 1)
         self._threads = optional_number("threads", threads, 1)
         self._prefetch = whole_number("prefetch", prefetch, 1)
@@ -368,7 +379,7 @@ class Loader:
     def _start_client(self) -> Client:
         from headrace.load.client import Client, num_slots_held  # imports torch
 
-        client = Client(self._job(num_slots_held(self._device)), self._device, self._restarts)
+        client = Client(self._job(num_slots_held(self._device)), self._device, self._restarts, self._on_device)
         self._finalizer = weakref.finalize(self, client.close)
         self._client_at = None
         return client

@@ -6,7 +6,7 @@ from headrace.transform.decode import Decode
 from headrace.transform.image import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
 from headrace.transform.pixels import prepare_worker
 from headrace.transform.probe import probe_image
-from headrace.transform.rng import sample_rng, seed_globals
+from headrace.transform.rng import batch_rng, sample_rng, seed_globals
 from headrace.transform.spec import ArraySpec, Encoded, Fields, Op, Ragged, Sample, spec_of
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Sample",
     "apply",
     "as_op",
+    "batch_rng",
     "may_cast",
     "output_fields",
     "prepare_worker",

@@ -104,13 +104,15 @@ def output_fields(ops: Sequence[Op], fields: Fields) -> Fields:
     return fields
 
 
-def takes_rng(fn: Callable[..., Any]) -> bool:
+def takes_rng(fn: Callable[..., Any], takes: str = "sample") -> bool:
     """Whether a function is called as `fn(sample, rng)`: it requires two arguments, or its second one is named `rng`.
+
+    `takes` is what errors call its first argument.
 
     Raises OptionError for a function that requires another number of arguments.
     """
     if not callable(fn):
-        raise OptionError(f"a function is called as fn(sample) or fn(sample, rng): got {fn!r}")
+        raise OptionError(f"a function is called as fn({takes}) or fn({takes}, rng): got {fn!r}")
     if inspect.iscoroutinefunction(fn):
         raise OptionError(f"a function must not be async, since nothing would await it: got {describe(fn)}")
     try:
@@ -123,7 +125,7 @@ def takes_rng(fn: Callable[..., Any]) -> bool:
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if keywords or len(required) > 2 or not (positional or variadic):
         raise OptionError(
-            f"a function is called as fn(sample) or fn(sample, rng), but {describe(fn)} has the parameters "
+            f"a function is called as fn({takes}) or fn({takes}, rng), but {describe(fn)} has the parameters "
             f"{inspect.signature(fn)}: set the others with functools.partial"
         )
     return len(required) == 2 or (len(positional) > 1 and positional[1].name == "rng")

@@ -59,10 +59,11 @@ class RandomResizedCrop:
         return _change_spec(fields, self.field, lambda shape: (*_pair(self.size), shape[2]))
 
     def _crop(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        top, left, height, width = self._part(image.shape[0], image.shape[1], rng)
+        top, left, height, width = self.part(image.shape[0], image.shape[1], rng)
         return resize(image[top : top + height, left : left + width], *_pair(self.size))
 
-    def _part(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    def part(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Of an image of this size, the part that is drawn: top, left, height and width, in pixels."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
             area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * rng.random())

@@ -15,12 +15,17 @@ import numpy as np
 from numpy.random import Generator, Philox
 
 _WORD = 2**64
-_SAMPLE, _GLOBALS = 0, 1  # the third word of the counter: what the stream is for
+_SAMPLE, _GLOBALS, _BATCH = 0, 1, 2  # the third word of the counter: what the stream is for
 
 
 def sample_rng(seed: int, epoch: int, position: int) -> Generator:
     """The generator of the sample at `position` of `epoch`: the same numbers wherever and whenever it is made."""
     return Generator(_philox(seed, epoch, position, _SAMPLE))
+
+
+def batch_rng(seed: int, epoch: int, position: int) -> Generator:
+    """The generator of the batch whose first sample is at `position` of `epoch`; apart from that sample's own."""
+    return Generator(_philox(seed, epoch, position, _BATCH))
 
 
 def seed_globals(seed: int, epoch: int, position: int) -> None:
