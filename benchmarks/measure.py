@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import headrace
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -59,7 +61,8 @@ def machine() -> dict[str, object]:
         "processor": models[0] if models else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "headrace")},
+        **{name: version(name) for name in ("torch", "numpy")},
+        "headrace": headrace.__version__,  # also of a source tree that is not installed
     }
 
 
