@@ -8,7 +8,7 @@ import pytest
 import headrace as hr
 from headrace.errors import DamagedError, TransformError
 from headrace.load.pages import PagesAhead
-from headrace.load.pipeline import _planned_runs
+from headrace.load.plan import planned_runs
 from waiting import wait_for
 
 NUM_SAMPLES = 90
@@ -162,7 +162,7 @@ def test_a_shard_of_other_fields_is_read_as_any_other(tmp_path):
 def test_the_page_cache_is_asked_for_a_bounded_way_ahead(dataset):
     job = hr.Loader(hr.Stream(dataset, shuffle=False), batch_size=5)._job(2)
     memory = 100_000
-    pages = PagesAhead(dataset, _planned_runs(job, 0, 0), memory)
+    pages = PagesAhead(dataset, planned_runs(job, 0, 0), memory)
     try:
         wait_for(lambda: pages._held_bytes >= memory, "the bound is reached")
         largest = 2 * job.order.block_bytes + 2 * SAMPLE_BYTES

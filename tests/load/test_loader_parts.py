@@ -18,7 +18,7 @@ from headrace.load.child import Feed
 from headrace.load.job import num_lanes
 from headrace.load.launch import exit_reason
 from headrace.load.marks import Lane, Marks
-from headrace.load.pipeline import _planned_runs
+from headrace.load.plan import planned_runs
 from headrace.load.reader import LOT_RUNS, ReadAhead
 from headrace.load.slots import MappedSlots, Slot, SlotPool
 from headrace.telemetry import Meter
@@ -147,7 +147,7 @@ def test_read_ahead_stays_within_its_memory_and_goes_on_when_runs_are_let_go(dat
     )
     job, memory = loader._job(2), 500_000
     meters = {"read": Meter(), "verify": Meter()}
-    reader = ReadAhead(dataset, _planned_runs(job, 0, 0), memory, Marks.create(2).lanes[:2], meters)
+    reader = ReadAhead(dataset, planned_runs(job, 0, 0), memory, Marks.create(2).lanes[:2], meters)
     order = job.order.epoch(0)
     peak = 0
     for stop in range(40, 401, 40):
@@ -174,7 +174,7 @@ def test_read_ahead_counts_what_it_really_holds(tmp_path):
     loader = hr.Loader(hr.Stream(windows, block_size=300), batch_size=48, rank=0, world_size=1)
     meters = {"read": Meter(), "verify": Meter()}
     memory = 16 << 20
-    reader = ReadAhead(windows, _planned_runs(loader._job(2), 0, 0), memory, Marks.create(1).lanes[:1], meters)
+    reader = ReadAhead(windows, planned_runs(loader._job(2), 0, 0), memory, Marks.create(1).lanes[:1], meters)
 
     def is_full():
         with reader._changed:
@@ -202,7 +202,7 @@ def test_what_goes_wrong_where_a_pipeline_begins_is_told_and_the_process_goes_on
     lanes = [Lane.unseen() for _ in range(num_lanes(job))]
     feed = Feed(job, SimpleNamespace(send=lambda delivery, fds: sent.append(delivery)), SimpleNamespace(lanes=lanes))
     with monkeypatch.context() as patch:
-        patch.setattr("headrace.load.pipeline._planned_runs", lambda *_: divmod(1, 0))
+        patch.setattr("headrace.load.pipeline.planned_runs", lambda *_: divmod(1, 0))
         feed.obey(Frame(Kind.START, 1, 0, 0))
     assert isinstance(sent[0].error, LoaderError)
     assert "ZeroDivisionError" in str(sent[0].error)

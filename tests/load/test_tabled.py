@@ -1,6 +1,9 @@
 """Batches out of tables: what comes is what a stream gives that goes sample by sample."""
 
+import itertools
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from headrace.load.child import Columns
 from headrace.load.fields import resolve_specs
 from headrace.load.marks import Lane
 from headrace.load.tabled import takes_tables
+from waiting import family
 
 NUM_SAMPLES = 300
 
@@ -97,13 +101,17 @@ def contents(loader):
 
 @pytest.mark.parametrize("decoded", [False, True])
 @pytest.mark.parametrize("name", ALL)
-def test_batches_are_those_of_a_stream_that_goes_sample_by_sample(datasets, name, decoded):
+@pytest.mark.parametrize("processes", [1, 3])
+def test_batches_are_those_of_a_stream_that_goes_sample_by_sample(datasets, processes, name, decoded):
     stream = hr.Stream(datasets[name], seed=3, epochs=2, window=50)
     stream = stream.decode() if decoded else stream
     assert is_tabled(stream)
     assert not is_tabled(stream.map(unchanged))
     options = {"batch_size": 8, "rank": 1, "world_size": 2, "drop_last": False}
-    with hr.Loader(stream, **options) as tabled, hr.Loader(stream.map(unchanged), **options) as usual:
+    with (
+        hr.Loader(stream, processes=processes, **options) as tabled,
+        hr.Loader(stream.map(unchanged), **options) as usual,
+    ):
         assert contents(tabled) == contents(usual)
         assert tabled.meters()["stages"]["transform"]["items"] > 0
 
@@ -117,8 +125,41 @@ def test_some_fields_and_some_samples_come_as_all_do(datasets):
         assert contents(hr.Loader(stream, batch_size=8)) == contents(hr.Loader(stream.map(unchanged), batch_size=8))
 
 
+def test_processes_with_shares_go_on_anywhere(datasets):
+    """From a state, from one epoch to the next, after batches that nobody took; unshuffled there are no shares."""
+    stream = hr.Stream(datasets["columns"], seed=5, epochs=2)
+    with hr.Loader(stream, batch_size=7) as loader:
+        whole = contents(loader)
+    with hr.Loader(stream, batch_size=7, processes=2) as loader:
+        taken = [{name: plain(value) for name, value in batch.items()} for batch in itertools.islice(loader, 20)]
+        assert taken == whole[:20]
+        state = loader.state_dict()
+        loader.load_state_dict(state)
+        assert contents(loader) == whole[20:]
+        loader.load_state_dict(state)
+        assert contents(loader) == whole[20:]
+    unshuffled = hr.Stream(datasets["columns"], shuffle=False)
+    assert contents(hr.Loader(unshuffled, batch_size=7, processes=2)) == contents(hr.Loader(unshuffled, batch_size=7))
+
+
+def test_a_process_with_a_share_that_is_killed_costs_no_batch(datasets):
+    stream = hr.Stream(datasets["uneven"], seed=5, epochs=20)
+    with hr.Loader(stream, batch_size=7) as loader:
+        whole = contents(loader)
+    with hr.Loader(stream, batch_size=7, processes=2) as loader:
+        batches = iter(loader)
+        found = [{name: plain(value) for name, value in next(batches).items()}]
+        for pid in family(loader._client.pid):
+            if pid != loader._client.pid:
+                os.kill(pid, signal.SIGKILL)
+        found += [{name: plain(value) for name, value in batch.items()} for batch in batches]
+        assert found == whole
+        assert {restart.process for restart in loader.restarts} == {"worker"}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("name", ["even", "uneven"])
-def test_a_damaged_sample_is_named_and_its_neighbours_come(datasets, tmp_path, name):
+def test_a_damaged_sample_is_named_and_its_neighbours_come(datasets, tmp_path, name, processes):
     shutil.copytree(datasets[name].url, tmp_path / "copy")
     text = SAMPLES[name][1](40)["txt"].encode()
     shard = next(path for path in sorted((tmp_path / "copy").glob("*.tar")) if text in path.read_bytes())
@@ -127,8 +168,8 @@ def test_a_damaged_sample_is_named_and_its_neighbours_come(datasets, tmp_path, n
     shard.write_bytes(data)
     stream = hr.Stream(hr.open(tmp_path / "copy"))
     with pytest.raises(DamagedError, match=rf"sample 's\d+' in {shard.name}"):
-        list(hr.Loader(stream, batch_size=10))
-    with hr.Loader(stream, batch_size=10, on_error="skip") as loader:
+        list(hr.Loader(stream, batch_size=10, processes=processes))
+    with hr.Loader(stream, batch_size=10, on_error="skip", processes=processes) as loader:
         keys = [key for batch in loader for key in batch["__key__"]]
         assert len(keys) == NUM_SAMPLES - 1
         assert [skipped.key in keys for skipped in loader.skipped] == [False]

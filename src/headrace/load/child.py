@@ -15,6 +15,7 @@ from headrace.load.job import STAGES, Delivery, Job, Lanes, unexpected
 from headrace.load.launch import end_now, watch_parent
 from headrace.load.marks import Marks
 from headrace.load.pipeline import Pipeline
+from headrace.load.plan import can_share
 from headrace.load.rows import Chain
 from headrace.load.slots import Slot, SlotPool
 from headrace.load.tabled import Columns, takes_tables
@@ -51,7 +52,7 @@ class Feed:
         self._job = job
         self._channel = channel
         self._lanes = Lanes.of(job, marks.lanes)
-        self._slots = SlotPool(job.num_slots)
+        self._slots = SlotPool(job.num_slots, is_shared=job.processes > 1)
         self._sent: set[int] = set()
         self._meters = {stage: Meter() for stage in STAGES}
         self._specs: Specs | None = None
@@ -93,8 +94,10 @@ class Feed:
             )
         chain = Chain(job.ops, job.order.seed, self._specs, job.collate is not None, seeds_globals=job.processes > 1)
         direct = DirectReader(job.dataset, chain, self._meters) if reads_directly(job, self._specs) else None
-        columns = Columns(self._specs or {}, job.ops) if direct is None and takes_tables(job, self._specs) else None
-        self._workers = Workers(chain, job, lanes.transform, self._meters, direct, columns)
+        has_shares = direct is None and job.collate is None and self._specs is not None and can_share(job)
+        takes_columns = direct is None and takes_tables(job, self._specs) and (job.processes == 1 or has_shares)
+        columns = Columns(self._specs or {}, job.ops) if takes_columns else None
+        self._workers = Workers(chain, job, lanes.transform, self._meters, direct, columns, has_shares)
         return self._workers
 
     def _deliver(self, delivery: Delivery, slot: Slot | None) -> None:

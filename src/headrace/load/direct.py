@@ -21,7 +21,7 @@ from headrace.errors import DamagedError, HeadraceError
 from headrace.formats import ShardIndex
 from headrace.formats.index import Layout
 from headrace.load.batch import WORD
-from headrace.load.direct_batch import DirectBatch
+from headrace.load.column_batch import ColumnBatch, ColumnRows
 from headrace.load.fields import Specs
 from headrace.load.files import OpenFiles
 from headrace.load.job import Job, unexpected
@@ -43,7 +43,7 @@ _MOST_PIECES = 128
 class Rows:
     """Some rows of a batch, and whom to tell when they are done: `done(True)` after the batch's last."""
 
-    batch: DirectBatch
+    batch: ColumnBatch
     first: int
     epoch: int
     positions: I64
@@ -120,7 +120,7 @@ class DirectReader:
         lane.mark(rows.epoch, int(rows.positions[0]), Doing.READ)
         try:
             planned = self.plan(rows)
-            is_last = self.finish(rows, planned, read_samples(self._files, planned.reads, rows.batch.slot.view()))
+            is_last = self.finish(rows, planned, read_samples(self._files, planned.reads, rows.batch.slot.view().data))
         except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
             lane.clear()
             rows.fail(err)
@@ -148,7 +148,7 @@ class DirectReader:
         is_last = False
         if others:
             is_last = rows.batch.add([rows.first + number for number in others], list(others.values()), False)
-        return rows.batch.add_read(rows.first + planned.rows[good], keys, spans) if keys else is_last
+        return rows.batch.add_columns(rows.first + planned.rows[good], ColumnRows(keys, spans, {})) if keys else is_last
 
     def plan(self, rows: Rows) -> Planned:
         """Where the rows' samples lie, and where each goes in the batch's slot."""
@@ -211,7 +211,7 @@ class DirectReader:
         if isinstance(piece, HeadraceError):
             raise piece
         place, length = int(reads.places[bad.number]), int(reads.lengths[bad.number])
-        data = rows.batch.slot.view()[place : place + length]
+        data = rows.batch.slot.view().data[place : place + length]
         reason = str(bad.error) if bad.error else piece.index.open(i, i + 1, data).damage[i]
         return damaged(planned.keys[bad.number], piece.shard_name, reason)
 

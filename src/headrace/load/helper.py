@@ -16,6 +16,7 @@ from headrace.load.healing import Cases
 from headrace.load.job import Job
 from headrace.load.marks import Lane, Where
 from headrace.load.process import Process, ProcessLostError
+from headrace.load.worker_process import Task
 
 ORDERS_AHEAD = 2
 
@@ -48,8 +49,8 @@ class Asked(Protocol):
 class Helper:
     """Has a process answer orders, each about a batch's slot. Not thread-safe."""
 
-    def __init__(self, task: Any, job: Job, lane: Lane) -> None:
-        """`task` travels to the process and answers there: see `worker_process`.
+    def __init__(self, task: Task, job: Job, lane: Lane) -> None:
+        """`task` travels to the process and answers there.
 
         `lane` is the thread's: it shows that somebody looks after the process, which marks its own page.
         """
@@ -57,8 +58,8 @@ class Helper:
         self._hang_timeout_sec = job.hang_timeout_sec
         self._cases = Cases("worker", job.max_restarts)
         self._process: Process | None = None
-        self._known: dict[int, int] = {}
-        """Slots that the process has mapped, and how many bytes of each."""
+        self._known: set[int] = set()
+        """Slots that the process has."""
         self.asked: deque[Asked] = deque()
         """What it has not answered."""
 
@@ -95,10 +96,8 @@ class Helper:
         if order is None:
             return
         process, slot = self._process or self._start(), asked.batch.slot
-        size = slot.size
-        is_known = self._known.get(slot.number, 0) >= size
-        process.send((order, slot.number, size), () if is_known else (slot.fd,))
-        self._known[slot.number] = size
+        process.send((order, slot.number), () if slot.number in self._known else (slot.fd,))
+        self._known.add(slot.number)
 
     def _recover(self, lost: ProcessLostError) -> None:
         """Have a new process do all that was asked."""
@@ -120,7 +119,9 @@ class Helper:
             process.end()
 
     def _start(self) -> Process:
-        process = Process("headrace.load.worker_process", 1, self._hang_timeout_sec, meanwhile=self._lane.clear)
+        process = Process(
+            "headrace.load.worker_process", self._task.num_lanes, self._hang_timeout_sec, meanwhile=self._lane.clear
+        )
         self._process = process
         process.send_bytes(cloudpickle.dumps(self._task))
         return process

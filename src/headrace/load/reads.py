@@ -6,6 +6,7 @@ It keeps to what a reader needs, so that a process that only reads starts quickl
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from headrace.formats import sample_checksum
 from headrace.load.channel import dumps
 from headrace.load.files import OpenFiles
 from headrace.load.marks import Doing, Lane
+from headrace.load.slots import Slot
 
 
 class Reads(NamedTuple):
@@ -86,11 +88,16 @@ class ReadTask:
     _files: OpenFiles | None = field(default=None, init=False)
     _generation: int = field(default=-1, init=False)
 
-    def answer(self, order: ReadOrder, slot: memoryview, lane: Lane) -> bytes:
+    @property
+    def num_lanes(self) -> int:
+        """One thread reads."""
+        return 1
+
+    def answer(self, order: ReadOrder, slot: Slot, lanes: Sequence[Lane]) -> bytes:
         """Read what was asked into the slot; a pickled `Done`."""
         if self._files is None or order.generation != self._generation:
             self._files, self._generation = OpenFiles(self.dataset), order.generation
-        lane.mark(order.epoch, order.position, Doing.READ)
-        done = read_samples(self._files, order.reads, slot)
-        lane.clear()
+        lanes[0].mark(order.epoch, order.position, Doing.READ)
+        done = read_samples(self._files, order.reads, slot.view().data)
+        lanes[0].clear()
         return dumps(done)

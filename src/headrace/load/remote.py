@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from headrace.errors import HeadraceError
 from headrace.load.batch import Batch
+from headrace.load.column_batch import ColumnBatch
 from headrace.load.direct import DirectReader, Rows
+from headrace.load.job import unexpected
 from headrace.load.marks import Where
 from headrace.load.reads import Done, ReadOrder
 from headrace.load.row_task import RowOrder
 from headrace.load.rows import Made, condemned_row
+from headrace.load.share_task import ShareDone, ShareOrder
 from headrace.load.tasks import Task, raw_rows
+from headrace.telemetry import Meter
 
 
 class AskedRows:
@@ -87,6 +93,65 @@ class AskedReads:
     def finish(self, done: Done) -> None:
         """The answer."""
         self._task.done(self._reader.finish(self._task, self._planned, done))
+
+    def fail(self, err: BaseException) -> None:
+        """There will be no answer."""
+        self._task.fail(err)
+
+
+@dataclass(slots=True)
+class ShareRows:
+    """Rows of a batch that one process reads and makes, and whom to tell."""
+
+    batch: ColumnBatch
+    share: int
+    order: ShareOrder
+    done: Callable[[bool], None]
+
+    def fail(self, err: BaseException) -> None:
+        """None of the rows can be had."""
+        error = err if isinstance(err, HeadraceError) else unexpected(err)
+        self.done(self.batch.fail(self.order.rows.tolist(), error))
+
+
+class AskedShare:
+    """Rows of a process's own partitions."""
+
+    def __init__(self, task: ShareRows, condemned: Mapping[Where, str], meters: Mapping[str, Meter]) -> None:
+        """`condemned` are samples over which loader processes ended."""
+        self._task, self._condemned, self._meters = task, condemned, meters
+
+    @property
+    def batch(self) -> Batch:
+        """The batch that they belong to."""
+        return self._task.batch
+
+    @property
+    def where(self) -> Where:
+        """Where the batch begins."""
+        return self._task.order.epoch, self._task.order.start
+
+    @property
+    def num_rows(self) -> int:
+        """How many."""
+        return len(self._task.order.rows)
+
+    def order(self, condemned: Mapping[Where, str]) -> ShareOrder:
+        """All of them."""
+        return self._task.order._replace(condemned={**self._condemned, **condemned})
+
+    def finish(self, done: ShareDone) -> None:
+        """The answer. Raises what says that none can be had."""
+        for stage, reading in done.readings.items():
+            self._meters[stage].add(reading.items, reading.bytes, reading.busy_sec, reading.wait_sec)
+        if done.error is not None:
+            raise done.error
+        batch, is_last = self._task.batch, False
+        if done.others:
+            is_last = batch.add(list(done.others), list(done.others.values()), keep_samples=False)
+        if len(done.rows):
+            is_last = batch.add_columns(done.rows, done.columns)
+        self._task.done(is_last)
 
     def fail(self, err: BaseException) -> None:
         """There will be no answer."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.errors import TransformError
 from headrace.load.channel import dumps
 from headrace.load.job import Array
 from headrace.load.marks import Lane
 from headrace.load.rows import Chain, Made, Row, make_rows
+from headrace.load.slots import Slot
 from headrace.transform import prepare_worker
 
 
@@ -30,15 +33,24 @@ class RowTask:
     chain: Chain
     _is_prepared: bool = field(default=False, init=False)
 
-    def answer(self, order: RowOrder, slot: memoryview, lane: Lane) -> bytes:
+    @property
+    def num_lanes(self) -> int:
+        """One thread transforms."""
+        return 1
+
+    def answer(self, order: RowOrder, slot: Slot, lanes: Sequence[Lane]) -> bytes:
         """Make the rows; a pickled list of `Made`."""
         if not self._is_prepared:
             prepare_worker()
             self._is_prepared = True
-        arrays = {
-            name: np.ndarray(place.shape, place.dtype, slot, place.offset) for name, place in order.places.items()
-        }
-        return _reply(make_rows(self.chain, [_as_in_the_loader(row) for row in order.rows], arrays, lane))
+        arrays = arrays_in(slot, order.places)
+        return _reply(make_rows(self.chain, [_as_in_the_loader(row) for row in order.rows], arrays, lanes[0]))
+
+
+def arrays_in(slot: Slot, places: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+    """The arrays at these places."""
+    view = slot.view()
+    return {name: np.ndarray(place.shape, place.dtype, view.data, place.offset) for name, place in places.items()}
 
 
 def _as_in_the_loader(row: Row) -> Row:
@@ -51,13 +63,14 @@ def _reply(made: list[Made]) -> bytes:
     try:
         return dumps(made)
     except Exception:
-        return dumps([_portable(one) for one in made])
+        return dumps([portable(one) for one in made])
 
 
-def _portable(made: Made) -> Made:
+def portable(made: Made) -> Made:
+    """What can be sent of it: what a user's function returned may be anything."""
     try:
         dumps(made)
-    except Exception as err:  # what a user's function returns may be anything
+    except Exception as err:
         reason = f"its values cannot be sent to the loader: {type(err).__name__}: {err}"
         return Made(made.key, None, TransformError(f"sample {made.key!r}: {reason}"))
     return made

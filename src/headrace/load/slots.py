@@ -8,6 +8,7 @@ the last view of its batch has died.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import threading
@@ -32,46 +33,91 @@ def aligned(num_bytes: int) -> int:
 
 
 class Slot:
-    """One slot as its owner sees it. `allocate` may be called from several threads."""
+    """One slot. `allocate` may be called from several threads, and of a shared one from several processes.
 
-    def __init__(self, number: int) -> None:
+    How much of a shared slot is taken is written at its beginning, and changed under a lock on the file, which the
+    kernel lets go with the process that held it.
+    """
+
+    def __init__(self, number: int, is_shared: bool = False, fd: int | None = None) -> None:
+        """`fd` is that of a slot which another process made."""
         self.number = number
-        self.fd = os.memfd_create(f"headrace-slot-{number}", os.MFD_CLOEXEC)
-        self.size = 0
-        self.used = 0
+        self.fd = os.memfd_create(f"headrace-slot-{number}", os.MFD_CLOEXEC) if fd is None else fd
+        self._is_shared = is_shared
+        self._may_grow_elsewhere = is_shared or fd is not None
         self._lock = threading.Lock()
+        self._used = 0
         self._view: Bytes = np.empty(0, np.uint8)
+        if is_shared and fd is None:
+            self._grow(ALIGNMENT)
+            self.clear()
+
+    @property
+    def size(self) -> int:
+        """Bytes that it has now."""
+        return os.fstat(self.fd).st_size if self._may_grow_elsewhere else len(self._view)
+
+    @property
+    def used(self) -> int:
+        """Bytes that are taken."""
+        return int(self._cursor[0]) if self._is_shared else self._used
 
     def clear(self) -> None:
         """Forget what was allocated: a new batch begins."""
-        self.used = 0
+        if self._is_shared:
+            self._cursor[0] = ALIGNMENT
+        self._used = 0
 
     def allocate(self, num_bytes: int) -> tuple[int, Bytes]:
         """Take the next bytes: where they begin, and a view of them. Grows the slot; earlier views stay valid."""
         with self._lock:
-            offset = self.used
-            if offset + aligned(num_bytes) > self.size:
-                self._grow(offset + aligned(num_bytes))
-            self.used = offset + aligned(num_bytes)
+            if not self._is_shared:
+                offset = self._used
+                self._used = self._reach(offset, num_bytes)
+            else:
+                fcntl.lockf(self.fd, fcntl.LOCK_EX)
+                try:
+                    offset = int(self._cursor[0])
+                    self._cursor[0] = self._reach(offset, num_bytes)
+                finally:
+                    fcntl.lockf(self.fd, fcntl.LOCK_UN)
             return offset, self._view[offset : offset + num_bytes]
 
-    def view(self) -> memoryview:
+    def view(self) -> Bytes:
         """All of it, as it is now."""
-        return self._view.data
+        if self._may_grow_elsewhere and self.size > len(self._view):
+            self._map()
+        return self._view
+
+    def _reach(self, offset: int, num_bytes: int) -> int:
+        """Have so many bytes there; returns where they end."""
+        end = offset + aligned(num_bytes)
+        if end > self.size:
+            self._grow(end)
+        if end > len(self._view):
+            self._map()
+        return end
+
+    @property
+    def _cursor(self) -> NDArray[np.int64]:
+        return self.view()[: np.dtype(np.int64).itemsize].view(np.int64)
 
     def _grow(self, num_bytes: int) -> None:
         size = -(-max(num_bytes, self.size * 5 // 4) // _PAGE) * _PAGE
         # posix_fallocate, not ftruncate: memory that is not to be had is an error here, not a SIGBUS at first touch.
         os.posix_fallocate(self.fd, 0, size)
-        self._view = np.frombuffer(mmap.mmap(self.fd, size), np.uint8)
-        self.size = size
+        self._map(size)
+
+    def _map(self, size: int | None = None) -> None:
+        self._view = np.frombuffer(mmap.mmap(self.fd, size or self.size), np.uint8)
 
 
 class SlotPool:
     """The slots of a loader process, and which of them are free."""
 
-    def __init__(self, num_slots: int) -> None:
-        self._slots = [Slot(number) for number in range(num_slots)]
+    def __init__(self, num_slots: int, is_shared: bool = False) -> None:
+        """`is_shared`: other processes allocate in them too."""
+        self._slots = [Slot(number, is_shared) for number in range(num_slots)]
         self._free = list(self._slots)
         self._changed = threading.Condition()
 
@@ -96,24 +142,6 @@ class SlotPool:
         """Let those who wait ask again whether to give up."""
         with self._changed:
             self._changed.notify_all()
-
-
-class SlotMaps:
-    """The slots as a worker process sees them: each mapped once, and again when it has grown. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self._maps: dict[int, mmap.mmap] = {}
-
-    def add(self, number: int, fd: int, size: int) -> None:
-        """A slot that is new, or has grown: its descriptor, which is closed here."""
-        try:
-            self._maps[number] = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
-
-    def view(self, number: int) -> memoryview:
-        """The slot's bytes; none of one that has none."""
-        return memoryview(self._maps.get(number, b""))
 
 
 class MappedSlots:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import HeadraceError
 from headrace.formats import Table, objects
-from headrace.load.batch import WORD, pickled
+from headrace.load.batch import WORD
+from headrace.load.column_batch import ColumnRows
 from headrace.load.fields import Specs
-from headrace.load.job import Array, Blobs, Collate, Content, Delivery, Job, OnError, unexpected
+from headrace.load.job import Job
 from headrace.load.slots import Slot
-from headrace.telemetry import Meter
-from headrace.transform import ArraySpec, Cast, Decode, Op, may_cast
+from headrace.transform import Cast, Decode, Op, may_cast
 
 I64 = NDArray[np.int64]
 
@@ -28,7 +25,7 @@ _PADS = [bytes(WORD - rest) if rest else b"" for rest in range(WORD)]
 
 def takes_tables(job: Job, specs: Specs | None) -> bool:
     """Whether a job's samples may go into batches column by column, where there are tables of them."""
-    if specs is None or job.collate is not None or job.processes > 1 or job.suspects or job.condemned:
+    if specs is None or job.collate is not None or job.suspects or job.condemned:
         return False
     stored = [name for name, field in job.dataset.schema.items() if field.type in ("bytes", "image")]
     return all(_takes_columns(op, specs, stored) for op in job.ops)
@@ -51,7 +48,7 @@ class Columns:
         self.lists = [name for name, spec in specs.items() if spec is None]
         self._steps = [op for op in ops if isinstance(op, Cast | Decode)]
         self._is_cast = {name for op in ops if isinstance(op, Cast) for name, _ in op.dtypes}
-        self._packed = np.dtype([(name, spec.dtype, spec.shape) for name, spec in self.arrays.items()])
+        self.packed = np.dtype([(name, spec.dtype, spec.shape) for name, spec in self.arrays.items()])
 
     def of(self, table: Table | None) -> RunColumns | None:
         """A table's columns in the form in which batches take them; None if samples are to be taken one by one."""
@@ -91,7 +88,7 @@ class Columns:
         arrays = [columns[name] for name in self.arrays]
         if len(arrays) < 2:
             return arrays[0] if arrays else None
-        rows = np.empty(len(arrays[0]), self._packed)
+        rows = np.empty(len(arrays[0]), self.packed)
         for name, column in zip(self.arrays, arrays, strict=True):
             rows[name] = column
         return rows
@@ -115,106 +112,84 @@ class Part(NamedTuple):
     """Their numbers in the piece."""
 
 
-@dataclass(slots=True)
-class TabledBatch:
-    """A batch that is made at once, of parts of runs."""
-
-    slot: Slot
-    num_rows: int
-    columns: Columns
-    epoch: int
-    position: int
-    """Of its first row."""
-    keys: list[str] = field(default_factory=list)
-    fields: dict[str, Content] = field(default_factory=dict)
-    plain: dict[str, list[Any]] = field(default_factory=dict)
-    error: HeadraceError | None = None
-
-    def fill(self, parts: Sequence[Part]) -> None:
-        """Take the rows. What goes wrong is told when the batch is delivered."""
-        try:
-            self._fill(parts)
-        except BaseException as err:  # whatever it was, the batch must not be waited for for ever
-            self.error = err if isinstance(err, HeadraceError) else unexpected(err)
-
-    def _fill(self, parts: Sequence[Part]) -> None:
-        indices = [part.samples - part.columns.first for part in parts]
-        keys = np.empty(self.num_rows, np.object_)
-        for part, at in zip(parts, indices, strict=True):
-            keys[part.rows] = part.columns.keys[at]
-        self.keys = keys.tolist()
-        self._fill_arrays(parts, indices)
-        for number, name in enumerate(self.columns.lists):
-            lists = [part.columns.lists[number] for part in parts]
-            if len({values.dtype for values in lists}) == 1 and lists[0].dtype.kind == "V":
-                self._add_rows(name, parts, lists, indices)
-                continue
-            for part, values, at in zip(parts, lists, indices, strict=True):
-                keys[part.rows] = values[at] if values.dtype == np.object_ else _views(values[at])
-            self._add_list(name, keys.tolist())
-
-    def _add_rows(
-        self, name: str, parts: Sequence[Part], lists: Sequence[NDArray[Any]], indices: Sequence[I64]
-    ) -> None:
-        """Add byte strings that are all of one length."""
-        dtype, width = lists[0].dtype, -(-lists[0].itemsize // WORD) * WORD
-        offset, view = self.slot.allocate(self.num_rows * width)
-        target = np.ndarray((self.num_rows,), dtype, view.data, 0, (width,))
+def gather(
+    columns: Columns, parts: Sequence[Part], slot: Slot, arrays: Mapping[str, NDArray[Any]], rows: I64 | slice
+) -> ColumnRows:
+    """Take parts of runs into a batch, to these rows of it: row i of the parts is the i-th of them."""
+    num_rows = sum(len(part.rows) for part in parts)
+    indices = [part.samples - part.columns.first for part in parts]
+    taken = np.empty(num_rows, np.object_)
+    for part, at in zip(parts, indices, strict=True):
+        taken[part.rows] = part.columns.keys[at]
+    keys = taken.tolist()
+    _fill_arrays(columns, parts, indices, arrays, rows)
+    spans: dict[str, tuple[I64, I64]] = {}
+    plain: dict[str, list[Any]] = {}
+    for number, name in enumerate(columns.lists):
+        lists = [part.columns.lists[number] for part in parts]
+        if len({values.dtype for values in lists}) == 1 and lists[0].dtype.kind == "V":
+            spans[name] = _even(parts, lists, indices, slot, num_rows)
+            continue
         for part, values, at in zip(parts, lists, indices, strict=True):
-            target[part.rows] = values[at]
-        starts = offset + width * np.arange(self.num_rows)
-        self.fields[name] = Blobs(starts, np.full(self.num_rows, dtype.itemsize, np.int64))
-
-    def _fill_arrays(self, parts: Sequence[Part], indices: Sequence[I64]) -> None:
-        arrays = {name: self._place(name, spec) for name, spec in self.columns.arrays.items()}
-        if not arrays:
-            return
-        gathered = next(iter(arrays.values())) if len(arrays) == 1 else None
-        for part, at in zip(parts, indices, strict=True):
-            rows = part.columns.rows
-            assert rows is not None  # there are arrays
-            if gathered is None:
-                gathered = np.empty(self.num_rows, rows.dtype)
-            gathered[part.rows] = rows[at]
-        if len(arrays) > 1:
-            assert gathered is not None  # a batch has rows
-            for name, array in arrays.items():
-                array[...] = gathered[name]
-
-    def _place(self, name: str, spec: ArraySpec) -> NDArray[Any]:
-        shape, dtype = (self.num_rows, *spec.shape), np.dtype(spec.dtype)
-        offset, view = self.slot.allocate(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-        self.fields[name] = Array(dtype.name, shape, offset)
-        return view.view(dtype).reshape(shape)
-
-    def _add_list(self, name: str, values: list[Any]) -> None:
-        if not isinstance(values[0], memoryview):
-            self.plain[name] = values
-            self.fields[name] = [None] * self.num_rows
-            return
-        lengths = np.fromiter(map(len, values), np.int64, self.num_rows)
-        padded = -(-lengths // WORD) * WORD
-        ends = np.cumsum(padded)
-        offset, view = self.slot.allocate(int(ends[-1]))
-        starts = ends - padded
-        if int(ends[-1]) >= _LARGE_BYTES * self.num_rows:
-            target = view.data
-            for value, start, length in zip(values, starts.tolist(), lengths.tolist(), strict=True):
-                target[start : start + length] = value
+            taken[part.rows] = values[at] if values.dtype == np.object_ else _views(values[at])
+        found = taken.tolist()
+        if isinstance(found[0], memoryview):
+            spans[name] = _uneven(found, slot)
         else:
-            if not np.array_equal(padded, lengths):
-                values = [part for value in values for part in (value, _PADS[len(value) % WORD])]
-            view[:] = np.frombuffer(b"".join(values), np.uint8)
-        self.fields[name] = Blobs(offset + starts, lengths)
+            plain[name] = found
+    return ColumnRows(keys, spans, plain)
 
-    def deliver(self, delivery: Delivery, collate: Collate | None, on_error: OnError, meter: Meter) -> None:
-        """Fill in the finished batch; there is nothing to collate or to skip. `meter` counts the work."""
-        began = time.perf_counter()
-        delivery.error = self.error
-        if self.error is None:
-            delivery.keys, delivery.fields, delivery.plain = self.keys, self.fields, pickled(self.plain)
-        delivery.slot_bytes, delivery.used_bytes = self.slot.size, self.slot.used
-        meter.add(items=self.num_rows, num_bytes=self.slot.used, busy_sec=time.perf_counter() - began)
+
+def _fill_arrays(
+    columns: Columns,
+    parts: Sequence[Part],
+    indices: Sequence[I64],
+    arrays: Mapping[str, NDArray[Any]],
+    rows: I64 | slice,
+) -> None:
+    if not arrays or not parts:
+        return
+    lone = next(iter(arrays.values())) if len(arrays) == 1 else None
+    num_rows = sum(map(len, indices))
+    gathered = np.empty(num_rows, columns.packed) if lone is None else lone
+    places = np.arange(len(lone))[rows] if lone is not None else None
+    for part, at in zip(parts, indices, strict=True):
+        stored = part.columns.rows
+        assert stored is not None  # there are arrays
+        gathered[part.rows if places is None else places[part.rows]] = stored[at]
+    if lone is None:
+        for name, array in arrays.items():
+            array[rows] = gathered[name]
+
+
+def _even(
+    parts: Sequence[Part], lists: Sequence[NDArray[Any]], indices: Sequence[I64], slot: Slot, num_rows: int
+) -> tuple[I64, I64]:
+    """Byte strings that are all of one length."""
+    dtype, width = lists[0].dtype, -(-lists[0].itemsize // WORD) * WORD
+    offset, view = slot.allocate(num_rows * width)
+    target = np.ndarray((num_rows,), dtype, view.data, 0, (width,))
+    for part, values, at in zip(parts, lists, indices, strict=True):
+        target[part.rows] = values[at]
+    return offset + width * np.arange(num_rows), np.full(num_rows, dtype.itemsize, np.int64)
+
+
+def _uneven(values: list[Any], slot: Slot) -> tuple[I64, I64]:
+    """Byte strings of several lengths."""
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    padded = -(-lengths // WORD) * WORD
+    ends = np.cumsum(padded)
+    offset, view = slot.allocate(int(ends[-1]))
+    starts = ends - padded
+    if int(ends[-1]) >= _LARGE_BYTES * len(values):
+        target = view.data
+        for value, start, length in zip(values, starts.tolist(), lengths.tolist(), strict=True):
+            target[start : start + length] = value
+    else:
+        if not np.array_equal(padded, lengths):
+            values = [part for value in values for part in (value, _PADS[len(value) % WORD])]
+        view[:] = np.frombuffer(b"".join(values), np.uint8)
+    return offset + starts, lengths
 
 
 def _views(values: NDArray[np.void]) -> NDArray[np.object_]:

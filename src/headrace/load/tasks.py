@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from headrace.errors import DamagedError, HeadraceError
 from headrace.load.batch import Batch
+from headrace.load.column_batch import ColumnBatch
 from headrace.load.job import unexpected
 from headrace.load.marks import Where
 from headrace.load.reader import LoadedRun
 from headrace.load.rows import Made, Row, condemned_row, damaged
-from headrace.load.tabled import Part, TabledBatch
+from headrace.load.tabled import Part
 
 
 @dataclass(slots=True)
@@ -54,7 +55,10 @@ class Task:
 class Parts:
     """A whole batch out of tables, and whom to tell when it is done."""
 
-    batch: TabledBatch
+    batch: ColumnBatch
+    epoch: int
+    position: int
+    """Of its first row."""
     parts: list[Part]
     done: Callable[[bool], None]
 

@@ -11,18 +11,26 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias
 
+from headrace.errors import HeadraceError
 from headrace.load.direct import DirectReader, Rows
-from headrace.load.helper import Helper
-from headrace.load.job import Job
+from headrace.load.helper import Asked, Helper
+from headrace.load.job import Job, unexpected
 from headrace.load.marks import PROBED, Lane, Where
 from headrace.load.reads import ReadTask
-from headrace.load.remote import AskedReads, AskedRows
+from headrace.load.remote import AskedReads, AskedRows, AskedShare, ShareRows
 from headrace.load.row_task import RowTask
 from headrace.load.rows import Chain, Made, Row, make_rows
-from headrace.load.tabled import Columns
+from headrace.load.share_task import ShareTask
+from headrace.load.tabled import Columns, gather
 from headrace.load.tasks import Parts, Task, raw_rows
+from headrace.load.worker_process import Task as HelperTask
 from headrace.telemetry import Meter
+
+AnyTask: TypeAlias = Task | Rows | Parts | ShareRows
+Tasks: TypeAlias = "queue.SimpleQueue[AnyTask | None]"
 
 
 class Workers:
@@ -36,32 +44,41 @@ class Workers:
         meters: Mapping[str, Meter],
         direct: DirectReader | None,
         columns: Columns | None,
+        has_shares: bool,
     ) -> None:
         """As many threads as there are lanes for their marks; `job` says whether each has a process.
 
-        With `direct`, tasks are `Rows` that are read straight into batches; with `columns`, some may be `Parts`.
+        With `direct`, tasks are `Rows` that are read straight into batches; with `columns`, some may be `Parts`. If the
+        processes have shares of the rank's partitions, all are `ShareRows`.
         """
         self._chain = chain
         self._condemned = job.condemned
         self._meters = meters
         self.direct = direct
         self.columns = columns
-        self._tasks: queue.SimpleQueue[Task | Rows | Parts | None] = queue.SimpleQueue()
+        self.has_shares = has_shares
         self.caution = Caution(job.suspects)
-        task = RowTask(chain) if direct is None else ReadTask(job.dataset)
-        for lane in lanes:
-            work = (self._work, lane) if job.processes == 1 else (self._ask, Helper(task, job, lane))
-            threading.Thread(target=work[0], args=work[1:], name="transform", daemon=True).start()
+        self._tasks: list[Tasks] = [queue.SimpleQueue() for _ in (lanes if self.has_shares else lanes[:1])]
+        for number, lane in enumerate(lanes):
+            tasks = self._tasks[number % len(self._tasks)]
+            helper = None if job.processes == 1 else Helper(self._helper_task(job, number), job, lane)
+            work = partial(self._work, lane) if helper is None else partial(self._ask, helper)
+            threading.Thread(target=work, args=(tasks,), name="transform", daemon=True).start()
 
-    def submit(self, task: Task | Rows | Parts | None) -> None:
-        """Have a task done by whichever worker is free; None ends one that is a thread."""
-        self._tasks.put(task)
+    def _helper_task(self, job: Job, number: int) -> HelperTask:
+        if self.has_shares:
+            return ShareTask(job, self._chain.specs or {}, number, self.columns)
+        return RowTask(self._chain) if self.direct is None else ReadTask(job.dataset)
 
-    def _work(self, lane: Lane) -> None:
+    def submit(self, task: AnyTask | None) -> None:
+        """Have a task done by whichever worker is free, or has the share; None ends one that is a thread."""
+        self._tasks[task.share if isinstance(task, ShareRows) else 0].put(task)
+
+    def _work(self, lane: Lane, tasks: Tasks) -> None:
         """A thread that does tasks by itself."""
         while True:
             waiting = time.perf_counter()
-            task = self._tasks.get()
+            task = tasks.get()
             if task is None:
                 return
             began = time.perf_counter()
@@ -71,17 +88,25 @@ class Workers:
                 self._meters["read"].add(wait_sec=began - waiting)
                 continue
             if isinstance(task, Parts):
-                self._fill(task, lane)
+                self._gather(task, lane)
             else:
+                assert isinstance(task, Task)  # shares are processes'
                 self._make(task, lane)
             ended = time.perf_counter()
             self._meters["transform"].add(items=task.num_rows, busy_sec=ended - began, wait_sec=began - waiting)
 
-    def _fill(self, task: Parts, lane: Lane) -> None:
-        lane.mark(task.batch.epoch, task.batch.position)
-        task.batch.fill(task.parts)
+    def _gather(self, task: Parts, lane: Lane) -> None:
+        assert self.columns is not None  # or there were no parts
+        batch = task.batch
+        lane.mark(task.epoch, task.position)
+        try:
+            rows = gather(self.columns, task.parts, batch.slot, batch.arrays, slice(None))
+            is_last = batch.add_columns(slice(None), rows)
+        except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
+            error = err if isinstance(err, HeadraceError) else unexpected(err)
+            is_last = batch.fail(range(batch.num_rows), error)
         lane.clear()
-        task.done(True)
+        task.done(is_last)
 
     def _make(self, task: Task, lane: Lane) -> None:
         try:
@@ -92,12 +117,12 @@ class Workers:
         except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
             task.fail(err)
 
-    def _ask(self, helper: Helper) -> None:
+    def _ask(self, helper: Helper, tasks: Tasks) -> None:
         """A thread that has a process do tasks, and asks ahead."""
         answered = 0.0
         while True:
             waiting = time.perf_counter()
-            task = self._next(helper)
+            task = _next(tasks, wait=not helper.asked)
             began = time.perf_counter()
             if not helper.asked:
                 self._meters[self._stage].add(wait_sec=began - waiting)
@@ -111,22 +136,9 @@ class Workers:
     def _stage(self) -> str:
         return "transform" if self.direct is None else "read"
 
-    def _next(self, helper: Helper) -> Task | Rows | None:
-        """The next task; None if there is none yet and the process is at another."""
+    def _send(self, helper: Helper, task: Task | Rows | ShareRows) -> None:
         try:
-            task = self._tasks.get(block=not helper.asked)
-        except queue.Empty:
-            return None
-        assert not isinstance(task, Parts)  # there are none for processes
-        return task
-
-    def _send(self, helper: Helper, task: Task | Rows) -> None:
-        try:
-            if isinstance(task, Task):
-                asked: AskedRows | AskedReads = AskedRows(task, self._condemned, self._chain.keep_samples)
-            else:
-                assert self.direct is not None  # or there were no such tasks
-                asked = AskedReads(self.direct, task)
+            asked = self._asked(task)
         except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
             task.fail(err)
             return
@@ -134,6 +146,14 @@ class Workers:
             helper.send(asked)
         except BaseException as err:
             _fail_all(helper, err)
+
+    def _asked(self, task: Task | Rows | ShareRows) -> Asked:
+        if isinstance(task, ShareRows):
+            return AskedShare(task, self._condemned, self._meters)
+        if isinstance(task, Task):
+            return AskedRows(task, self._condemned, self._chain.keep_samples)
+        assert self.direct is not None  # or there were no such tasks
+        return AskedReads(self.direct, task)
 
     def _receive(self, helper: Helper, answered: float) -> float:
         """Take an answer; `answered` is when that before came, or the process was asked. Returns when this one came."""
@@ -150,6 +170,16 @@ class Workers:
         if self.direct is None:  # reads are counted with what they say of themselves
             self._meters["transform"].add(items=asked.num_rows, busy_sec=now - answered)
         return now
+
+
+def _next(tasks: Tasks, wait: bool) -> Task | Rows | ShareRows | None:
+    """The next task; None if there is none yet."""
+    try:
+        task = tasks.get(block=wait)
+    except queue.Empty:
+        return None
+    assert not isinstance(task, Parts)  # processes have shares instead
+    return task
 
 
 def _fail_all(helper: Helper, err: BaseException) -> None:

@@ -27,6 +27,14 @@ class Reading:
             self.wait_sec + other.wait_sec,
         )
 
+    def __sub__(self, before: Reading) -> Reading:
+        return Reading(
+            self.items - before.items,
+            self.bytes - before.bytes,
+            self.busy_sec - before.busy_sec,
+            self.wait_sec - before.wait_sec,
+        )
+
 
 class Meter:
     """Counts one stage's items, bytes, busy and wait seconds. Safe to use from several threads."""

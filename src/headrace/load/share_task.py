@@ -1,0 +1,183 @@
+"""What a worker process does that has a share of the rank's partitions: it reads them ahead and makes their rows.
+
+So no byte passes between processes but what lies in the batch, and no interpreter's lock is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import HeadraceError, LoaderError
+from headrace.load.channel import dumps
+from headrace.load.column_batch import ColumnRows
+from headrace.load.fields import Specs
+from headrace.load.job import Array, Job, num_readers
+from headrace.load.marks import Doing, Lane, Where
+from headrace.load.plan import planned_runs
+from headrace.load.reader import LoadedRun, ReadAhead
+from headrace.load.row_task import arrays_in, portable
+from headrace.load.rows import Chain, Made, make_rows
+from headrace.load.slots import Slot
+from headrace.load.tabled import Columns, Part, gather
+from headrace.load.tasks import Source, raw_rows
+from headrace.order import Run
+from headrace.telemetry import Meter, Reading
+from headrace.transform import prepare_worker
+
+I64 = NDArray[np.int64]
+READ_STAGES = ("read", "verify")
+
+
+class ShareOrder(NamedTuple):
+    """Rows of a batch, all of one share."""
+
+    generation: int
+    """Another one than before begins anew with this batch."""
+    epoch: int
+    start: int
+    """The first position of all ranks' batch, in the epoch."""
+    rows: I64
+    """Their numbers in the batch."""
+    positions: I64
+    pieces: I64
+    samples: I64
+    runs: I64
+    real: NDArray[np.bool_]
+    """False for repeats, whose runs are nobody's."""
+    stop: int
+    """Position (counted over epochs) after the batch's last."""
+    places: Mapping[str, Array]
+    """Where the batch's tensor fields lie."""
+    condemned: Mapping[Where, str]
+
+
+class ShareDone(NamedTuple):
+    """What became of them."""
+
+    rows: I64
+    """Those that came as columns."""
+    columns: ColumnRows
+    others: Mapping[int, Made]
+    readings: Mapping[str, Reading]
+    """What the stages of reading have counted since the last answer."""
+    error: HeadraceError | None = None
+    """Why none of them can be had."""
+
+
+@dataclass
+class ShareTask:
+    """It travels to the process."""
+
+    job: Job
+    specs: Specs
+    share: int
+    columns: Columns | None
+    """Where runs come as columns; None: every row is made by itself."""
+    _generation: int = field(default=-1, init=False)
+    _reader: ReadAhead | None = field(default=None, init=False)
+    _meters: dict[str, Meter] = field(default_factory=dict, init=False)
+    _told: dict[str, Reading] = field(default_factory=dict, init=False)
+
+    @property
+    def num_lanes(self) -> int:
+        """One thread gathers, others read."""
+        job = self.job
+        readers = num_readers(job.threads, job.dataset.is_remote)
+        return 1 + (-(-readers // job.processes) if job.dataset.is_remote else 1)
+
+    def answer(self, order: ShareOrder, slot: Slot, lanes: Sequence[Lane]) -> bytes:
+        """Read, check and gather the rows; a pickled `ShareDone`."""
+        lanes[0].mark(order.epoch, order.start, Doing.READ)
+        try:
+            done = self._answer(order, slot, lanes)
+        except HeadraceError as err:
+            done = ShareDone(order.rows[:0], ColumnRows([], {}, {}), {}, {}, err)
+        lanes[0].clear()
+        try:
+            return dumps(done)
+        except Exception:
+            return dumps(done._replace(others={row: portable(made) for row, made in done.others.items()}))
+
+    def _answer(self, order: ShareOrder, slot: Slot, lanes: Sequence[Lane]) -> ShareDone:
+        if self._reader is None or order.generation != self._generation:
+            self._begin(order, lanes[1 : self.num_lanes])
+        assert self._reader is not None
+        arrays = arrays_in(slot, order.places)
+        tabled = np.zeros(len(order.rows), np.bool_)
+        parts: list[Part] = []
+        sources: list[Source] = []
+        for at in _by_run(order):
+            run = self._run(order, int(at[0]), lanes[0])
+            if run.columns is not None:
+                tabled[at] = True
+                parts.append(Part(run.columns, at, order.samples[at]))
+            else:
+                sources += [Source(*numbers, run) for numbers in _numbers(order, at)]
+        number = np.cumsum(tabled) - 1  # of each row among those that come as columns
+        parts = [part._replace(rows=number[part.rows]) for part in parts]
+        rows = order.rows[tabled]
+        done = ColumnRows([], {}, {})
+        if parts:
+            assert self.columns is not None  # else there are no parts
+            done = gather(self.columns, parts, slot, arrays, rows)
+        others = self._others(sources, order, arrays, lanes[0]) if sources else {}
+        self._reader.release(order.stop)
+        return ShareDone(rows, done, others, self._counted())
+
+    def _begin(self, order: ShareOrder, lanes: Sequence[Lane]) -> None:
+        if self._reader is not None:
+            self._reader.stop()
+        elif self.columns is None:
+            prepare_worker()
+        job = self.job
+        runs = planned_runs(job, order.epoch, order.start, self.share, job.processes)
+        self._meters = {stage: Meter() for stage in READ_STAGES}
+        self._told = {}
+        memory = -(-job.memory_bytes // job.processes)
+        self._reader = ReadAhead(job.dataset, runs, memory, lanes, self._meters, self.columns)
+        self._generation = order.generation
+
+    def _run(self, order: ShareOrder, number: int, lane: Lane) -> LoadedRun:
+        """The run in which a row lies."""
+        assert self._reader is not None
+        run_id, piece, sample = int(order.runs[number]), int(order.pieces[number]), int(order.samples[number])
+        position = int(order.positions[number])
+        if not order.real[number]:
+            return self._reader.load(Run(run_id, piece, sample, sample + 1, position, position + 1), lane)
+        run = self._reader.get((order.epoch, run_id), order.stop)
+        if run is None:
+            raise LoaderError("the loader was stopped")
+        return run
+
+    def _others(
+        self, sources: Sequence[Source], order: ShareOrder, arrays: dict[str, NDArray[Any]], lane: Lane
+    ) -> dict[int, Made]:
+        """Rows that are made one by one."""
+        chain = Chain(self.job.ops, self.job.order.seed, self.specs, keep_samples=False, seeds_globals=True)
+        rows, made = raw_rows(sources, order.condemned)
+        return made | dict(zip([row.number for row in rows], make_rows(chain, rows, arrays, lane), strict=True))
+
+    def _counted(self) -> dict[str, Reading]:
+        readings = {stage: meter.read() for stage, meter in self._meters.items()}
+        since = {stage: reading - self._told.get(stage, Reading()) for stage, reading in readings.items()}
+        self._told = readings
+        return since
+
+
+def _numbers(order: ShareOrder, at: I64) -> Iterator[tuple[int, int, int, int]]:
+    """(row, epoch, position, sample) of these rows."""
+    columns = (order.rows, np.full(len(order.rows), order.epoch), order.positions, order.samples)
+    return zip(*(column[at].tolist() for column in columns), strict=True)
+
+
+def _by_run(order: ShareOrder) -> Iterator[I64]:
+    """The rows of each run; each repeat by itself."""
+    keys = np.where(order.real, order.runs, -1 - np.arange(len(order.runs)))
+    by_run = np.argsort(keys, kind="stable")
+    if len(by_run):
+        yield from np.split(by_run, np.flatnonzero(np.diff(keys[by_run])) + 1)
