@@ -1,7 +1,7 @@
 """ResNet-50 on a GPU, fed: images/s against one resident batch, what waits, and whether copies hide under compute.
 
-    python benchmarks/gpu_feed.py [--quick] [--threads 8] [--sweep-threads 2,4,8,12,16] [--decode host|device]
-                                  [--profile FILE.json]
+    python benchmarks/gpu_feed.py [--quick] [--threads 8] [--processes 12] [--decode host|device]
+                                  [--sweep-threads 2,4,8] [--sweep-processes 4,8,12] [--profile FILE.json]
 
 JPEGs of 450x415 and about 117 KB with random labels are packed, decoded, cropped to 224 and flipped by the loader
 process (or by nvJPEG on the device), copied as uint8, and normalised to bfloat16, channels last, on the device. The
@@ -83,16 +83,19 @@ def label(sample: dict[str, Any]) -> dict[str, Any]:
     return {"jpg": sample["jpg"], "cls": int(bytes(sample["cls"]))}
 
 
-def make_loader(dataset: hr.Dataset, batch_size: int, decode: str, threads: int | None) -> hr.Loader:
+def make_loader(
+    dataset: hr.Dataset, options: argparse.Namespace, threads: int | None = None, processes: int = 1
+) -> hr.Loader:
     """The loader whose batches are ready for the model."""
     stream, normalize = hr.Stream(dataset, epochs=None), hr.ondevice.Normalize(MEAN, STD, dtype="bfloat16", field="jpg")
-    if decode == "device":
+    if options.decode == "device":
         stream = stream.map(label, shapes={"cls": ("int64", ()), "jpg": None})
         steps: tuple[Any, ...] = (hr.ondevice.DecodeJpeg(SIDE, field="jpg"), normalize)
     else:
         crop, flip = hr.transform.RandomResizedCrop(SIDE), hr.transform.RandomHorizontalFlip()
         stream, steps = stream.decode().map(crop).map(flip), (normalize,)
-    return hr.Loader(stream, batch_size=batch_size, device="cuda", threads=threads, on_device=steps)
+    workers = {"threads": threads, "processes": processes}
+    return hr.Loader(stream, batch_size=options.batch_size, device="cuda", on_device=steps, **workers)
 
 
 def resnet50() -> torch.nn.Module:
@@ -268,16 +271,23 @@ def measured(
 
 
 def swept(step: Step, dataset: hr.Dataset, options: argparse.Namespace) -> dict[str, Spread]:
-    """The feed with each number of threads, and what it leaves waiting."""
+    """The feed with each number of threads or processes, and what it leaves waiting."""
     figures = {}
-    for threads in options.sweep_threads:
-        with make_loader(dataset, options.batch_size, options.decode, threads) as loader:
+    each = [{"threads": n} for n in options.sweep_threads] + [{"processes": n} for n in options.sweep_processes]
+    for workers in each:
+        with make_loader(dataset, options, **workers) as loader:
             run = run_steps(step, iter(loader), options.steps)
-        figures[f"fed by {threads} threads, images/s"] = Spread((run.images_per_sec,))
-        figures[f"  waits, share of the time, with {threads} threads"] = Spread((run.wait_share,))
-        figures[f"  cores busy with {threads} threads"] = Spread((run.cores_busy,))
-        say(f"  {threads} threads: {run}")
+        name = " ".join(f"{count} {kind}" for kind, count in workers.items())
+        figures[f"fed by {name}, images/s"] = Spread((run.images_per_sec,))
+        figures[f"  waits, share of the time, with {name}"] = Spread((run.wait_share,))
+        figures[f"  cores busy with {name}"] = Spread((run.cores_busy,))
+        say(f"  {name}: {run}")
     return figures
+
+
+def numbers(text: str) -> list[int]:
+    """Of a list with commas."""
+    return [int(number) for number in text.split(",")]
 
 
 def parsed() -> argparse.Namespace:
@@ -288,7 +298,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60, help="steps of a run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="threads of the loader process; default: one a core")
-    parser.add_argument("--sweep-threads", type=lambda text: [int(n) for n in text.split(",")], default=[])
+    parser.add_argument("--processes", type=int, default=1, help="worker processes of the loader process")
+    parser.add_argument("--sweep-threads", type=numbers, default=[], metavar="N,N,...")
+    parser.add_argument("--sweep-processes", type=numbers, default=[], metavar="N,N,...")
     parser.add_argument("--decode", choices=("host", "device"), default="host")
     parser.add_argument("--profile", type=Path, metavar="FILE.json", help="write what torch.profiler saw")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
@@ -313,7 +325,7 @@ def main() -> None:
         began, step = time.perf_counter(), make_step(options.compile)
         run_steps(step, resident(options.batch_size), 1, warm_up=1)
         say(f"the model is compiled in {time.perf_counter() - began:.0f} s")
-        with make_loader(dataset, options.batch_size, options.decode, options.threads) as loader:
+        with make_loader(dataset, options, options.threads, options.processes) as loader:
             fed = iter(loader)
             rates, runs = measured(step, fed, options)
             seen = profile(step, fed) if options.profile else {}

@@ -288,7 +288,7 @@ def test_slots_come_back(stream):
         next(iter(loader))
         loader._client.start(0, 0)
         gc.collect()
-        wait_for(lambda: loader._client._slots.num_held == 0)
+        wait_for(lambda: loader._client._slots.num_held == 0, "the return of every slot")
 
 
 @pytest.mark.gpu
