@@ -366,10 +366,10 @@ def test_random_crops_on_the_device_belong_to_the_order(photos):
 def test_a_broken_jpeg_is_named(tmp_path):
     pytest.importorskip("torchvision")
     good = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8), 90, "RGB")
-    samples = [{"__key__": f"{i}", "jpg": good if i != 2 else b"no image at all"} for i in range(4)]
+    samples = [{"__key__": f"{i}", "bin": good if i != 2 else b"no image at all"} for i in range(4)]
     hr.pack(samples, tmp_path / "packed")
     stored = hr.Stream(hr.open(tmp_path / "packed"))
-    loader = hr.Loader(stored, batch_size=4, device="cuda", on_device=(DecodeJpeg(8),))
+    loader = hr.Loader(stored, batch_size=4, device="cuda", on_device=(DecodeJpeg(8, field="bin"),))
     with loader, pytest.raises(TransformError, match="sample '2' cannot be decoded by nvJPEG"):
         next(iter(loader))
 
