@@ -189,6 +189,24 @@ def test_a_sample_that_processes_die_of_is_skipped_by_name(stream, how, processe
         assert all(("in die" in one.stacks) == (how == "crashes") for one in loader.restarts)
 
 
+def test_a_process_with_a_share_of_the_partitions_that_dies_of_a_sample_is_replaced(dataset):
+    """Where samples are shuffled each process reads its own partitions, and its successor goes on in them."""
+
+    def fatal(sample):
+        if number(sample) == VICTIM:
+            die("exits")
+        return sample
+
+    stream = hr.Stream(dataset, seed=3)
+    with hr.Loader(stream, batch_size=4) as loader:
+        expected = keys_of(loader)
+    expected.remove(KEYS[VICTIM])
+    with hr.Loader(stream.map(fatal), batch_size=4, processes=3, on_error="skip") as loader:
+        assert keys_of(loader) == expected
+        assert [one.key for one in loader.skipped] == [KEYS[VICTIM]]
+        assert [(one.process, one.reason) for one in loader.restarts] == [("worker", "exit code 3")] * 2
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_sample_that_processes_die_of_is_an_error_in_the_place_of_its_batch(stream, processes):
     def fatal(sample):

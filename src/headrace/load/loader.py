@@ -58,7 +58,7 @@ class Loader:
             needed.
         processes: 1 transforms in threads of the loader process; n > 1 in n worker processes of it, for functions
             that hold the interpreter lock or draw from global generators (which are then seeded for each sample).
-            Samples of 16 kB and more on the local disk, to which nothing is done, are then read by n processes too.
+            Each then reads by itself, its share of the partitions: n that divides 48 gives them equally much to do.
         threads: threads that transform; None: the usable CPUs divided by the ranks of this machine.
         prefetch: batches that are ready ahead of the one in use, at least 1.
         memory: bytes of stored data to hold at most, such as "2GiB"; None: what the open windows need, twice, and
