@@ -5,6 +5,7 @@ It is asked ahead: while it works for one order the next is on its way, so that 
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -67,6 +68,11 @@ class Helper:
     def is_full(self) -> bool:
         """Whether it has been asked as much ahead as helps."""
         return len(self.asked) >= ORDERS_AHEAD
+
+    def begin(self) -> None:
+        """Start the process ahead of the first order."""
+        with contextlib.suppress(ProcessLostError):  # the first order has another one started, and counts
+            self._start()
 
     def send(self, asked: Asked) -> None:
         """Ask. Raises LoaderError where the process is not to be replaced once more."""

@@ -119,6 +119,7 @@ class Workers:
 
     def _ask(self, helper: Helper, tasks: Tasks) -> None:
         """A thread that has a process do tasks, and asks ahead."""
+        helper.begin()
         answered = 0.0
         while True:
             waiting = time.perf_counter()
