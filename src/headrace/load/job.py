@@ -115,12 +115,13 @@ STAGES = ("read", "verify", "transform", "collate")
 
 MAX_READERS = 4
 REMOTE_READERS = 16
-"""Requests in flight to a store: each waits tens of milliseconds for its first byte."""
+MOST_REMOTE_READERS = 128
+"""Requests in flight to a store, at first and at most (`pace.py`): each waits long for its first byte."""
 
 
 def num_readers(threads: int, is_remote: bool) -> int:
-    """How many threads read for so many that transform: one keeps two in bytes, and each fights for the lock."""
-    return REMOTE_READERS if is_remote else max(1, min(MAX_READERS, threads // 2))
+    """At most so many threads read for those that transform: one keeps two in bytes, and each fights for the lock."""
+    return MOST_REMOTE_READERS if is_remote else max(1, min(MAX_READERS, threads // 2))
 
 
 @dataclass(frozen=True, slots=True)

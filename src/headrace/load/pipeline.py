@@ -79,7 +79,8 @@ class Pipeline:
         self._stopped = False
         self._meters_sent = 0.0
         self._ahead = self._read_ahead(epoch, step)
-        self._reading_lanes = lanes.read if isinstance(self._ahead, ReadAhead) else lanes.transform
+        self._reading: dict[int, int] = {}
+        """How many reads each process may have under way at once, where each has a share."""
         self._thread = threading.Thread(target=self._run, args=(epoch, step), name="plan", daemon=True)
         self._thread.start()
 
@@ -163,7 +164,7 @@ class Pipeline:
                     *(plan.positions[rows], places.piece[rows], places.sample[rows], places.run[rows]),
                     *(plan.real[rows], plan.stop, batch.places, {}),
                 )
-                self._workers.submit(ShareRows(batch, share, order, done))
+                self._workers.submit(ShareRows(batch, share, order, self._reading, done))
 
     def _parts(self, plan: Plan) -> list[Part] | None:
         """The batch's rows by the runs that they lie in; None unless all of these have columns."""
@@ -241,9 +242,14 @@ class Pipeline:
         ends_epoch = plan.stop % job.batches.num_samples == 0
         if ends_epoch or time.monotonic() - self._meters_sent > METERS_EVERY_SEC:
             delivery.stages = {stage: self._meters[stage].read() for stage in STAGES}
-            delivery.num_readers = len(self._reading_lanes)
+            delivery.num_readers = self._num_reading()
             self._meters_sent = time.monotonic()
         return delivery
+
+    def _num_reading(self) -> int:
+        if isinstance(self._ahead, ReadAhead):
+            return self._ahead.num_reading
+        return sum(self._reading.values()) if self._workers.has_shares else len(self._lanes.transform)
 
     def _fail(self, error: HeadraceError) -> None:
         """Deliver an error that is no batch's, after the batches before it."""

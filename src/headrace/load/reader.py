@@ -24,7 +24,9 @@ from headrace.formats import Opened, ShardIndex
 from headrace.formats.index import Range
 from headrace.load.buffers import BufferPool
 from headrace.load.files import OpenFiles
+from headrace.load.job import REMOTE_READERS
 from headrace.load.marks import Lane
+from headrace.load.pace import Pace
 from headrace.load.tabled import Columns, RunColumns
 from headrace.load.whole import WholePieces
 from headrace.order import Run
@@ -73,7 +75,10 @@ class ReadAhead:
         meters: dict[str, Meter],
         columns: Columns | None = None,
     ) -> None:
-        """As many threads as there are lanes for their marks. With `columns`, runs have theirs where that can be."""
+        """At most as many threads as there are lanes for their marks; for a store, as many as its pace says.
+
+        With `columns`, runs have theirs where that can be.
+        """
         self._dataset = dataset
         self._columns = columns
         self._files = OpenFiles(dataset)
@@ -97,9 +102,23 @@ class ReadAhead:
         self._wanted = 0
         self._stopped = False
         self._failure: BaseException | None = None
-        self._threads = [threading.Thread(target=self._work, args=(lane,), name="read", daemon=True) for lane in lanes]
-        for thread in self._threads:
-            thread.start()
+        self._lanes = lanes
+        self._pace = Pace(min(len(lanes), REMOTE_READERS) if dataset.is_remote else len(lanes), len(lanes))
+        self._num_idle = 0
+        self._threads: list[threading.Thread] = []
+        self._start_threads()
+
+    @property
+    def num_reading(self) -> int:
+        """How many reads may be under way at once, now."""
+        return self._pace.active
+
+    def _start_threads(self) -> None:
+        """Those that the pace asks for."""
+        for number in range(len(self._threads), self._pace.active):
+            work = threading.Thread(target=self._work, args=(number, self._lanes[number]), name="read", daemon=True)
+            self._threads.append(work)
+            work.start()
 
     def get(self, key: tuple[int, int], upto: int) -> LoadedRun | None:
         """The bytes of a run, when they are there; None once stopped. No position from `upto` on is needed yet.
@@ -112,10 +131,12 @@ class ReadAhead:
         with self._changed:
             self._wanted = max(self._wanted, upto)
             self._changed.notify_all()
+            began = time.perf_counter()
             while (loaded := self._loaded.get(key)) is None and not self._stopped:
                 if self._failure is not None:
                     raise self._failure
                 self._changed.wait()
+            self._pace.waited(time.perf_counter() - began)
         return loaded
 
     def release(self, upto: int) -> None:
@@ -186,29 +207,35 @@ class ReadAhead:
         self._meters["verify"].add(items=run.last - run.first, num_bytes=size, busy_sec=checked - read)
         return LoadedRun(name, index, opened, size, buffer)
 
-    def _work(self, lane: Lane) -> None:
+    def _work(self, number: int, lane: Lane) -> None:
         try:
-            while planned := self._take():
+            while planned := self._take(number):
                 loaded = [(one.key, self.load(one.run, lane)) for one in planned]
                 with self._changed:
                     for key, run in loaded:
                         if key in self._loaded:  # else it was let go unused, and is not asked for again
                             self._loaded[key] = run
                             self._count(key, run.num_bytes)
+                    self._pace.read(sum(run.num_bytes for _, run in loaded), self._num_idle)
+                    self._start_threads()
                     self._changed.notify_all()
         except BaseException as err:  # whatever it was, nobody may wait for this thread for ever
             with self._changed:
                 self._failure = err
                 self._changed.notify_all()
 
-    def _take(self) -> list[PlannedRun]:
+    def _take(self, number: int) -> list[PlannedRun]:
         """The next runs to read, some at a time where they are small; none at the end."""
         began = time.perf_counter()
         taken: list[PlannedRun] = []
         num_bytes = 0
         with self._changed:
+            while not self._stopped and number >= self._pace.active:
+                self._changed.wait()
+            self._num_idle += 1
             while not self._stopped and self._next is not None and not self._may_read(self._next):
                 self._changed.wait()
+            self._num_idle -= 1
             while not self._stopped and self._next is not None and self._may_read(self._next):
                 num_bytes += self._hold(self._next)
                 taken.append(self._next)

@@ -106,6 +106,8 @@ class ShareRows:
     batch: ColumnBatch
     share: int
     order: ShareOrder
+    reading: dict[int, int]
+    """How many reads each share may have under way at once."""
     done: Callable[[bool], None]
 
     def fail(self, err: BaseException) -> None:
@@ -142,6 +144,7 @@ class AskedShare:
 
     def finish(self, done: ShareDone) -> None:
         """The answer. Raises what says that none can be had."""
+        self._task.reading[self._task.share] = done.num_reading
         for stage, reading in done.readings.items():
             self._meters[stage].add(reading.items, reading.bytes, reading.busy_sec, reading.wait_sec)
         if done.error is not None:

@@ -65,6 +65,8 @@ class ShareDone(NamedTuple):
     others: Mapping[int, Made]
     readings: Mapping[str, Reading]
     """What the stages of reading have counted since the last answer."""
+    num_reading: int = 0
+    """How many reads may be under way at once."""
     error: HeadraceError | None = None
     """Why none of them can be had."""
 
@@ -96,7 +98,7 @@ class ShareTask:
         try:
             done = self._answer(order, slot, lanes)
         except HeadraceError as err:
-            done = ShareDone(order.rows[:0], ColumnRows([], {}, {}), {}, {}, err)
+            done = ShareDone(order.rows[:0], ColumnRows([], {}, {}), {}, {}, error=err)
         lanes[0].clear()
         try:
             return dumps(done)
@@ -127,7 +129,7 @@ class ShareTask:
             done = gather(self.columns, parts, slot, arrays, rows)
         others = self._others(sources, order, arrays, lanes[0]) if sources else {}
         self._reader.release(order.stop)
-        return ShareDone(rows, done, others, self._counted())
+        return ShareDone(rows, done, others, self._counted(), self._reader.num_reading)
 
     def _begin(self, order: ShareOrder, lanes: Sequence[Lane]) -> None:
         if self._reader is not None:
