@@ -94,7 +94,7 @@ class Feed:
             )
         chain = Chain(job.ops, job.order.seed, self._specs, job.collate is not None, seeds_globals=job.processes > 1)
         direct = DirectReader(job.dataset, chain, self._meters) if reads_directly(job, self._specs) else None
-        has_shares = direct is None and job.collate is None and self._specs is not None and can_share(job)
+        has_shares = job.collate is None and self._specs is not None and can_share(job)
         takes_columns = direct is None and takes_tables(job, self._specs) and (job.processes == 1 or has_shares)
         columns = Columns(self._specs or {}, job.ops) if takes_columns else None
         self._workers = Workers(chain, job, lanes.transform, self._meters, direct, columns, has_shares)

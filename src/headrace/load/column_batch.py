@@ -56,6 +56,11 @@ class ColumnBatch(Batch):
         self._here[rows] = True
         return self._count(len(columns.keys))
 
+    def add_read(self, rows: I64, columns: ColumnRows, others: Mapping[int, Made]) -> bool:
+        """Take rows as columns, and others by themselves. True after the batch's last."""
+        is_last = bool(others) and self.add(list(others), list(others.values()), keep_samples=False)
+        return self.add_columns(rows, columns) if len(rows) else is_last
+
     def deliver(self, delivery: Delivery, collate: Collate | None, on_error: OnError, meter: Meter) -> None:
         """As any batch; where every row came as planned, without a look at each."""
         contents = {name: self._list(name) for name in self._lists} if self._here.all() else None

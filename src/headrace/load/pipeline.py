@@ -19,7 +19,7 @@ import numpy as np
 from headrace.errors import HeadraceError, LoaderError
 from headrace.load.batch import Batch
 from headrace.load.column_batch import ColumnBatch
-from headrace.load.direct import Rows
+from headrace.load.direct import Rows, Wanted
 from headrace.load.fields import Specs
 from headrace.load.job import STAGES, Delivery, Job, Lanes, unexpected
 from headrace.load.marks import Doing
@@ -262,10 +262,9 @@ class Pipeline:
 
 
 def _rows(plan: Plan, batch: ColumnBatch, first: int, last: int, done: Callable[[bool], None]) -> Rows:
-    positions, pieces, samples = (
-        column[first:last] for column in (plan.positions, plan.places.piece, plan.places.sample)
-    )
-    return Rows(batch, first, plan.epoch, positions, pieces, samples, done)
+    places, part = plan.places, slice(first, last)
+    columns = (plan.positions[part], places.piece[part], places.sample[part])
+    return Rows(batch, Wanted(plan.epoch, np.arange(first, last), *columns), done)
 
 
 def _rows_per_chunk(job: Job, is_direct: bool) -> int:

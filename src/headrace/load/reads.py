@@ -1,25 +1,16 @@
-"""Reading samples from the disk straight to their places in a slot, and checking them there: one call a sample.
-
-It keeps to what a reader needs, so that a process that only reads starts quickly.
-"""
+"""Reading samples from the disk straight to their places in a slot, and checking them there: one call a sample."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.dataset import Dataset, Joined
 from headrace.errors import HeadraceError
 from headrace.formats import sample_checksum
-from headrace.load.channel import dumps
 from headrace.load.files import OpenFiles
-from headrace.load.marks import Doing, Lane
-from headrace.load.slots import Slot
 
 
 class Reads(NamedTuple):
@@ -68,36 +59,3 @@ def read_samples(files: OpenFiles, reads: Reads, view: memoryview) -> Done:
             bad.append(Bad(number, None))
         verify_sec += clock() - read
     return Done(bad, time.perf_counter() - began - verify_sec, verify_sec)
-
-
-class ReadOrder(NamedTuple):
-    """What a process that reads is asked: some rows of the batch that begins at (epoch, position)."""
-
-    epoch: int
-    position: int
-    generation: int
-    """Another one than before says that shards may have been replaced."""
-    reads: Reads
-
-
-@dataclass
-class ReadTask:
-    """What a worker process does that reads a dataset's samples. It travels to the process."""
-
-    dataset: Dataset | Joined
-    _files: OpenFiles | None = field(default=None, init=False)
-    _generation: int = field(default=-1, init=False)
-
-    @property
-    def num_lanes(self) -> int:
-        """One thread reads."""
-        return 1
-
-    def answer(self, order: ReadOrder, slot: Slot, lanes: Sequence[Lane]) -> bytes:
-        """Read what was asked into the slot; a pickled `Done`."""
-        if self._files is None or order.generation != self._generation:
-            self._files, self._generation = OpenFiles(self.dataset), order.generation
-        lanes[0].mark(order.epoch, order.position, Doing.READ)
-        done = read_samples(self._files, order.reads, slot.view().data)
-        lanes[0].clear()
-        return dumps(done)

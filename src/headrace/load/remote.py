@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from headrace.errors import HeadraceError
 from headrace.load.batch import Batch
 from headrace.load.column_batch import ColumnBatch
-from headrace.load.direct import DirectReader, Rows
 from headrace.load.job import unexpected
 from headrace.load.marks import Where
-from headrace.load.reads import Done, ReadOrder
 from headrace.load.row_task import RowOrder
 from headrace.load.rows import Made, condemned_row
 from headrace.load.share_task import ShareDone, ShareOrder
@@ -58,41 +55,6 @@ class AskedRows:
             why = self._condemned.get(row.where)
             self._lost[row.number] = condemned_row(row.sample["__key__"], why) if why else next(answers)
         self._task.finish(self._lost, self._keep_samples)
-
-    def fail(self, err: BaseException) -> None:
-        """There will be no answer."""
-        self._task.fail(err)
-
-
-class AskedReads:
-    """Rows to be read to their places."""
-
-    def __init__(self, reader: DirectReader, rows: Rows) -> None:
-        self._reader, self._task = reader, rows
-        self._planned = reader.plan(rows)
-
-    @property
-    def batch(self) -> Batch:
-        """The batch that they belong to."""
-        return self._task.batch
-
-    @property
-    def where(self) -> Where:
-        """The first of them."""
-        return self._task.epoch, int(self._task.positions[0])
-
-    @property
-    def num_rows(self) -> int:
-        """How many."""
-        return len(self._task.positions)
-
-    def order(self, condemned: Any) -> ReadOrder:
-        """All of them."""
-        return ReadOrder(*self.where, self._reader.generation, self._planned.reads)
-
-    def finish(self, done: Done) -> None:
-        """The answer."""
-        self._task.done(self._reader.finish(self._task, self._planned, done))
 
     def fail(self, err: BaseException) -> None:
         """There will be no answer."""
@@ -149,12 +111,7 @@ class AskedShare:
             self._meters[stage].add(reading.items, reading.bytes, reading.busy_sec, reading.wait_sec)
         if done.error is not None:
             raise done.error
-        batch, is_last = self._task.batch, False
-        if done.others:
-            is_last = batch.add(list(done.others), list(done.others.values()), keep_samples=False)
-        if len(done.rows):
-            is_last = batch.add_columns(done.rows, done.columns)
-        self._task.done(is_last)
+        self._task.done(self._task.batch.add_read(done.rows, done.columns, done.others))
 
     def fail(self, err: BaseException) -> None:
         """There will be no answer."""

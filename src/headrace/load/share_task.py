@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from headrace.errors import HeadraceError, LoaderError
 from headrace.load.channel import dumps
 from headrace.load.column_batch import ColumnRows
+from headrace.load.direct import DirectReader, Wanted
 from headrace.load.fields import Specs
 from headrace.load.job import Array, Job, num_readers
 from headrace.load.marks import Doing, Lane, Where
+from headrace.load.pages import PagesAhead
 from headrace.load.plan import planned_runs
 from headrace.load.reader import LoadedRun, ReadAhead
 from headrace.load.row_task import arrays_in, portable
@@ -55,6 +57,11 @@ class ShareOrder(NamedTuple):
     """Where the batch's tensor fields lie."""
     condemned: Mapping[Where, str]
 
+    @property
+    def at(self) -> tuple[I64, I64, I64]:
+        """Positions, pieces and samples."""
+        return self.positions, self.pieces, self.samples
+
 
 class ShareDone(NamedTuple):
     """What became of them."""
@@ -80,8 +87,12 @@ class ShareTask:
     share: int
     columns: Columns | None
     """Where runs come as columns; None: every row is made by itself."""
+    is_direct: bool
+    """Whether samples are read straight into the slot, and no run ahead: the page cache does that."""
     _generation: int = field(default=-1, init=False)
     _reader: ReadAhead | None = field(default=None, init=False)
+    _direct: DirectReader | None = field(default=None, init=False)
+    _pages: PagesAhead | None = field(default=None, init=False)
     _meters: dict[str, Meter] = field(default_factory=dict, init=False)
     _told: dict[str, Reading] = field(default_factory=dict, init=False)
 
@@ -106,15 +117,22 @@ class ShareTask:
             return dumps(done._replace(others={row: portable(made) for row, made in done.others.items()}))
 
     def _answer(self, order: ShareOrder, slot: Slot, lanes: Sequence[Lane]) -> ShareDone:
-        if self._reader is None or order.generation != self._generation:
+        if order.generation != self._generation:
             self._begin(order, lanes[1 : self.num_lanes])
-        assert self._reader is not None
+        if self._direct is not None and self._pages is not None:
+            read = self._direct.read(Wanted(order.epoch, order.rows, *order.at), slot)
+            self._pages.release(order.stop)
+            return ShareDone(*read, self._counted(), num_reading=1)
+        return self._gathered(order, slot, lanes[0])
+
+    def _gathered(self, order: ShareOrder, slot: Slot, lane: Lane) -> ShareDone:
+        assert self._reader is not None  # it has begun
         arrays = arrays_in(slot, order.places)
         tabled = np.zeros(len(order.rows), np.bool_)
         parts: list[Part] = []
         sources: list[Source] = []
         for at in _by_run(order):
-            run = self._run(order, int(at[0]), lanes[0])
+            run = self._run(order, int(at[0]), lane)
             if run.columns is not None:
                 tabled[at] = True
                 parts.append(Part(run.columns, at, order.samples[at]))
@@ -127,22 +145,29 @@ class ShareTask:
         if parts:
             assert self.columns is not None  # else there are no parts
             done = gather(self.columns, parts, slot, arrays, rows)
-        others = self._others(sources, order, arrays, lanes[0]) if sources else {}
+        others = self._others(sources, order, arrays, lane) if sources else {}
         self._reader.release(order.stop)
         return ShareDone(rows, done, others, self._counted(), self._reader.num_reading)
 
     def _begin(self, order: ShareOrder, lanes: Sequence[Lane]) -> None:
-        if self._reader is not None:
-            self._reader.stop()
-        elif self.columns is None:
+        for ahead in (self._reader, self._pages):
+            if ahead is not None:
+                ahead.stop()
+        if self._generation < 0 and self.columns is None:
             prepare_worker()
-        job = self.job
+        job, self._generation = self.job, order.generation
         runs = planned_runs(job, order.epoch, order.start, self.share, job.processes)
-        self._meters = {stage: Meter() for stage in READ_STAGES}
-        self._told = {}
         memory = -(-job.memory_bytes // job.processes)
-        self._reader = ReadAhead(job.dataset, runs, memory, lanes, self._meters, self.columns)
-        self._generation = order.generation
+        self._meters, self._told = {stage: Meter() for stage in READ_STAGES}, {}
+        if self.is_direct:
+            self._direct = DirectReader(job.dataset, self._chain, self._meters)
+            self._pages = PagesAhead(job.dataset, runs, memory)
+        else:
+            self._reader = ReadAhead(job.dataset, runs, memory, lanes, self._meters, self.columns)
+
+    @property
+    def _chain(self) -> Chain:
+        return Chain(self.job.ops, self.job.order.seed, self.specs, keep_samples=False, seeds_globals=True)
 
     def _run(self, order: ShareOrder, number: int, lane: Lane) -> LoadedRun:
         """The run in which a row lies."""
@@ -160,9 +185,8 @@ class ShareTask:
         self, sources: Sequence[Source], order: ShareOrder, arrays: dict[str, NDArray[Any]], lane: Lane
     ) -> dict[int, Made]:
         """Rows that are made one by one."""
-        chain = Chain(self.job.ops, self.job.order.seed, self.specs, keep_samples=False, seeds_globals=True)
         rows, made = raw_rows(sources, order.condemned)
-        return made | dict(zip([row.number for row in rows], make_rows(chain, rows, arrays, lane), strict=True))
+        return made | dict(zip([row.number for row in rows], make_rows(self._chain, rows, arrays, lane), strict=True))
 
     def _counted(self) -> dict[str, Reading]:
         readings = {stage: meter.read() for stage, meter in self._meters.items()}

@@ -46,6 +46,9 @@ class Slot:
         self._is_shared = is_shared
         self._may_grow_elsewhere = is_shared or fd is not None
         self._lock = threading.Lock()
+        # An opening of its own: by that the kernel tells processes apart. (A lock of fcntl's would be gone with the first
+        # map that is let go, since Python's maps hold descriptors of the same file.)
+        self._lock_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC) if is_shared else -1
         self._used = 0
         self._view: Bytes = np.empty(0, np.uint8)
         if is_shared and fd is None:
@@ -75,12 +78,12 @@ class Slot:
                 offset = self._used
                 self._used = self._reach(offset, num_bytes)
             else:
-                fcntl.lockf(self.fd, fcntl.LOCK_EX)
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
                 try:
                     offset = int(self._cursor[0])
                     self._cursor[0] = self._reach(offset, num_bytes)
                 finally:
-                    fcntl.lockf(self.fd, fcntl.LOCK_UN)
+                    fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
             return offset, self._view[offset : offset + num_bytes]
 
     def view(self) -> Bytes:

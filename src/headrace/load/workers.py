@@ -18,9 +18,8 @@ from headrace.errors import HeadraceError
 from headrace.load.direct import DirectReader, Rows
 from headrace.load.helper import Asked, Helper
 from headrace.load.job import Job, unexpected
-from headrace.load.marks import PROBED, Lane, Where
-from headrace.load.reads import ReadTask
-from headrace.load.remote import AskedReads, AskedRows, AskedShare, ShareRows
+from headrace.load.marks import PROBED, Doing, Lane, Where
+from headrace.load.remote import AskedRows, AskedShare, ShareRows
 from headrace.load.row_task import RowTask
 from headrace.load.rows import Chain, Made, Row, make_rows
 from headrace.load.share_task import ShareTask
@@ -48,8 +47,8 @@ class Workers:
     ) -> None:
         """As many threads as there are lanes for their marks; `job` says whether each has a process.
 
-        With `direct`, tasks are `Rows` that are read straight into batches; with `columns`, some may be `Parts`. If the
-        processes have shares of the rank's partitions, all are `ShareRows`.
+        If the processes have shares of the rank's partitions, all tasks are `ShareRows`. Else, with `direct`, they are
+        `Rows` that are read straight into batches; with `columns`, some may be `Parts`.
         """
         self._chain = chain
         self._condemned = job.condemned
@@ -67,8 +66,8 @@ class Workers:
 
     def _helper_task(self, job: Job, number: int) -> HelperTask:
         if self.has_shares:
-            return ShareTask(job, self._chain.specs or {}, number, self.columns)
-        return RowTask(self._chain) if self.direct is None else ReadTask(job.dataset)
+            return ShareTask(job, self._chain.specs or {}, number, self.columns, self.direct is not None)
+        return RowTask(self._chain)
 
     def submit(self, task: AnyTask | None) -> None:
         """Have a task done by whichever worker is free, or has the share; None ends one that is a thread."""
@@ -83,8 +82,7 @@ class Workers:
                 return
             began = time.perf_counter()
             if isinstance(task, Rows):
-                assert self.direct is not None  # or there were no such tasks
-                self.direct.read(task, lane)
+                self._read(task, lane)
                 self._meters["read"].add(wait_sec=began - waiting)
                 continue
             if isinstance(task, Parts):
@@ -94,6 +92,18 @@ class Workers:
                 self._make(task, lane)
             ended = time.perf_counter()
             self._meters["transform"].add(items=task.num_rows, busy_sec=ended - began, wait_sec=began - waiting)
+
+    def _read(self, task: Rows, lane: Lane) -> None:
+        assert self.direct is not None  # or there were no such tasks
+        lane.mark(task.wanted.epoch, int(task.wanted.positions[0]), Doing.READ)
+        try:
+            read = self.direct.read(task.wanted, task.batch.slot)
+        except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
+            lane.clear()
+            task.fail(err)
+            return
+        lane.clear()
+        task.finish(read)
 
     def _gather(self, task: Parts, lane: Lane) -> None:
         assert self.columns is not None  # or there were no parts
@@ -126,18 +136,14 @@ class Workers:
             task = _next(tasks, wait=not helper.asked)
             began = time.perf_counter()
             if not helper.asked:
-                self._meters[self._stage].add(wait_sec=began - waiting)
+                self._meters["transform"].add(wait_sec=began - waiting)
                 answered = began
             if task is not None:
                 self._send(helper, task)
             if helper.asked and (task is None or helper.is_full):
                 answered = self._receive(helper, answered)
 
-    @property
-    def _stage(self) -> str:
-        return "transform" if self.direct is None else "read"
-
-    def _send(self, helper: Helper, task: Task | Rows | ShareRows) -> None:
+    def _send(self, helper: Helper, task: Task | ShareRows) -> None:
         try:
             asked = self._asked(task)
         except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
@@ -148,13 +154,10 @@ class Workers:
         except BaseException as err:
             _fail_all(helper, err)
 
-    def _asked(self, task: Task | Rows | ShareRows) -> Asked:
+    def _asked(self, task: Task | ShareRows) -> Asked:
         if isinstance(task, ShareRows):
             return AskedShare(task, self._condemned, self._meters)
-        if isinstance(task, Task):
-            return AskedRows(task, self._condemned, self._chain.keep_samples)
-        assert self.direct is not None  # or there were no such tasks
-        return AskedReads(self.direct, task)
+        return AskedRows(task, self._condemned, self._chain.keep_samples)
 
     def _receive(self, helper: Helper, answered: float) -> float:
         """Take an answer; `answered` is when that before came, or the process was asked. Returns when this one came."""
@@ -173,13 +176,13 @@ class Workers:
         return now
 
 
-def _next(tasks: Tasks, wait: bool) -> Task | Rows | ShareRows | None:
+def _next(tasks: Tasks, wait: bool) -> Task | ShareRows | None:
     """The next task; None if there is none yet."""
     try:
         task = tasks.get(block=wait)
     except queue.Empty:
         return None
-    assert not isinstance(task, Parts)  # processes have shares instead
+    assert not isinstance(task, Parts | Rows)  # processes have shares instead
     return task
 
 
