@@ -1,5 +1,6 @@
 """A slot in which several processes allocate: nothing is given to two, also while it grows."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def test_what_processes_are_given_does_not_overlap():
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
     taken = sorted(found["taken"])
     assert len(taken) == NUM_PROCESSES * NUM_TURNS
-    assert all(begin + size <= after for (begin, size), (after, _) in zip(taken, taken[1:], strict=False))
+    assert all(begin + size <= after for (begin, size), (after, _) in itertools.pairwise(taken))
     assert taken[0][0] > 0, "the beginning says how much is taken"
     assert sum(taken[-1]) <= found["used"]
     assert found["kept"]
