@@ -34,7 +34,7 @@ SPARE_BYTES, SPARE_SHARE = 1 << 30, 64
 
 _TAG = "CACHEDIR.TAG"
 _TAG_TEXT = b"""Signature: 8a477f597d28d172789f06886806bc55
-# Blocks of remote files, kept by headrace (cache=...). Everything here can be fetched again, and may be removed whole.
+# Kept by headrace (cache=..., cache_decoded=...). Everything here can be had again, and may be removed whole.
 """
 _NOT_A_BLOCK = (errno.ENOENT, errno.ELOOP)
 _WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -50,7 +50,7 @@ class FolderCache(Cache):
         super().__init__(f"the cache {folder}")
         with storage_refusals("use the cache", path):
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self._fd = _open_own_folder(path)
+            self._fd = open_own_folder(path)
             for name in (BLOCKS, PARTS):
                 _make_folder(name, self._fd)
             self._ledger = Ledger(self._fd, max_bytes)
@@ -85,7 +85,7 @@ class FolderCache(Cache):
 
     def _publish(self, key: BlockKey, data: memoryview) -> None:
         num_bytes = stored_bytes(len(data))
-        self._check_spare(num_bytes)
+        check_spare(self._fd, num_bytes)
         part, path = f"{PARTS}/{key.name}", block_path(key.name)
         try:
             self._write(part, key, data)
@@ -117,11 +117,13 @@ class FolderCache(Cache):
             _make_folder(os.path.dirname(path), self._fd)
             os.rename(part, path, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
-    def _check_spare(self, num_bytes: int) -> None:
-        disk = os.fstatvfs(self._fd)
-        spare = min(SPARE_BYTES, disk.f_blocks * disk.f_frsize // SPARE_SHARE)
-        if disk.f_bavail * disk.f_frsize < num_bytes + spare:
-            raise OSError(errno.ENOSPC, "its disk is as good as full")
+
+def check_spare(folder_fd: int, num_bytes: int) -> None:
+    """Raises OSError where a cache that takes so much more would leave its disk as good as full."""
+    disk = os.fstatvfs(folder_fd)
+    spare = min(SPARE_BYTES, disk.f_blocks * disk.f_frsize // SPARE_SHARE)
+    if disk.f_bavail * disk.f_frsize < num_bytes + spare:
+        raise OSError(errno.ENOSPC, "its disk is as good as full")
 
 
 def _make_folder(name: str, above_fd: int) -> None:
@@ -129,8 +131,11 @@ def _make_folder(name: str, above_fd: int) -> None:
         os.mkdir(name, 0o700, dir_fd=above_fd)
 
 
-def _open_own_folder(path: str) -> int:
-    """A descriptor of the cache's folder, made if need be. All goes through it, whatever becomes of the path."""
+def open_own_folder(path: str) -> int:
+    """A descriptor of a cache's folder, made if need be. All goes through it, whatever becomes of the path.
+
+    Raises OSError, and StorageError if it is another user's or another program's.
+    """
     with suppress(FileExistsError):
         Path(path).mkdir(0o700)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -50,25 +50,37 @@ def cache_options(cache: str | os.PathLike[str] | None, cache_size: int | str | 
             raise OptionError('cache_size goes with cache: say where too, cache="FOLDER" or cache="ram"')
         return None
     if cache == RAM:
-        return CacheOptions(RAM, _ram_bytes(cache_size))
-    path = local_path(cache)
-    with storage_refusals("use the cache", path):
-        path = path.absolute()
-        num_bytes = _disk_bytes(path) // DISK_SHARE if cache_size is None else parse_size(cache_size, "cache_size")
+        return CacheOptions(RAM, ram_quota(cache_size, "cache_size"))
+    path, num_bytes = folder_quota(cache, cache_size, "cache_size")
     return CacheOptions(str(path), num_bytes)
 
 
-def _ram_bytes(cache_size: int | str | None) -> int:
-    memory = _memory_bytes()
-    if cache_size is None:
+def ram_quota(size: int | str | None, option: str) -> int:
+    """Bytes that a cache in memory may hold, by what `option` says: a quarter of the memory, if nothing.
+
+    Raises OptionError for more than the memory.
+    """
+    memory = memory_bytes()
+    if size is None:
         return memory // RAM_SHARE
-    num_bytes = parse_size(cache_size, "cache_size")
+    num_bytes = parse_size(size, option)
     if num_bytes > memory:
-        raise OptionError(f"cache_size of a cache in RAM must fit the memory of {memory:,} bytes: got {num_bytes:,}")
+        raise OptionError(f"{option} of a cache in RAM must fit the memory of {memory:,} bytes: got {num_bytes:,}")
     return num_bytes
 
 
-def _memory_bytes() -> int:
+def folder_quota(folder: str | os.PathLike[str], size: int | str | None, option: str) -> tuple[Path, int]:
+    """The absolute path of a cache's folder and the bytes that it may hold: half of its disk, if `option` says nothing.
+
+    Raises OptionError for a place that is not local.
+    """
+    path = local_path(folder)
+    with storage_refusals("use the cache", path):
+        path = path.absolute()
+        return path, _disk_bytes(path) // DISK_SHARE if size is None else parse_size(size, option)
+
+
+def memory_bytes() -> int:
     """The memory of the machine, or of the container if that is less."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
