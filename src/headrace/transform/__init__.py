@@ -4,6 +4,7 @@ from headrace.transform.cast import Cast, may_cast
 from headrace.transform.chain import Filter, Map, apply, as_op, output_fields
 from headrace.transform.decode import Decode
 from headrace.transform.image import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
+from headrace.transform.lasting import describe_steps, lasting_steps, may_write_arrays
 from headrace.transform.pixels import prepare_worker
 from headrace.transform.probe import probe_image
 from headrace.transform.rng import batch_rng, sample_rng, seed_globals
@@ -28,7 +29,10 @@ __all__ = [
     "apply",
     "as_op",
     "batch_rng",
+    "describe_steps",
+    "lasting_steps",
     "may_cast",
+    "may_write_arrays",
     "output_fields",
     "prepare_worker",
     "probe_image",
