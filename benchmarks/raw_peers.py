@@ -1,7 +1,7 @@
 """Raw records through the loaders of other libraries: each a folder that it reads, and an iterator of batches from it.
 
-A batch is a list of byte strings in the trainer's memory; two workers, as headrace has two threads; every epoch is
-shuffled, without end.
+A batch is a list of byte strings in the trainer's memory, or what a function makes of such a list in the workers; two
+of these, as headrace has two threads; every epoch is shuffled, without end.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 WORKERS = 2
 SHARD_BYTES = 64 << 20
 SHUFFLE_BUFFER = 1000
+
+Make: TypeAlias = Callable[[list[Any]], Any]
+"""What becomes of the byte strings of a batch."""
 
 
 def records(num_records: int, record_bytes: int) -> Iterator[bytes]:
@@ -49,7 +53,7 @@ def write_loose(folder: Path, data: Iterator[bytes]) -> None:
         (folder / f"{number:06d}.bin").write_bytes(record)
 
 
-def read_loose(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+def read_loose(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
     """PyTorch's DataLoader over loose files."""
     from torch.utils.data import DataLoader
 
@@ -58,7 +62,7 @@ def read_loose(folder: Path, batch_size: int) -> Iterator[list[Any]]:
         batch_size,
         shuffle=True,
         num_workers=WORKERS,
-        collate_fn=as_list,
+        collate_fn=make,
         drop_last=True,
         persistent_workers=True,
     )
@@ -74,14 +78,14 @@ def write_webdataset(folder: Path, data: Iterator[bytes]) -> None:
             writer.write({"__key__": f"{number:06d}", "bin": record})
 
 
-def read_webdataset(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+def read_webdataset(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
     import webdataset
 
     urls = sorted(map(str, folder.glob("*.tar")))
     dataset = webdataset.WebDataset(
         urls, shardshuffle=len(urls), nodesplitter=webdataset.split_by_node, empty_check=False
     )
-    samples = dataset.shuffle(SHUFFLE_BUFFER).to_tuple("bin").map(_first).batched(batch_size, collation_fn=as_list)
+    samples = dataset.shuffle(SHUFFLE_BUFFER).to_tuple("bin").map(_first).batched(batch_size, collation_fn=make)
     return iter(webdataset.WebLoader(samples.repeat(), batch_size=None, num_workers=WORKERS))
 
 
@@ -96,7 +100,7 @@ def write_mds(folder: Path, data: Iterator[bytes]) -> None:
             writer.write({"bin": record})
 
 
-def read_mds(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+def read_mds(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
     from torch.utils.data import DataLoader
 
     from peers import load_streaming
@@ -104,7 +108,7 @@ def read_mds(folder: Path, batch_size: int) -> Iterator[list[Any]]:
     base = load_streaming()
     dataset = base.StreamingDataset(local=str(folder), shuffle=True, batch_size=batch_size, num_canonical_nodes=1)
     loader = DataLoader(
-        dataset, batch_size, num_workers=WORKERS, collate_fn=_bins, drop_last=True, persistent_workers=True
+        dataset, batch_size, num_workers=WORKERS, collate_fn=_Bins(make), drop_last=True, persistent_workers=True
     )
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -119,12 +123,12 @@ def write_litdata(folder: Path, data: Iterator[bytes]) -> None:
     writer.merge()
 
 
-def read_litdata(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+def read_litdata(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
     import litdata
 
     dataset = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True)
     loader = litdata.StreamingDataLoader(
-        dataset, batch_size=batch_size, num_workers=WORKERS, collate_fn=_as_bytes, persistent_workers=True
+        dataset, batch_size=batch_size, num_workers=WORKERS, collate_fn=_AsBytes(make), persistent_workers=True
     )
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -139,24 +143,25 @@ def write_grain(folder: Path, data: Iterator[bytes]) -> None:
     writer.close()
 
 
-def read_grain(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+def read_grain(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
     import grain.python as grain
 
     source = grain.ArrayRecordDataSource([str(folder / "data.array_record")])
     dataset = grain.MapDataset.source(source).shuffle(seed=0).repeat().to_iter_dataset()
-    batches = dataset.batch(batch_size, batch_fn=as_list)
+    batches = dataset.batch(batch_size, batch_fn=make)
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=WORKERS)))
 
 
-def read_spdl(folder: Path, batch_size: int) -> Iterator[list[Any]]:
+def read_spdl(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
     """SPDL over loose files: a pipeline of threads that read and put together."""
     from spdl.pipeline import PipelineBuilder
 
     paths = sorted(map(str, folder.iterdir()))
     builder = PipelineBuilder().add_source(_endless(paths)).pipe(_read_file, concurrency=WORKERS)
-    pipeline = builder.aggregate(batch_size, drop_last=True).add_sink(4).build(num_threads=WORKERS)
+    batched = builder.aggregate(batch_size, drop_last=True).pipe(make, concurrency=WORKERS)
+    pipeline = batched.add_sink(4).build(num_threads=WORKERS)
 
-    def batches() -> Iterator[list[Any]]:
+    def batches() -> Iterator[Any]:
         with pipeline.auto_stop():
             yield from pipeline
 
@@ -168,7 +173,8 @@ class Peer(NamedTuple):
 
     module: str
     write: Callable[[Path, Iterator[bytes]], None]
-    read: Callable[[Path, int], Iterator[list[Any]]]
+    read: Callable[..., Iterator[Any]]
+    """`read(folder, batch_size, make)`: `make` is what workers do with the byte strings of a batch."""
 
 
 PEERS = {
@@ -185,12 +191,22 @@ def _first(values: tuple[Any, ...]) -> Any:
     return values[0]
 
 
-def _as_bytes(items: list[Any]) -> list[bytes]:
-    return list(map(bytes, items))  # views of a chunk cannot be sent from a worker
+@dataclass(frozen=True)
+class _AsBytes:
+    """Views of a chunk cannot be sent from a worker."""
+
+    make: Make
+
+    def __call__(self, items: list[Any]) -> Any:
+        return self.make(list(map(bytes, items)))
 
 
-def _bins(items: list[dict[str, Any]]) -> list[Any]:
-    return [item["bin"] for item in items]
+@dataclass(frozen=True)
+class _Bins:
+    make: Make
+
+    def __call__(self, items: list[dict[str, Any]]) -> Any:
+        return self.make([item["bin"] for item in items])
 
 
 def _endless(paths: list[str]) -> Iterator[str]:

@@ -1,0 +1,200 @@
+"""Images from the second epoch on, out of a cache of decoded samples: random resized crop to 224 + flip, batch 128.
+
+    python benchmarks/decoded_cache.py [--images 3000] [--rounds 3] [--threads 2] [--peers WebDataset MDS]
+
+The images are natural-like, 450x415, about 117 KB each; headrace has them packed with `--resize-short 256`, and as they
+are. The ceiling is what is left to be done, crop and flip over decoded images in memory, by as many threads, results
+written into one batch array. Peers decode in every epoch: each with Pillow, which their guides use, and with the
+function that headrace has (simplejpeg and OpenCV), over the images as they are and over the smaller ones. Every
+measurement is a process of its own; candidates take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+import headrace as hr
+from headrace.transform import Decode, RandomHorizontalFlip, RandomResizedCrop, apply, sample_rng
+from make_images import write_images
+from measure import Spread, finish, ratio, rounds
+from peers import versions
+from raw_peers import PEERS
+
+BATCH_SIZE, SIDE, SHORT = 128, 224, 256
+SECONDS = 3.0
+WARM_UP_BATCHES = 8
+CROP = RandomResizedCrop(SIDE)
+REST = (CROP, RandomHorizontalFlip())
+SETS = {"450x415": None, "short side 256": SHORT}
+CACHES = ("ram", "folder", "none")
+WITH_PILLOW, WITH_CV2 = "Pillow", "simplejpeg + OpenCV"
+
+
+def with_cv2(items: Sequence[bytes]) -> torch.Tensor:
+    """Batch of (images, 224, 224, 3) by headrace's own function."""
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng()
+    made = [apply((Decode(), *REST), {"__key__": "", "jpg": item}, lambda: rng) for item in items]
+    return torch.from_numpy(np.stack([one["jpg"] for one in made if one is not None]))
+
+
+def with_pillow(items: Sequence[bytes]) -> torch.Tensor:
+    """The same by Pillow, as torchvision does it."""
+    rng = np.random.default_rng()
+    return torch.from_numpy(np.stack([_by_pillow(item, rng) for item in items]))
+
+
+def _by_pillow(item: bytes, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    image = Image.open(io.BytesIO(item)).convert("RGB")
+    top, left, height, width = CROP._part(image.height, image.width, rng)
+    image = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image)
+
+
+MAKERS: dict[str, Callable[[Sequence[bytes]], torch.Tensor]] = {WITH_PILLOW: with_pillow, WITH_CV2: with_cv2}
+
+
+def ceiling_rate(folder: Path, threads: int) -> float:
+    """Images/s of crop and flip alone."""
+    dataset = hr.open(folder)
+    few = [apply((Decode(),), dataset[i], lambda: np.random.default_rng()) for i in range(min(512, len(dataset)))]
+    batch = np.zeros((BATCH_SIZE, SIDE, SIDE, 3), np.uint8)
+    numbers, deadline = itertools.count(), time.perf_counter() + SECONDS
+
+    def work() -> None:
+        while time.perf_counter() < deadline:
+            number = next(numbers)
+            sample = few[number % len(few)]
+            assert sample is not None  # there is no filter
+            made = apply(REST, sample, partial(sample_rng, 0, 0, number))
+            assert made is not None
+            batch[number % BATCH_SIZE] = made["jpg"]
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return next(numbers) / SECONDS
+
+
+def headrace_batches(folder: Path, cache: str, threads: int) -> Iterator[torch.Tensor]:
+    """Batches from the second epoch on."""
+    dataset = hr.open(folder / "packed")
+    where = {"ram": "ram", "folder": folder / "decoded", "none": None}[cache]
+    stream = hr.Stream(dataset, epochs=None).decode().map(REST[0]).map(REST[1])
+    with hr.Loader(stream, batch_size=BATCH_SIZE, threads=threads, cache_decoded=where) as loader:
+        for number, batch in enumerate(loader):
+            if number >= loader.steps_per_epoch:
+                yield batch["jpg"]
+
+
+def delivered_rate(batches: Iterator[torch.Tensor]) -> float:
+    """Images/s that come, after the first batches."""
+    count, began = 0, time.perf_counter()
+    for number, batch in enumerate(batches):
+        if number < WARM_UP_BATCHES:
+            began = time.perf_counter()
+            continue
+        count += len(batch)
+        if time.perf_counter() - began > SECONDS:
+            return count / (time.perf_counter() - began)
+    raise AssertionError("an endless iteration ended")
+
+
+def measure_here(candidate: Sequence[str], folder: Path, threads: int) -> float:
+    """Images/s of one candidate, in this process."""
+    kind, images, how = candidate
+    if kind == "ceiling":
+        return ceiling_rate(folder / images / "packed", threads)
+    if kind == "headrace":
+        return delivered_rate(headrace_batches(folder / images, how, threads))
+    return delivered_rate(PEERS[kind].read(folder / images / kind, BATCH_SIZE, MAKERS[how]))
+
+
+def rate_of(candidate: Sequence[str], folder: Path, threads: int) -> float:
+    """Images/s of one candidate, in a process of its own."""
+    command = [sys.executable, __file__, "--threads", str(threads), "--here", str(folder), *candidate]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def write_all(folder: Path, num_images: int, peers: Sequence[str]) -> None:
+    """The images as they are and smaller, for headrace and for each peer."""
+    write_images(folder / "images", num_images)
+    for name, short in SETS.items():
+        hr.pack(folder / "images", folder / name / "packed", resize_short=short)
+        dataset = hr.open(folder / name / "packed")
+        for peer in peers:
+            PEERS[peer].write(folder / name / peer, (bytes(dataset[i]["jpg"]) for i in range(len(dataset))))
+
+
+def compared(rates: dict[tuple[str, str, str], Spread]) -> dict[str, Spread]:
+    """Ratios of what headrace gives from its cache to the ceiling, to itself without, and to the best peers."""
+    figures: dict[str, Spread] = {}
+    small = "short side 256"
+    for cache in ("ram", "folder"):
+        kept = rates["headrace", small, cache]
+        figures[f"{cache}: share of the ceiling"] = ratio(kept, rates["ceiling", small, "crop and flip"])
+        figures[f"{cache}: over headrace without it, {small}"] = ratio(kept, rates["headrace", small, "none"])
+        for images, how in itertools.product(SETS, MAKERS):
+            peers = {key: rate for key, rate in rates.items() if key[0] in PEERS and key[1:] == (images, how)}
+            if peers:
+                best = max(peers, key=lambda key: peers[key].median)
+                figures[f"{cache}: over {best[0]}, {images}, {how}"] = ratio(kept, peers[best])
+    return figures
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=3000, help="images in the dataset")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="threads of the loader process, and of the ceiling")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--here", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.here:
+        place, *candidate = options.here
+        print(json.dumps(measure_here(candidate, Path(place), options.threads)))
+        return
+    peers = [name for name in options.peers if importlib.util.find_spec(PEERS[name].module)]
+    candidates = [("ceiling", images, "crop and flip") for images in SETS]
+    candidates += [("headrace", *what) for what in itertools.product(SETS, CACHES)]
+    candidates += list(itertools.product(peers, SETS, MAKERS))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_all(folder, options.images, peers)
+        measures = {", ".join(one): lambda one=one: rate_of(one, folder, options.threads) for one in candidates}
+        found = rounds(measures, options.rounds)
+    rates = dict(zip(candidates, found.values(), strict=True))
+    finish(
+        "images/s from the second epoch on: random resized crop to 224 + flip, batch 128",
+        {**found, **compared(rates)},
+        peers={name: name in peers for name in PEERS},
+        versions=versions("webdataset", "mosaicml-streaming", "litdata", "grain", "spdl", "pillow", "simplejpeg"),
+        images=options.images,
+        threads=options.threads,
+    )
+
+
+if __name__ == "__main__":
+    main()
