@@ -32,6 +32,7 @@ class Feed:
             batch_size=batch_size,
             threads=threads,
             processes=processes,
+            cache_decoded=None,  # what is kept meanwhile would flatter what is measured later
             rank=0,
             world_size=1,
         )

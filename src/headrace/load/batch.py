@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import DatasetError, HeadraceError, OptionError, TransformError
 from headrace.load.channel import dumps
+from headrace.load.decoded import Came
 from headrace.load.fields import Specs, as_plain
 from headrace.load.healing import Restart
 from headrace.load.job import Array, Blob, Blobs, Collate, Content, Delivery, OnError, Skipped
@@ -58,6 +59,11 @@ class Batch:
         for row, one in zip(rows, made, strict=True):
             self._made[row] = one
         return self._count(len(rows))
+
+    @property
+    def came(self) -> Iterator[Came]:
+        """How the decoded samples of rows came about, where they may be kept."""
+        return (one.came for one in self._made if one is not None and one.came is not None)
 
     def fail(self, rows: Sequence[int], error: HeadraceError) -> bool:
         """Count rows as lost to an error that is not a sample's."""

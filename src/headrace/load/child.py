@@ -9,6 +9,7 @@ import socket
 
 from headrace.errors import HeadraceError
 from headrace.load.channel import Channel, Frame, Kind, receive_frame
+from headrace.load.decoded import CacheControl, CachedSteps
 from headrace.load.direct import DirectReader, reads_directly
 from headrace.load.fields import Specs, resolve_specs
 from headrace.load.job import STAGES, Delivery, Job, Lanes, unexpected
@@ -92,13 +93,23 @@ class Feed:
             self._specs = resolve_specs(
                 job.dataset, job.ops, lambda at: sample_rng(job.order.seed, 0, at), lanes.main, job.condemned
             )
-        chain = Chain(job.ops, job.order.seed, self._specs, job.collate is not None, seeds_globals=job.processes > 1)
-        direct = DirectReader(job.dataset, chain, self._meters) if reads_directly(job, self._specs) else None
+        is_direct = reads_directly(job, self._specs)
         has_shares = job.collate is None and self._specs is not None and can_share(job)
-        takes_columns = direct is None and takes_tables(job, self._specs) and (job.processes == 1 or has_shares)
-        columns = Columns(self._specs or {}, job.ops) if takes_columns else None
-        self._workers = Workers(chain, job, lanes.transform, self._meters, direct, columns, has_shares)
+        takes_columns = not is_direct and takes_tables(job, self._specs) and (job.processes == 1 or has_shares)
+        cached = self._cached_steps(takes_columns)
+        columns = Columns(self._specs or {}, job.ops) if takes_columns and cached is None else None
+        chain = Chain(job.ops, job.order.seed, self._specs, job.collate is not None, job.processes > 1, cached)
+        direct = DirectReader(job.dataset, chain, self._meters) if is_direct else None
+        cache = CacheControl(cached, job.dataset.pieces) if cached is not None else None
+        self._workers = Workers(chain, job, lanes.transform, self._meters, direct, columns, has_shares, cache)
         return self._workers
+
+    def _cached_steps(self, takes_columns: bool) -> CachedSteps | None:
+        """The steps with a cache of decoded samples. Columns are not worth one, unless somebody asks for it."""
+        job = self._job
+        if job.decoded is None or (job.decoded.options.is_auto and takes_columns):
+            return None
+        return CachedSteps(job.decoded, job.ops, keeps_samples=job.collate is not None)
 
     def _deliver(self, delivery: Delivery, slot: Slot | None) -> None:
         """Send a batch to the trainer, with its slot's descriptor the first time."""

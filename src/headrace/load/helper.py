@@ -17,6 +17,7 @@ from headrace.load.healing import Cases
 from headrace.load.job import Job
 from headrace.load.marks import Lane, Where
 from headrace.load.process import Process, ProcessLostError
+from headrace.load.tasks import Task as RowsTask
 from headrace.load.worker_process import Task
 
 ORDERS_AHEAD = 2
@@ -40,8 +41,8 @@ class Asked(Protocol):
     def order(self, condemned: Mapping[Where, str]) -> Any:
         """What the process is sent, leaving out samples over which processes ended; None: nothing is left to do."""
 
-    def finish(self, answer: Any) -> None:
-        """Take the answer, None to no order."""
+    def finish(self, answer: Any) -> RowsTask | None:
+        """Take the answer, None to no order. Returns what turns out to be left to do."""
 
     def fail(self, err: BaseException) -> None:
         """There will be no answer."""
@@ -63,6 +64,11 @@ class Helper:
         """Slots that the process has."""
         self.asked: deque[Asked] = deque()
         """What it has not answered."""
+
+    @property
+    def lane(self) -> Lane:
+        """The thread's own."""
+        return self._lane
 
     @property
     def is_full(self) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.dataset import Dataset, Joined
 from headrace.errors import HeadraceError, LoaderError, StorageError
+from headrace.load.decoded import DecodedReading, StorePlan
 from headrace.load.healing import Restart
 from headrace.load.marks import Lane, Where
 from headrace.order import Batches, MixedOrder, Order
@@ -38,6 +39,8 @@ class Job:
     on_error: OnError
     max_restarts: int
     hang_timeout_sec: float | None
+    decoded: StorePlan | None = None
+    """What of the decoded samples is to be kept; None: nothing."""
     suspects: frozenset[Where] = frozenset()
     """Samples that a process before this one was at when it ended: they are transformed one at a time."""
     condemned: Mapping[Where, str] = field(default_factory=dict)
@@ -103,6 +106,8 @@ class Delivery:
     error: HeadraceError | None = None
     stages: dict[str, Reading] | None = None
     """What the meters showed, now and then."""
+    decoded: DecodedReading | None = None
+    """What the cache of decoded samples gave, with the stages; None where there is none."""
     num_readers: int = 0
     """Threads whose sum "read" and "verify" of it are."""
 

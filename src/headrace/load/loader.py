@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import DamagedError, LoaderError, OptionError
+from headrace.load.decoded import HeldCache, decoded_options
 from headrace.load.healing import Cases, Restart, Restarts
 from headrace.load.job import STAGES, Collate, Job, OnError, Skipped, num_readers
 from headrace.load.memory import memory_bytes
@@ -63,6 +64,14 @@ class Loader:
         prefetch: batches that are ready ahead of the one in use, at least 1.
         memory: bytes of stored data to hold at most, such as "2GiB"; None: what the open windows need, twice, and
             64 MiB (or the rank's share of a smaller dataset). Batches in shared memory come on top: prefetch + 3.
+        cache_decoded: where what `.decode()`, and `Resize` and `CenterCrop` behind it, make of the samples is kept, so
+            that from the second epoch on their stored bytes are neither read nor decoded: "ram", in memory that all
+            ranks of this machine share and that ends with the loader; a folder on a local disk, kept from run to run;
+            None, nowhere; "auto", in memory where that pays and fits: samples come again, decoding takes most of the
+            steps' time, and all of them fit a quarter of the free memory. Other steps are done anew each time, and the
+            batches are the same. `meters()["cached"]` has what it gives, and why.
+        cache_decoded_size: what it may hold, such as "8GiB"; None: a quarter of the memory, or half of the folder's
+            disk. Of a larger dataset the samples that came first are kept.
         drop_last: drop the incomplete global batch at an epoch's end; else keep it, shorter, ranks made equal by
             repeats that the batch's `__real__` marks False.
         collate: function(list of samples) -> dict, run in the loader process, batch after batch, instead of the
@@ -95,6 +104,8 @@ class Loader:
         threads: int | None = None,
         prefetch: int = 2,
         memory: int | str | None = None,
+        cache_decoded: str | os.PathLike[str] | None = "auto",
+        cache_decoded_size: int | str | None = None,
         drop_last: bool = True,
         collate: Collate | None = None,
         on_error: OnError = "raise",
@@ -139,6 +150,12 @@ class Loader:
         self._threads = optional_number("threads", threads, 1)
         self._prefetch = whole_number("prefetch", prefetch, 1)
         self._memory = None if memory is None else parse_size(memory, "memory")
+        self._decoded = HeldCache(
+            decoded_options(cache_decoded, cache_decoded_size),
+            stream.dataset,
+            stream.ops,
+            in_workers=self._processes > 1,
+        )
         self._drop_last = drop_last
         self._collate = collate
         self._on_error: OnError = on_error
@@ -272,7 +289,7 @@ class Loader:
                 )
         finally:
             if not self._client.usable:
-                self.close()  # a new process goes on here
+                self._end_client()  # a new process goes on here
         return batch, delivery
 
     def _advance(self) -> None:
@@ -293,6 +310,7 @@ class Loader:
             )
         if delivery.stages is not None:
             self._stages, self._num_readers = delivery.stages, delivery.num_readers
+        self._decoded.note(delivery.decoded)
         if delivery.real is not None:
             self._padded += int((~delivery.real).sum())
 
@@ -316,7 +334,7 @@ class Loader:
         partitions = partitions_of(state)
         order = self._make_order(partitions)
         check_state(state, self._order_state(order))
-        self.close()
+        self._end_client()
         self._cases = Cases("loader", self._max_restarts)
         for name in ("_order", "_batches"):
             self.__dict__.pop(name, None)
@@ -334,7 +352,9 @@ class Loader:
         A stage's seconds are summed over its `threads`; "read" and "verify" are the work of the same ones. Where
         samples go from the local disk into batches as they are, these do all of it, and "transform" stays at 0.
         `dropped` counts those of incomplete global batches (of all ranks), `padded` this rank's repeats, `skipped`
-        the damaged samples it left out, `restarts` the processes that were replaced. The stage "hand-off" is the
+        the damaged samples it left out, `restarts` the processes that were replaced. `cached` tells of
+        `cache_decoded`: `place` ("ram", the folder, or None where nothing is kept), `why`, `hits` and `misses` in
+        samples, `damaged` among the misses, and the `bytes` that were taken from it. The stage "hand-off" is the
         trainer's: its wait is the trainer's.
         """
         readers = self._num_readers or num_readers(self._num_threads, self.stream.dataset.is_remote)
@@ -350,6 +370,7 @@ class Loader:
             "padded": self._padded,
             "skipped": self._num_skipped,
             "restarts": self._restarts.num,
+            "cached": self._decoded.meters(),
         }
 
     @property
@@ -359,10 +380,15 @@ class Loader:
 
     def close(self) -> None:
         """End the loader process. Batches that are held stay valid; iterating again starts a new one."""
+        self._end_client()
+        self._decoded.close()
+
+    def _end_client(self) -> None:
         if self._client is not None:
             self._client = self._client_at = None  # first, so that an interrupted close leaves no half-closed client
             self._stages_before = {name: self._stages_before[name] + self._stages[name] for name in STAGES}
             self._stages = dict.fromkeys(STAGES, Reading())
+            self._decoded.process_ended()
             self._finalizer()
 
     def __enter__(self) -> Loader:
@@ -385,6 +411,8 @@ class Loader:
         return client
 
     def _job(self, num_held: int) -> Job:
+        num_slots = self._prefetch + 1 + num_held
+        ahead = num_slots * self.global_batch_size
         return Job(
             dataset=self.stream.dataset,
             order=self._order,
@@ -392,12 +420,13 @@ class Loader:
             batches=self._batches,
             threads=self._num_threads,
             processes=self._processes,
-            num_slots=self._prefetch + 1 + num_held,
+            num_slots=num_slots,
             memory_bytes=self._memory_bytes(),
             collate=self._collate,
             on_error=self._on_error,
             max_restarts=self._max_restarts,
             hang_timeout_sec=self._hang_timeout_sec,
+            decoded=self._decoded.plan(self._epoch, self.epochs, self._order.num_samples, ahead),
             suspects=frozenset(self._cases.suspects),
             condemned=self._cases.condemned,
         )

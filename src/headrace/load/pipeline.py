@@ -103,7 +103,8 @@ class Pipeline:
         runs = planned_runs(job, epoch, step * job.batches.global_batch_size)
         if workers.direct is None:
             lanes, meters = self._lanes.read, self._meters
-            return ReadAhead(job.dataset, runs, job.memory_bytes, lanes, meters, workers.columns)
+            kept = workers.cache.has_run if workers.cache is not None else None
+            return ReadAhead(job.dataset, runs, job.memory_bytes, lanes, meters, workers.columns, kept)
         return PagesAhead(job.dataset, runs, job.memory_bytes)
 
     def _run(self, epoch: int, step: int) -> None:
@@ -155,6 +156,7 @@ class Pipeline:
 
     def _deal_shares(self, plan: Plan, batch: ColumnBatch, done: Callable[[bool], None]) -> None:
         job, places = self._job, plan.places
+        uses_cache = self._workers.cache is not None and self._workers.cache.is_on
         shares = shares_of(job, plan)
         for share in range(job.processes):
             rows = np.flatnonzero(shares == share)
@@ -163,6 +165,7 @@ class Pipeline:
                     *(self._generation, plan.epoch, plan.step * job.batches.global_batch_size, rows),
                     *(plan.positions[rows], places.piece[rows], places.sample[rows], places.run[rows]),
                     *(plan.real[rows], plan.stop, batch.places, {}),
+                    uses_cache=uses_cache,
                 )
                 self._workers.submit(ShareRows(batch, share, order, self._reading, done))
 
@@ -187,7 +190,7 @@ class Pipeline:
 
     def _sources(self, plan: Plan, first: int, last: int, reader: ReadAhead) -> list[Source] | None:
         """Where the raw samples of some rows lie, when they are there; None if stopped meanwhile."""
-        places, sources = plan.places, []
+        places, sources, cache = plan.places, [], self._workers.cache
         rows = zip(
             range(first, last),
             plan.real[first:last].tolist(),
@@ -204,7 +207,10 @@ class Pipeline:
                 run = reader.load(Run(run_id, piece, sample, sample + 1, position, position + 1), self._lanes.plan)
             if run is None:
                 return None
-            sources.append(Source(row, plan.epoch, position, sample, run))
+            source = Source(row, plan.epoch, position, sample, run)
+            if cache is not None:
+                source.keep(cache, piece, reader)
+            sources.append(source)
         return sources
 
     def _done(self, pending: _Pending, is_last: bool) -> None:
@@ -239,8 +245,11 @@ class Pipeline:
         except BaseException as err:
             delivery.error = err if isinstance(err, HeadraceError) else unexpected(err)
         self._lanes.collate.clear()
+        if (cache := self._workers.cache) is not None:
+            cache.count(plan.epoch * job.batches.num_samples + plan.step * job.batches.global_batch_size, batch.came)
         ends_epoch = plan.stop % job.batches.num_samples == 0
         if ends_epoch or time.monotonic() - self._meters_sent > METERS_EVERY_SEC:
+            delivery.decoded = cache.read() if cache is not None else None
             delivery.stages = {stage: self._meters[stage].read() for stage in STAGES}
             delivery.num_readers = self._num_reading()
             self._meters_sent = time.monotonic()

@@ -11,7 +11,7 @@ import heapq
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,6 +61,8 @@ class LoadedRun:
     columns: RunColumns | None = None
     """The samples as batches take them at once, where that can be."""
     error: HeadraceError | None = None
+    is_unread: bool = False
+    """Whether nothing was read, since all its samples were decoded before and kept."""
 
 
 class ReadAhead:
@@ -74,13 +76,16 @@ class ReadAhead:
         lanes: Sequence[Lane],
         meters: dict[str, Meter],
         columns: Columns | None = None,
+        need_not_read: Callable[[Run], bool] | None = None,
     ) -> None:
         """At most as many threads as there are lanes for their marks; for a store, as many as its pace says.
 
-        With `columns`, runs have theirs where that can be.
+        With `columns`, runs have theirs where that can be. `need_not_read` tells, when a run's turn has come, that all
+        its samples can be had without its bytes.
         """
         self._dataset = dataset
         self._columns = columns
+        self._need_not_read = need_not_read
         self._files = OpenFiles(dataset)
         self._pieces = dataset.pieces
         self._lot_runs = 1 if dataset.is_remote else LOT_RUNS
@@ -165,7 +170,7 @@ class ReadAhead:
             self._changed.notify_all()
 
     def load(self, run: Run, lane: Lane) -> LoadedRun:
-        """Read and check a run now, whatever the plan and the bound."""
+        """Read and check a run now, whatever the plan and the bound; it is never `is_unread`."""
         with lane.reading(self._dataset.is_remote):
             return self._load(run)
 
@@ -210,12 +215,13 @@ class ReadAhead:
     def _work(self, number: int, lane: Lane) -> None:
         try:
             while planned := self._take(number):
-                loaded = [(one.key, self.load(one.run, lane)) for one in planned]
+                loaded = [(one.key, self._unread(one.run) or self.load(one.run, lane)) for one in planned]
                 with self._changed:
                     for key, run in loaded:
                         if key in self._loaded:  # else it was let go unused, and is not asked for again
                             self._loaded[key] = run
-                            self._count(key, run.num_bytes)
+                            if not run.is_unread:  # which counts as if it were read: the plan goes on without end
+                                self._count(key, run.num_bytes)
                     self._pace.read(sum(run.num_bytes for _, run in loaded), self._num_idle)
                     self._start_threads()
                     self._changed.notify_all()
@@ -223,6 +229,11 @@ class ReadAhead:
             with self._changed:
                 self._failure = err
                 self._changed.notify_all()
+
+    def _unread(self, run: Run) -> LoadedRun | None:
+        if self._need_not_read is None or not self._need_not_read(run):
+            return None
+        return LoadedRun(self._dataset.shard_name(self._pieces.place(run.piece)[0]), None, None, is_unread=True)
 
     def _take(self, number: int) -> list[PlannedRun]:
         """The next runs to read, some at a time where they are small; none at the end."""

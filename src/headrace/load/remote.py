@@ -9,21 +9,21 @@ from headrace.errors import HeadraceError
 from headrace.load.batch import Batch
 from headrace.load.column_batch import ColumnBatch
 from headrace.load.job import unexpected
-from headrace.load.marks import Where
+from headrace.load.marks import Lane, Where
 from headrace.load.row_task import RowOrder
-from headrace.load.rows import Made, condemned_row
+from headrace.load.rows import Made, Row, condemned_row
 from headrace.load.share_task import ShareDone, ShareOrder
-from headrace.load.tasks import Task, raw_rows
+from headrace.load.tasks import Task, count_unsound, raw_rows
 from headrace.telemetry import Meter
 
 
 class AskedRows:
     """Rows to be transformed."""
 
-    def __init__(self, task: Task, condemned: Mapping[Where, str], keep_samples: bool) -> None:
-        """`condemned` are samples over which loader processes ended."""
-        self._task, self._keep_samples = task, keep_samples
-        self._rows, self._lost = raw_rows(task.sources, condemned)
+    def __init__(self, task: Task, condemned: Mapping[Where, str], keep_samples: bool, lane: Lane) -> None:
+        """`condemned` are samples over which loader processes ended; `lane` is that of the thread that asks."""
+        self._task, self._keep_samples, self._lane = task, keep_samples, lane
+        self._rows, self._lost = raw_rows(task.sources, {**condemned, **task.condemned})
         self._condemned: dict[Where, str] = {}
 
     @property
@@ -48,17 +48,28 @@ class AskedRows:
         left = [row for row in self._rows if row.where not in self._condemned]
         return RowOrder(left, self.batch.places) if left else None
 
-    def finish(self, made: Sequence[Made] | None) -> None:
-        """The answer."""
+    def finish(self, made: Sequence[Made] | None) -> Task | None:
+        """The answer. Returns the rows that are to be asked for again, with their stored bytes."""
         answers = iter(made or ())
         for row in self._rows:
             why = self._condemned.get(row.where)
-            self._lost[row.number] = condemned_row(row.sample["__key__"], why) if why else next(answers)
-        self._task.finish(self._lost, self._keep_samples)
+            self._lost[row.number] = _condemned(row, why) if why else next(answers)
+        task = self._task
+        count_unsound(task.sources, self._lost)
+        missing = [source for source in task.sources if self._lost[source.row].is_missing]
+        at_hand = [source.with_bytes(self._lane, self._lost[source.row]) for source in missing]
+        task.finish(self._lost, self._keep_samples)
+        return Task(task.batch, at_hand, task.done, self._condemned) if missing else None
 
     def fail(self, err: BaseException) -> None:
         """There will be no answer."""
         self._task.fail(err)
+
+
+def _condemned(row: Row, why: str) -> Made:
+    if row.sample is None:  # the stored bytes tell its key
+        return Made("", None, is_missing=True)
+    return condemned_row(row.sample["__key__"], why)
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,8 +55,10 @@ def arrays_in(slot: Slot, places: Mapping[str, Array]) -> dict[str, NDArray[Any]
 
 def _as_in_the_loader(row: Row) -> Row:
     """Stored bytes as views, which is what functions get in the loader process's own threads."""
+    if row.sample is None:
+        return row
     sample = {name: memoryview(value) if isinstance(value, bytes) else value for name, value in row.sample.items()}
-    return Row(row.number, row.epoch, row.position, sample)
+    return replace(row, sample=sample)
 
 
 def _reply(made: list[Made]) -> bytes:

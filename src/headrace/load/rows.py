@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DamagedError, HeadraceError, TransformError
+from headrace.load.decoded import CachedSteps, Came, MissingError
 from headrace.load.fields import Specs, as_plain, checked_value
 from headrace.load.marks import Lane, Where
 from headrace.transform import Op, Sample, apply, sample_rng, seed_globals
@@ -28,6 +30,8 @@ class Chain:
     """Leave samples whole, for a `collate` of the user's."""
     seeds_globals: bool
     """Seed the global generators for each sample: right only where one thread of the process transforms."""
+    cached: CachedSteps | None = None
+    """The steps with a cache behind the first of them; None where nothing is kept."""
 
 
 @dataclass(slots=True)
@@ -37,7 +41,10 @@ class Row:
     number: int
     epoch: int
     position: int
-    sample: Sample
+    sample: Sample | None
+    """None where only the cache of decoded samples can have it."""
+    number_kept: int | None = None
+    """The sample's number in that cache; None where it is not used."""
 
     @property
     def where(self) -> Where:
@@ -52,6 +59,10 @@ class Made:
     key: str
     values: dict[str, Any] | None
     error: HeadraceError | None = None
+    came: Came | None = None
+    """How the decoded sample came about, where one may be kept."""
+    is_missing: bool = False
+    """Whether it could not be made without the stored bytes: once they are there it is to be asked for again."""
 
 
 def damaged(key: str, shard_name: str, reason: str) -> Made:
@@ -78,28 +89,41 @@ def make_rows(chain: Chain, rows: Sequence[Row], arrays: dict[str, NDArray[Any]]
 
 
 def _make_row(chain: Chain, row: Row, arrays: dict[str, NDArray[Any]]) -> Made:
-    key = row.sample["__key__"]
+    key, came = row.sample["__key__"] if row.sample is not None else "", None
     try:
-        sample = _transformed(chain, row)
+        sample = row.sample
+        if chain.cached is not None:
+            sample, came = chain.cached.decoded(row.number_kept, sample)
+            key = sample["__key__"]
+        assert sample is not None  # only a cache has what was not read
+        sample = _transformed(chain, row, sample, came)
         if sample is None:
-            return Made(key, None)
+            return Made(key, None, came=came)
         if chain.keep_samples:
-            return Made(key, {name: as_plain(name, value) for name, value in sample.items()})
-        return Made(key, _place(chain.specs, sample, row.number, arrays))
+            return Made(key, {name: as_plain(name, value) for name, value in sample.items()}, came=came)
+        return Made(key, _place(chain.specs, sample, row.number, arrays), came=came)
+    except MissingError as err:
+        return Made(key, None, came=err.came, is_missing=True)
     except HeadraceError as err:
-        return Made(key, None, _about(key, err))
+        return Made(key, None, _about(key, err), came)
     except BaseException as err:  # also SystemExit: a function of the user's must not end the thread that waits for it
         error = TransformError(f"it ended in {type(err).__name__}: {' '.join(str(err).split())}")
         error.__cause__ = err
-        return Made(key, None, _about(key, error))
+        return Made(key, None, _about(key, error), came)
 
 
-def _transformed(chain: Chain, row: Row) -> Sample | None:
-    if not chain.ops:
-        return row.sample
+def _transformed(chain: Chain, row: Row, sample: Sample, came: Came | None) -> Sample | None:
+    """The sample after the steps, of which the first are done where it `came` about; None if a filter refused it."""
+    ops = chain.ops if chain.cached is None else chain.cached.rest
+    if not ops:
+        return sample
     if chain.seeds_globals:
         seed_globals(chain.seed, row.epoch, row.position)
-    return apply(chain.ops, row.sample, lambda: sample_rng(chain.seed, row.epoch, row.position))
+    began = time.thread_time()
+    made = apply(ops, sample, lambda: sample_rng(chain.seed, row.epoch, row.position))
+    if came is not None:
+        came.rest_sec = time.thread_time() - began
+    return made
 
 
 def _place(specs: Specs | None, sample: Sample, number: int, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from headrace.errors import HeadraceError, LoaderError
 from headrace.load.channel import dumps
 from headrace.load.column_batch import ColumnRows
+from headrace.load.decoded import CachedSteps, KeptSamples
 from headrace.load.direct import DirectReader, Wanted
 from headrace.load.fields import Specs
 from headrace.load.job import Array, Job, num_readers
@@ -26,7 +27,7 @@ from headrace.load.row_task import arrays_in, portable
 from headrace.load.rows import Chain, Made, make_rows
 from headrace.load.slots import Slot
 from headrace.load.tabled import Columns, Part, gather
-from headrace.load.tasks import Source, raw_rows
+from headrace.load.tasks import Source, make_all
 from headrace.order import Run
 from headrace.telemetry import Meter, Reading
 from headrace.transform import prepare_worker
@@ -56,6 +57,8 @@ class ShareOrder(NamedTuple):
     places: Mapping[str, Array]
     """Where the batch's tensor fields lie."""
     condemned: Mapping[Where, str]
+    uses_cache: bool
+    """Whether decoded samples are kept."""
 
     @property
     def at(self) -> tuple[I64, I64, I64]:
@@ -89,6 +92,9 @@ class ShareTask:
     """Where runs come as columns; None: every row is made by itself."""
     is_direct: bool
     """Whether samples are read straight into the slot, and no run ahead: the page cache does that."""
+    cached: CachedSteps | None = None
+    """The steps with a cache of decoded samples; None where nothing is kept."""
+    _kept: KeptSamples | None = field(default=None, init=False)
     _generation: int = field(default=-1, init=False)
     _reader: ReadAhead | None = field(default=None, init=False)
     _direct: DirectReader | None = field(default=None, init=False)
@@ -117,6 +123,9 @@ class ShareTask:
             return dumps(done._replace(others={row: portable(made) for row, made in done.others.items()}))
 
     def _answer(self, order: ShareOrder, slot: Slot, lanes: Sequence[Lane]) -> ShareDone:
+        if self.cached is not None:
+            self._kept = self._kept or KeptSamples(self.cached, self.job.dataset.pieces)
+            self._kept.is_on = order.uses_cache
         if order.generation != self._generation:
             self._begin(order, lanes[1 : self.num_lanes])
         if self._direct is not None and self._pages is not None:
@@ -137,7 +146,7 @@ class ShareTask:
                 tabled[at] = True
                 parts.append(Part(run.columns, at, order.samples[at]))
             else:
-                sources += [Source(*numbers, run) for numbers in _numbers(order, at)]
+                sources += self._sources(order, at, run)
         number = np.cumsum(tabled) - 1  # of each row among those that come as columns
         parts = [part._replace(rows=number[part.rows]) for part in parts]
         rows = order.rows[tabled]
@@ -163,11 +172,12 @@ class ShareTask:
             self._direct = DirectReader(job.dataset, self._chain, self._meters)
             self._pages = PagesAhead(job.dataset, runs, memory)
         else:
-            self._reader = ReadAhead(job.dataset, runs, memory, lanes, self._meters, self.columns)
+            kept = None if self._kept is None else self._kept.has_run
+            self._reader = ReadAhead(job.dataset, runs, memory, lanes, self._meters, self.columns, kept)
 
     @property
     def _chain(self) -> Chain:
-        return Chain(self.job.ops, self.job.order.seed, self.specs, keep_samples=False, seeds_globals=True)
+        return Chain(self.job.ops, self.job.order.seed, self.specs, False, True, self.cached)
 
     def _run(self, order: ShareOrder, number: int, lane: Lane) -> LoadedRun:
         """The run in which a row lies."""
@@ -181,12 +191,20 @@ class ShareTask:
             raise LoaderError("the loader was stopped")
         return run
 
+    def _sources(self, order: ShareOrder, at: I64, run: LoadedRun) -> list[Source]:
+        """Rows of one run."""
+        sources = [Source(*numbers, run) for numbers in _numbers(order, at)]
+        if self._kept is not None and self._reader is not None:
+            for source in sources:
+                source.keep(self._kept, int(order.pieces[at[0]]), self._reader)
+        return sources
+
     def _others(
         self, sources: Sequence[Source], order: ShareOrder, arrays: dict[str, NDArray[Any]], lane: Lane
     ) -> dict[int, Made]:
         """Rows that are made one by one."""
-        rows, made = raw_rows(sources, order.condemned)
-        return made | dict(zip([row.number for row in rows], make_rows(self._chain, rows, arrays, lane), strict=True))
+        chain = self._chain
+        return make_all(sources, order.condemned, lambda rows: make_rows(chain, rows, arrays, lane), lane)
 
     def _counted(self) -> dict[str, Reading]:
         readings = {stage: meter.read() for stage, meter in self._meters.items()}

@@ -46,8 +46,8 @@ class Slot:
         self._is_shared = is_shared
         self._may_grow_elsewhere = is_shared or fd is not None
         self._lock = threading.Lock()
-        # An opening of its own: by that the kernel tells processes apart. A lock of fcntl's would be gone with the first
-        # map that is let go, since Python's maps hold descriptors of the same file.
+        # An opening of its own: by that the kernel tells processes apart. A lock of fcntl's would be gone with the
+        # first map that is let go, since Python's maps hold descriptors of the same file.
         self._lock_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC) if is_shared else -1
         self._used = 0
         self._view: Bytes = np.empty(0, np.uint8)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from headrace.errors import DamagedError, HeadraceError
 from headrace.load.batch import Batch
 from headrace.load.column_batch import ColumnBatch
+from headrace.load.decoded import KeptSamples, Origin
 from headrace.load.job import unexpected
-from headrace.load.marks import Where
-from headrace.load.reader import LoadedRun
+from headrace.load.marks import Lane, Where
+from headrace.load.reader import LoadedRun, ReadAhead
 from headrace.load.rows import Made, Row, condemned_row, damaged
 from headrace.load.tabled import Part
+from headrace.order import Run
 
 
 @dataclass(slots=True)
@@ -25,6 +28,24 @@ class Source:
     number: int
     """Number of the sample in its shard."""
     run: LoadedRun
+    number_kept: int | None = None
+    """Its number in the cache of decoded samples; None where that is not used."""
+    read: Callable[[Lane], LoadedRun] | None = None
+    """Reads it alone, where its run may not have been read."""
+    was_unsound: bool = False
+    """Whether the cache had it damaged."""
+
+    def keep(self, kept: KeptSamples, piece: int, reader: ReadAhead) -> None:
+        """Look for it in a cache, and put it there; `piece` is where it lies, `reader` what reads the runs."""
+        self.number_kept = kept.number(piece, self.number)
+        run = Run(0, piece, self.number, self.number + 1, self.position, self.position + 1)
+        self.read = partial(reader.load, run)
+
+    def with_bytes(self, lane: Lane, made: Made) -> Source:
+        """The same with its stored bytes, for what the cache turned out not to have, as `made` says."""
+        assert self.read is not None  # it was looked for in a cache
+        was_unsound = made.came is not None and made.came.origin is Origin.UNSOUND
+        return replace(self, run=self.read(lane), was_unsound=was_unsound)
 
 
 @dataclass(slots=True)
@@ -34,6 +55,8 @@ class Task:
     batch: Batch
     sources: list[Source]
     done: Callable[[bool], None]
+    condemned: Mapping[Where, str] = field(default_factory=dict)
+    """Samples over which worker processes ended while only the cache had them."""
 
     @property
     def num_rows(self) -> int:
@@ -41,8 +64,8 @@ class Task:
         return len(self.sources)
 
     def finish(self, made: Mapping[int, Made], keep_samples: bool) -> None:
-        """What became of each row, by its number in the batch."""
-        numbers = [source.row for source in self.sources]
+        """What became of each row, by its number in the batch; those that are missing are not done with."""
+        numbers = [source.row for source in self.sources if not made[source.row].is_missing]
         self.done(self.batch.add(numbers, [made[number] for number in numbers], keep_samples))
 
     def fail(self, err: BaseException) -> None:
@@ -68,13 +91,47 @@ class Parts:
         return self.batch.num_rows
 
 
+def make_all(
+    sources: Sequence[Source], condemned: Mapping[Where, str], make: Callable[[list[Row]], list[Made]], lane: Lane
+) -> dict[int, Made]:
+    """What becomes of each row. What the cache turns out not to have is made of its stored bytes, read in `lane`."""
+    made = _make_once(sources, condemned, make)
+    missing = [source for source in sources if made[source.row].is_missing]
+    if missing:
+        at_hand = [source.with_bytes(lane, made[source.row]) for source in missing]
+        made |= _make_once(at_hand, condemned, make)
+    return made
+
+
+def _make_once(
+    sources: Sequence[Source], condemned: Mapping[Where, str], make: Callable[[list[Row]], list[Made]]
+) -> dict[int, Made]:
+    rows, made = raw_rows(sources, condemned)
+    made |= dict(zip([row.number for row in rows], make(rows), strict=True))
+    count_unsound(sources, made)
+    return made
+
+
+def count_unsound(sources: Sequence[Source], made: Mapping[int, Made]) -> None:
+    """Note of samples that were made from their stored bytes at last that the cache had them damaged."""
+    for source in sources:
+        came = made[source.row].came
+        if source.was_unsound and came is not None:
+            came.origin = Origin.UNSOUND
+
+
 def raw_rows(sources: Sequence[Source], condemned: Mapping[Where, str]) -> tuple[list[Row], dict[int, Made]]:
     """The rows' raw samples, and what there is instead for those that are damaged or condemned."""
     rows: list[Row] = []
     lost: dict[int, Made] = {}
     for source in sources:
         run = source.run
-        if run.opened is None or source.number in run.opened.damage:
+        if run.is_unread:
+            if (source.epoch, source.position) in condemned:  # the stored bytes tell its key
+                lost[source.row] = Made("", None, is_missing=True)
+            else:
+                rows.append(Row(source.row, source.epoch, source.position, None, source.number_kept))
+        elif run.opened is None or source.number in run.opened.damage:
             lost[source.row] = _lost(source)
         else:
             try:
@@ -82,7 +139,7 @@ def raw_rows(sources: Sequence[Source], condemned: Mapping[Where, str]) -> tuple
             except DamagedError as err:
                 lost[source.row] = _lost(source, str(err))
                 continue
-            row = Row(source.row, source.epoch, source.position, sample)
+            row = Row(source.row, source.epoch, source.position, sample, source.number_kept)
             if row.where in condemned:
                 lost[source.row] = condemned_row(sample["__key__"], condemned[row.where])
             else:

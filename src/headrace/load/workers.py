@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeAlias
 
 from headrace.errors import HeadraceError
+from headrace.load.decoded import CacheControl
 from headrace.load.direct import DirectReader, Rows
 from headrace.load.helper import Asked, Helper
 from headrace.load.job import Job, unexpected
@@ -24,7 +25,7 @@ from headrace.load.row_task import RowTask
 from headrace.load.rows import Chain, Made, Row, make_rows
 from headrace.load.share_task import ShareTask
 from headrace.load.tabled import Columns, gather
-from headrace.load.tasks import Parts, Task, raw_rows
+from headrace.load.tasks import Parts, Task, make_all
 from headrace.load.worker_process import Task as HelperTask
 from headrace.telemetry import Meter
 
@@ -44,6 +45,7 @@ class Workers:
         direct: DirectReader | None,
         columns: Columns | None,
         has_shares: bool,
+        cache: CacheControl | None = None,
     ) -> None:
         """As many threads as there are lanes for their marks; `job` says whether each has a process.
 
@@ -56,6 +58,8 @@ class Workers:
         self.direct = direct
         self.columns = columns
         self.has_shares = has_shares
+        self.cache = cache
+        """What of the decoded samples is kept; None where nothing ever is."""
         self.caution = Caution(job.suspects)
         self._tasks: list[Tasks] = [queue.SimpleQueue() for _ in (lanes if self.has_shares else lanes[:1])]
         for number, lane in enumerate(lanes):
@@ -66,7 +70,8 @@ class Workers:
 
     def _helper_task(self, job: Job, number: int) -> HelperTask:
         if self.has_shares:
-            return ShareTask(job, self._chain.specs or {}, number, self.columns, self.direct is not None)
+            direct = self.direct is not None
+            return ShareTask(job, self._chain.specs or {}, number, self.columns, direct, self._chain.cached)
         return RowTask(self._chain)
 
     def submit(self, task: AnyTask | None) -> None:
@@ -119,10 +124,11 @@ class Workers:
         task.done(is_last)
 
     def _make(self, task: Task, lane: Lane) -> None:
+        def make(rows: list[Row]) -> list[Made]:
+            return self.caution.make(rows, lambda: make_rows(self._chain, rows, task.batch.arrays, lane))
+
         try:
-            rows, made = raw_rows(task.sources, self._condemned)
-            done = self.caution.make(rows, lambda: make_rows(self._chain, rows, task.batch.arrays, lane))
-            made |= dict(zip([row.number for row in rows], done, strict=True))
+            made = make_all(task.sources, self._condemned, make, lane)
             task.finish(made, self._chain.keep_samples)
         except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
             task.fail(err)
@@ -145,7 +151,7 @@ class Workers:
 
     def _send(self, helper: Helper, task: Task | ShareRows) -> None:
         try:
-            asked = self._asked(task)
+            asked = self._asked(task, helper.lane)
         except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
             task.fail(err)
             return
@@ -154,10 +160,10 @@ class Workers:
         except BaseException as err:
             _fail_all(helper, err)
 
-    def _asked(self, task: Task | ShareRows) -> Asked:
+    def _asked(self, task: Task | ShareRows, lane: Lane) -> Asked:
         if isinstance(task, ShareRows):
             return AskedShare(task, self._condemned, self._meters)
-        return AskedRows(task, self._condemned, self._chain.keep_samples)
+        return AskedRows(task, self._condemned, self._chain.keep_samples, lane)
 
     def _receive(self, helper: Helper, answered: float) -> float:
         """Take an answer; `answered` is when that before came, or the process was asked. Returns when this one came."""
@@ -167,10 +173,13 @@ class Workers:
             _fail_all(helper, err)
             return time.perf_counter()
         now = time.perf_counter()
+        rest = None
         try:
-            asked.finish(answer)
+            rest = asked.finish(answer)
         except BaseException as err:
             asked.fail(err)
+        if rest is not None:
+            self._send(helper, rest)
         if self.direct is None:  # reads are counted with what they say of themselves
             self._meters["transform"].add(items=asked.num_rows, busy_sec=now - answered)
         return now
