@@ -33,7 +33,18 @@ PUBLIC = [
     "transform",
 ]
 TORCH_FREE = ["dataset", "errors", "formats", "order", "packing", "rank", "report", "storage", "telemetry", "transform"]
-TRANSFORMS = ["CenterCrop", "Normalize", "RandomHorizontalFlip", "RandomResizedCrop", "Resize"]
+TRANSFORMS = [
+    "CenterCrop",
+    "ColorJitter",
+    "Normalize",
+    "Pad",
+    "RandomCrop",
+    "RandomErasing",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "RandomVerticalFlip",
+    "Resize",
+]
 
 ERRORS = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
 

@@ -1,9 +1,18 @@
 """What happens to one sample: decoding, image steps, the user's functions. Without torch and without I/O."""
 
+from headrace.transform.augment import ColorJitter, RandomErasing
+from headrace.transform.borders import Pad, RandomCrop
 from headrace.transform.cast import Cast, may_cast
 from headrace.transform.chain import Filter, Map, apply, as_op, output_fields
 from headrace.transform.decode import Decode
-from headrace.transform.image import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
+from headrace.transform.image import (
+    CenterCrop,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomVerticalFlip,
+    Resize,
+)
 from headrace.transform.lasting import describe_steps, lasting_steps, may_write_arrays
 from headrace.transform.pixels import prepare_worker
 from headrace.transform.probe import probe_image
@@ -14,6 +23,7 @@ __all__ = [
     "ArraySpec",
     "Cast",
     "CenterCrop",
+    "ColorJitter",
     "Decode",
     "Encoded",
     "Fields",
@@ -21,9 +31,13 @@ __all__ = [
     "Map",
     "Normalize",
     "Op",
+    "Pad",
     "Ragged",
+    "RandomCrop",
+    "RandomErasing",
     "RandomHorizontalFlip",
     "RandomResizedCrop",
+    "RandomVerticalFlip",
     "Resize",
     "Sample",
     "apply",

@@ -8,22 +8,25 @@ the bytes of float32, and so a quarter of what has to be moved.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
 from headrace.errors import OptionError, TransformError
-from headrace.transform.decode import field_kind
+from headrace.transform.image_field import (
+    Shape,
+    Size,
+    change_image,
+    change_spec,
+    check_probability,
+    check_range,
+    pair_of,
+    with_channels,
+)
 from headrace.transform.pixels import Pixels
-from headrace.transform.spec import ArraySpec, Fields, FieldSpec, Ragged, Sample, array_spec
-
-Size: TypeAlias = int | tuple[int, int]
-"""An int is both sides of a square, unless said otherwise; a pair is (height, width). In pixels."""
-
-_Shape: TypeAlias = tuple[int | None, ...]
+from headrace.transform.spec import Fields, Sample
 
 # Against Pillow's bilinear filter, which averages where it shrinks, on images of natural (1/f) spectra, to 224 pixels:
 # plain bilinear is off by 1.3 of 255 at a shrink of 1.16, 2.2 at 1.34 and 4.2 at 1.85; averaging by 0.6, 1.0 and 1.6,
@@ -47,20 +50,20 @@ class RandomResizedCrop:
     takes_rng: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", _pair(self.size))
-        _check_range("scale", self.scale)
-        _check_range("ratio", self.ratio)
+        object.__setattr__(self, "size", pair_of(self.size))
+        check_range("scale", self.scale)
+        check_range("ratio", self.ratio)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return _change(sample, self.field, lambda image: self._crop(image, rng))
+        return change_image(sample, self.field, lambda image: self._crop(image, rng))
 
     def output_fields(self, fields: Fields) -> Fields:
         """The image is `size`."""
-        return _change_spec(fields, self.field, lambda shape: (*_pair(self.size), shape[2]))
+        return change_spec(fields, self.field, lambda shape: (*pair_of(self.size), shape[2]))
 
     def _crop(self, image: Pixels, rng: np.random.Generator) -> Pixels:
         top, left, height, width = self.part(image.shape[0], image.shape[1], rng)
-        return resize(image[top : top + height, left : left + width], *_pair(self.size))
+        return resize(image[top : top + height, left : left + width], *pair_of(self.size))
 
     def part(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Of an image of this size, the part that is drawn: top, left, height and width, in pixels."""
@@ -90,18 +93,18 @@ class Resize:
     takes_rng: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _pair(self.size)
+        pair_of(self.size)
         if not isinstance(self.size, int):
-            object.__setattr__(self, "size", _pair(self.size))
+            object.__setattr__(self, "size", pair_of(self.size))
 
     def __call__(self, sample: Sample) -> Sample:
-        return _change(sample, self.field, lambda image: resize(image, *self._target(*image.shape[:2])))
+        return change_image(sample, self.field, lambda image: resize(image, *self._target(*image.shape[:2])))
 
     def output_fields(self, fields: Fields) -> Fields:
         """The size is known for a pair, and for images of one size."""
-        return _change_spec(fields, self.field, self._shape)
+        return change_spec(fields, self.field, self._shape)
 
-    def _shape(self, shape: _Shape) -> _Shape:
+    def _shape(self, shape: Shape) -> Shape:
         height, width, channels = shape
         if not isinstance(self.size, int):
             return (*self.size, channels)
@@ -127,17 +130,17 @@ class CenterCrop:
     takes_rng: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", _pair(self.size))
+        object.__setattr__(self, "size", pair_of(self.size))
 
     def __call__(self, sample: Sample) -> Sample:
-        return _change(sample, self.field, self._crop)
+        return change_image(sample, self.field, self._crop)
 
     def output_fields(self, fields: Fields) -> Fields:
         """The image is `size`."""
-        return _change_spec(fields, self.field, lambda shape: (*_pair(self.size), shape[2]))
+        return change_spec(fields, self.field, lambda shape: (*pair_of(self.size), shape[2]))
 
     def _crop(self, image: Pixels) -> Pixels:
-        height, width = _pair(self.size)
+        height, width = pair_of(self.size)
         pad_y, pad_x = max(0, height - image.shape[0]), max(0, width - image.shape[1])
         if pad_y or pad_x:
             borders = ((pad_y // 2, pad_y - pad_y // 2), (pad_x // 2, pad_x - pad_x // 2), (0, 0))
@@ -156,11 +159,30 @@ class RandomHorizontalFlip:
     takes_rng: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise OptionError(f"p is a probability, from 0 to 1: got {self.p}")
+        check_probability(self.p)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return _change(sample, self.field, _flip) if rng.random() < self.p else sample
+        return change_image(sample, self.field, _mirror) if rng.random() < self.p else sample
+
+    def output_fields(self, fields: Fields) -> Fields:
+        """Nothing changes."""
+        return fields
+
+
+@dataclass(frozen=True)
+class RandomVerticalFlip:
+    """The image, mirrored top to bottom with probability `p` (0 to 1)."""
+
+    p: float = 0.5
+    field: str | None = None
+
+    takes_rng: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return change_image(sample, self.field, _flip) if rng.random() < self.p else sample
 
     def output_fields(self, fields: Fields) -> Fields:
         """Nothing changes."""
@@ -187,11 +209,11 @@ class Normalize:
             raise OptionError(f"std must be above 0 in every channel: got {self.std}")
 
     def __call__(self, sample: Sample) -> Sample:
-        return _change(sample, self.field, self._normalize)
+        return change_image(sample, self.field, self._normalize)
 
     def output_fields(self, fields: Fields) -> Fields:
         """The image is float32, channels first."""
-        return _change_spec(fields, self.field, lambda shape: (shape[2], shape[0], shape[1]), "float32")
+        return change_spec(fields, self.field, lambda shape: (shape[2], shape[0], shape[1]), "float32")
 
     def _normalize(self, image: Pixels) -> np.ndarray[Any, np.dtype[np.float32]]:
         height, width, channels = image.shape
@@ -212,88 +234,15 @@ def resize(image: Pixels, height: int, width: int) -> Pixels:
         return image
     shrinks = image.shape[0] / height, image.shape[1] / width
     method = cv2.INTER_AREA if min(shrinks) >= 1 and max(shrinks) > _ALIASES_FROM else cv2.INTER_LINEAR
-    return _with_channels(cv2.resize(image, (width, height), interpolation=method))
+    return with_channels(cv2.resize(image, (width, height), interpolation=method))
+
+
+def _mirror(image: Pixels) -> Pixels:
+    return with_channels(cv2.flip(image, 1))
 
 
 def _flip(image: Pixels) -> Pixels:
-    return _with_channels(cv2.flip(image, 1))
-
-
-def _with_channels(image: Any) -> Pixels:
-    # OpenCV drops the last axis of one-channel images.
-    return image if image.ndim == 3 else image[:, :, np.newaxis]  # type: ignore[no-any-return]
-
-
-def _change(sample: Sample, field: str | None, change: Callable[[Pixels], Any]) -> Sample:
-    name = _image_field(sample, field)
-    return {**sample, name: change(sample[name])}
-
-
-def _image_field(sample: Sample, field: str | None) -> str:
-    if field is not None:
-        if field not in sample:
-            raise TransformError(f"there is no field {field!r}: the sample has {_names(sample)}")
-        if not _is_image(sample[field]):
-            raise TransformError(
-                f"field {field!r} must be a uint8 array of (height, width, channels): "
-                f"got {_describe(sample[field])}; put .decode() before"
-            )
-        return field
-    return _only([name for name, value in sample.items() if _is_image(value)], list(sample))
-
-
-def _is_image(value: object) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
-
-
-def _only(images: list[str], names: list[str]) -> str:
-    if len(images) == 1:
-        return images[0]
-    if images:
-        raise TransformError(f"there are several images ({', '.join(images)}): say which with field=")
-    raise TransformError(
-        "there is no image, a uint8 array of (height, width, channels): "
-        f"the sample has {_names(names)}; put .decode() before, and Normalize last"
-    )
-
-
-def _names(names: Sample | list[str]) -> str:
-    return ", ".join(name for name in names if name != "__key__") or "no fields"
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} of {value.shape}"
-    return type(value).__name__
-
-
-def _change_spec(fields: Fields, field: str | None, change: Callable[[_Shape], _Shape], dtype: str = "uint8") -> Fields:
-    if field is None:
-        images = [name for name, spec in fields.items() if _may_be_image(name, spec)]
-        if len(images) != 1:
-            return fields  # a function of the user's came before; what it makes is known at the first sample
-        field = images[0]
-    spec = fields.get(field)
-    shape = spec.shape if isinstance(spec, ArraySpec | Ragged) and len(spec.shape) == 3 else (None, None, None)
-    return {**fields, field: array_spec(dtype, change(shape))}
-
-
-def _may_be_image(name: str, spec: FieldSpec) -> bool:
-    if isinstance(spec, ArraySpec | Ragged):
-        return spec.dtype == "uint8" and len(spec.shape) == 3
-    return spec is None and field_kind(name) == "image"
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise OptionError(f"size is a whole number of pixels above 0, or a pair (height, width): got {size!r}")
-    return pair
-
-
-def _check_range(name: str, bounds: tuple[float, float]) -> None:
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
-        raise OptionError(f"{name} is a pair (smallest, largest), both above 0: got {bounds!r}")
+    return with_channels(cv2.flip(image, 0))
 
 
 def _floats(values: Any) -> tuple[float, ...]:
