@@ -49,7 +49,7 @@ LIBRARY_ROOMS: dict[str, set[str]] = {
     "cv2": {"transform"},
     "simplejpeg": {"transform"},
     "PIL": {"transform", "bench"},
-    "torch": {"load", "ondevice", "train", "adapters"},
+    "torch": {"load", "ondevice", "train", "adapters", "transform"},
     "torchvision": {"ondevice"},
     "transformers": {"adapters"},
     "xxhash": {"formats", "dataset", "packing", "storage", "order"},

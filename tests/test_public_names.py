@@ -34,6 +34,7 @@ PUBLIC = [
 ]
 TORCH_FREE = ["dataset", "errors", "formats", "order", "packing", "rank", "report", "storage", "telemetry", "transform"]
 TRANSFORMS = [
+    "Albumentations",
     "CenterCrop",
     "ColorJitter",
     "Normalize",
@@ -44,6 +45,7 @@ TRANSFORMS = [
     "RandomResizedCrop",
     "RandomVerticalFlip",
     "Resize",
+    "Torchvision",
 ]
 
 ERRORS = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}

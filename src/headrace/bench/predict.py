@@ -62,7 +62,7 @@ def predictions(model: Model, reached: Rate, subject: Subject, variants: Mapping
         how = f"headrace.Loader(..., threads={threads})"
         remedies.append(remedy(f"threads={threads}", how, model.samples_per_sec(threads), threads=threads))
     if _threads_hinder(model, subject):
-        how = f"headrace.Loader(..., processes={subject.cores}): the steps hold the interpreter lock"
+        how = f"headrace.Loader(..., processes={subject.cores}): the steps wait for a lock, the interpreter's as a rule"
         after = model.with_processes(subject.cores)
         remedies.append(remedy(f"processes={subject.cores}", how, after, processes=subject.cores))
     return sorted(remedies, key=lambda remedy: -remedy.gain)

@@ -1,10 +1,11 @@
-"""What happens to one sample: decoding, image steps, the user's functions. Without torch and without I/O."""
+"""What happens to one sample: decoding, image steps, the user's functions. Without I/O; torch for torchvision only."""
 
 from headrace.transform.augment import ColorJitter, RandomErasing
 from headrace.transform.borders import Pad, RandomCrop
 from headrace.transform.cast import Cast, may_cast
 from headrace.transform.chain import Filter, Map, apply, as_op, output_fields
 from headrace.transform.decode import Decode
+from headrace.transform.foreign import Albumentations, Torchvision
 from headrace.transform.image import (
     CenterCrop,
     Normalize,
@@ -20,6 +21,7 @@ from headrace.transform.rng import batch_rng, sample_rng, seed_globals
 from headrace.transform.spec import ArraySpec, Encoded, Fields, Op, Ragged, Sample, spec_of
 
 __all__ = [
+    "Albumentations",
     "ArraySpec",
     "Cast",
     "CenterCrop",
@@ -40,6 +42,7 @@ __all__ = [
     "RandomVerticalFlip",
     "Resize",
     "Sample",
+    "Torchvision",
     "apply",
     "as_op",
     "batch_rng",
