@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from headrace.errors import OptionError, TransformError
@@ -17,6 +18,7 @@ from headrace.transform import (
     sample_rng,
 )
 from headrace.transform.augment import change_brightness, change_contrast, change_saturation, shift_hue
+from torchvision_here import transforms
 
 STEPS = [
     ColorJitter(0.4, 0.4, 0.4, 0.1),
@@ -108,6 +110,31 @@ def test_hue_is_pillows_hue_of_8_bits():
     hsv[:, :, 0] += 51
     expected = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
     assert np.abs(shift_hue(pixels, 0.2).astype(int) - expected).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "amounts"),
+    [
+        (change_brightness, "adjust_brightness", FACTORS),
+        (change_contrast, "adjust_contrast", FACTORS),
+        (change_saturation, "adjust_saturation", FACTORS),
+        (shift_hue, "adjust_hue", [-0.5, -0.2, 0.1, 0.4]),
+    ],
+)
+def test_colours_change_as_torchvision_changes_them(change, name, amounts):
+    adjust = getattr(transforms("v2").functional, name)
+    pixels = image(seed=4)
+    for amount in amounts:
+        expected = adjust(torch.from_numpy(pixels).permute(2, 0, 1), amount).permute(1, 2, 0).numpy()
+        # Pillow rounds the mean that contrast is about, torchvision cuts it off: one level.
+        assert np.abs(change(pixels, amount).astype(int) - expected).mean() <= (2 if name == "adjust_hue" else 1)
+
+
+@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "symmetric"])
+def test_borders_are_torchvisions(mode):
+    pixels = image()
+    expected = transforms("v2").Pad((1, 2, 3, 4), padding_mode=mode)(torch.from_numpy(pixels).permute(2, 0, 1))
+    assert np.array_equal(run(Pad((1, 2, 3, 4), padding_mode=mode), pixels), expected.permute(1, 2, 0).numpy())
 
 
 def test_jitter_without_strength_leaves_the_image():
@@ -235,6 +262,7 @@ def test_what_does_not_fit_is_named(step, channels, message):
         lambda: Pad((1, 2, 3)),
         lambda: Pad(1, padding_mode="wrap"),
         lambda: Pad(1, fill=()),
+        lambda: Pad(1, fill=7, padding_mode="edge"),
         lambda: RandomCrop(0),
         lambda: RandomCrop(8, padding=1.5),
     ],

@@ -43,8 +43,7 @@ class Pad:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "padding", _sides(self.padding))
-        check_levels("fill", self.fill)
-        _check_mode(self.padding_mode)
+        _check_look(self.fill, self.padding_mode)
 
     def __call__(self, sample: Sample) -> Sample:
         sides = _sides(self.padding)
@@ -80,8 +79,7 @@ class RandomCrop:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", pair_of(self.size))
         object.__setattr__(self, "padding", _sides(self.padding))
-        check_levels("fill", self.fill)
-        _check_mode(self.padding_mode)
+        _check_look(self.fill, self.padding_mode)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         return change_image(sample, self.field, lambda image: self._crop(image, rng))
@@ -147,6 +145,9 @@ def _sides(padding: Padding) -> tuple[int, int, int, int]:
     return sides
 
 
-def _check_mode(mode: str) -> None:
+def _check_look(fill: int | tuple[int, ...], mode: str) -> None:
+    check_levels("fill", fill)
     if mode not in _BORDERS:
         raise OptionError(f"padding_mode is one of {', '.join(_BORDERS)}: got {mode!r}")
+    if fill != 0 and mode != "constant":
+        raise OptionError(f"fill is what borders of padding_mode='constant' show: got fill={fill} and {mode!r}")
