@@ -52,7 +52,7 @@ def feed_rate(dataset: hr.Dataset, threads: int, num_images: int) -> float:
     stream = hr.Stream(dataset, epochs=None)
     for op in OPS:
         stream = stream.decode() if isinstance(op, Decode) else stream.map(op)
-    with hr.Loader(stream, batch_size=BATCH_SIZE, threads=threads) as loader:
+    with hr.Loader(stream, batch_size=BATCH_SIZE, threads=threads, cache_decoded=None) as loader:
         batches = iter(loader)
         for _ in range(WARM_UP_BATCHES):
             next(batches)

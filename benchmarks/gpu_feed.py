@@ -1,7 +1,8 @@
 """ResNet-50 on a GPU, fed: images/s against one resident batch, what waits, and whether copies hide under compute.
 
     python benchmarks/gpu_feed.py [--quick] [--threads 8] [--processes 12] [--decode host|device]
-                                  [--sweep-threads 2,4,8] [--sweep-processes 4,8,12] [--profile FILE.json]
+                                  [--sweep-threads 2,4,8] [--sweep-processes 4,8,12] [--cache-decoded ram]
+                                  [--profile FILE.json]
 
 JPEGs of 450x415 and about 117 KB with random labels are packed, decoded, cropped to 224 and flipped by the loader
 process (or by nvJPEG on the device), copied as uint8, and normalised to bfloat16, channels last, on the device. The
@@ -94,7 +95,7 @@ def make_loader(
     else:
         crop, flip = hr.transform.RandomResizedCrop(SIDE), hr.transform.RandomHorizontalFlip()
         stream, steps = stream.decode().map(crop).map(flip), (normalize,)
-    workers = {"threads": threads, "processes": processes}
+    workers = {"threads": threads, "processes": processes, "cache_decoded": options.cache_decoded}
     return hr.Loader(stream, batch_size=options.batch_size, device="cuda", on_device=steps, **workers)
 
 
@@ -301,6 +302,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="worker processes of the loader process")
     parser.add_argument("--sweep-threads", type=numbers, default=[], metavar="N,N,...")
     parser.add_argument("--sweep-processes", type=numbers, default=[], metavar="N,N,...")
+    parser.add_argument("--cache-decoded", metavar="ram|FOLDER", help="where decoded images are kept; default: nowhere")
     parser.add_argument("--decode", choices=("host", "device"), default="host")
     parser.add_argument("--profile", type=Path, metavar="FILE.json", help="write what torch.profiler saw")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
