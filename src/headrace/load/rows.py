@@ -96,12 +96,13 @@ def _make_row(chain: Chain, row: Row, arrays: dict[str, NDArray[Any]]) -> Made:
             sample, came = chain.cached.decoded(row.number_kept, sample)
             key = sample["__key__"]
         assert sample is not None  # only a cache has what was not read
-        sample = _transformed(chain, row, sample, came)
+        rows = {} if chain.keep_samples else {name: array[row.number, ...] for name, array in arrays.items()}
+        sample = _transformed(chain, row, sample, came, rows)
         if sample is None:
             return Made(key, None, came=came)
         if chain.keep_samples:
             return Made(key, {name: as_plain(name, value) for name, value in sample.items()}, came=came)
-        return Made(key, _place(chain.specs, sample, row.number, arrays), came=came)
+        return Made(key, _place(chain.specs, sample, rows), came=came)
     except MissingError as err:
         return Made(key, None, came=err.came, is_missing=True)
     except HeadraceError as err:
@@ -112,7 +113,9 @@ def _make_row(chain: Chain, row: Row, arrays: dict[str, NDArray[Any]]) -> Made:
         return Made(key, None, _about(key, error), came)
 
 
-def _transformed(chain: Chain, row: Row, sample: Sample, came: Came | None) -> Sample | None:
+def _transformed(
+    chain: Chain, row: Row, sample: Sample, came: Came | None, rows: dict[str, NDArray[Any]]
+) -> Sample | None:
     """The sample after the steps, of which the first are done where it `came` about; None if a filter refused it."""
     ops = chain.ops if chain.cached is None else chain.cached.rest
     if not ops:
@@ -120,14 +123,14 @@ def _transformed(chain: Chain, row: Row, sample: Sample, came: Came | None) -> S
     if chain.seeds_globals:
         seed_globals(chain.seed, row.epoch, row.position)
     began = time.thread_time()
-    made = apply(ops, sample, lambda: sample_rng(chain.seed, row.epoch, row.position))
+    made = apply(ops, sample, lambda: sample_rng(chain.seed, row.epoch, row.position), rows)
     if came is not None:
         came.rest_sec = time.thread_time() - began
     return made
 
 
-def _place(specs: Specs | None, sample: Sample, number: int, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    """Write what has a place in the batch's arrays; return the rest."""
+def _place(specs: Specs | None, sample: Sample, rows: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Write what has a place in the batch's arrays, unless it lies there already; return the rest."""
     if specs is None:
         return {name: as_plain(name, value) for name, value in sample.items() if name != "__key__"}
     if len(sample) - 1 != len(specs) or not specs.keys() <= sample.keys():
@@ -140,8 +143,8 @@ def _place(specs: Specs | None, sample: Sample, number: int, arrays: dict[str, N
         value = as_plain(name, sample[name])
         if spec is None:
             values[name] = value
-        else:
-            arrays[name][number] = checked_value(name, value, spec)
+        elif value is not rows[name]:
+            rows[name][...] = checked_value(name, value, spec)
     return values
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from headrace.errors import OptionError, TransformError
-from headrace.transform.spec import ArraySpec, Fields, Op, Sample, array_spec
+from headrace.transform.spec import NO_ROWS, ArraySpec, Fields, Op, Rows, Sample, array_spec
 
 Shape: TypeAlias = ArraySpec | tuple[str, tuple[int | None, ...]] | None
 """What a function makes of a field: (dtype, shape), an axis that varies being None; or None, if it is no array."""
@@ -72,8 +72,13 @@ def as_op(fn: Callable[..., Any], shapes: Mapping[str, Shape] | None = None) -> 
     return Map(fn, shapes)
 
 
-def apply(ops: Sequence[Op], sample: Sample, make_rng: Callable[[], np.random.Generator]) -> Sample | None:
+def apply(
+    ops: Sequence[Op], sample: Sample, make_rng: Callable[[], np.random.Generator], rows: Rows = NO_ROWS
+) -> Sample | None:
     """The sample after every step, or None where a filter turned it down.
+
+    The last step may write what it makes into `rows`, where fields are to lie in the end: the value of such a field is
+    then that very array.
 
     `make_rng` is called once, and only if a step takes randomness; the steps draw from the one generator in turn. The
     caller's dict is left as it is, and the key stays with the sample. A step that fails raises TransformError, which
@@ -82,12 +87,13 @@ def apply(ops: Sequence[Op], sample: Sample, make_rng: Callable[[], np.random.Ge
     key = sample.get("__key__")
     result = dict(sample)
     rng: tuple[np.random.Generator, ...] | None = None
-    for op in ops:
+    for number, op in enumerate(ops, 1):
         if op.takes_rng and rng is None:
             rng = (make_rng(),)
         arguments = rng if op.takes_rng and rng is not None else ()
+        into = getattr(op, "into", None) if rows and number == len(ops) else None
         try:
-            outcome = op(result, *arguments)
+            outcome = op(result, *arguments) if into is None else into(rows, result, *arguments)
         except Exception as err:
             raise _named(op, err) from err
         if not isinstance(op, Filter):

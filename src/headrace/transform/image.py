@@ -11,27 +11,23 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 
 from headrace.errors import OptionError, TransformError
+from headrace.transform.cut import Cut, flip, place_for, resize
 from headrace.transform.image_field import (
+    Place,
     Shape,
     Size,
     change_image,
     change_spec,
     check_probability,
     check_range,
+    image_into,
     pair_of,
-    with_channels,
 )
 from headrace.transform.pixels import Pixels
-from headrace.transform.spec import Fields, Sample
-
-# Against Pillow's bilinear filter, which averages where it shrinks, on images of natural (1/f) spectra, to 224 pixels:
-# plain bilinear is off by 1.3 of 255 at a shrink of 1.16, 2.2 at 1.34 and 4.2 at 1.85; averaging by 0.6, 1.0 and 1.6,
-# but it takes 0.4 ms instead of 0.06.
-_ALIASES_FROM = 1.2
+from headrace.transform.spec import NO_ROWS, Fields, Rows, Sample
 
 
 @dataclass(frozen=True)
@@ -55,15 +51,22 @@ class RandomResizedCrop:
         check_range("ratio", self.ratio)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return change_image(sample, self.field, lambda image: self._crop(image, rng))
+        return self.into(NO_ROWS, sample, rng)
+
+    def into(self, rows: Rows, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The same, written into the image's row of the batch where there is one."""
+        return image_into(rows, sample, self.field, lambda image, row: self._crop(image, rng, row))
 
     def output_fields(self, fields: Fields) -> Fields:
         """The image is `size`."""
         return change_spec(fields, self.field, lambda shape: (*pair_of(self.size), shape[2]))
 
-    def _crop(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        top, left, height, width = self.part(image.shape[0], image.shape[1], rng)
-        return resize(image[top : top + height, left : left + width], *pair_of(self.size))
+    def _crop(self, image: Pixels, rng: np.random.Generator, row: Place) -> Pixels:
+        return self.cut(image.shape[0], image.shape[1], rng).of(image, row)
+
+    def cut(self, height: int, width: int, rng: np.random.Generator) -> Cut:
+        """Of an image of this size in pixels, the part that is drawn, and `size`."""
+        return Cut(*self.part(height, width, rng), *pair_of(self.size))
 
     def part(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Of an image of this size, the part that is drawn: top, left, height and width, in pixels."""
@@ -98,11 +101,22 @@ class Resize:
             object.__setattr__(self, "size", pair_of(self.size))
 
     def __call__(self, sample: Sample) -> Sample:
-        return change_image(sample, self.field, lambda image: resize(image, *self._target(*image.shape[:2])))
+        return self.into(NO_ROWS, sample)
+
+    def into(self, rows: Rows, sample: Sample) -> Sample:
+        """The same, written into the image's row of the batch where there is one."""
+        return image_into(rows, sample, self.field, self._resize)
 
     def output_fields(self, fields: Fields) -> Fields:
         """The size is known for a pair, and for images of one size."""
         return change_spec(fields, self.field, self._shape)
+
+    def _resize(self, image: Pixels, row: Place) -> Pixels:
+        return resize(image, *self._target(*image.shape[:2]), row)
+
+    def cut(self, height: int, width: int) -> Cut:
+        """Of an image of this size in pixels all of it, and the size that it becomes."""
+        return Cut(0, 0, height, width, *self._target(height, width))
 
     def _shape(self, shape: Shape) -> Shape:
         height, width, channels = shape
@@ -162,7 +176,13 @@ class RandomHorizontalFlip:
         check_probability(self.p)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return change_image(sample, self.field, _mirror) if rng.random() < self.p else sample
+        return self.into(NO_ROWS, sample, rng)
+
+    def into(self, rows: Rows, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The same, written into the image's row of the batch where there is one."""
+        if rng.random() >= self.p:
+            return sample
+        return image_into(rows, sample, self.field, lambda image, row: flip(image, 1, row))
 
     def output_fields(self, fields: Fields) -> Fields:
         """Nothing changes."""
@@ -182,7 +202,13 @@ class RandomVerticalFlip:
         check_probability(self.p)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return change_image(sample, self.field, _flip) if rng.random() < self.p else sample
+        return self.into(NO_ROWS, sample, rng)
+
+    def into(self, rows: Rows, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The same, written into the image's row of the batch where there is one."""
+        if rng.random() >= self.p:
+            return sample
+        return image_into(rows, sample, self.field, lambda image, row: flip(image, 0, row))
 
     def output_fields(self, fields: Fields) -> Fields:
         """Nothing changes."""
@@ -209,40 +235,28 @@ class Normalize:
             raise OptionError(f"std must be above 0 in every channel: got {self.std}")
 
     def __call__(self, sample: Sample) -> Sample:
-        return change_image(sample, self.field, self._normalize)
+        return self.into(NO_ROWS, sample)
+
+    def into(self, rows: Rows, sample: Sample) -> Sample:
+        """The same, written into the image's row of the batch where there is one."""
+        return image_into(rows, sample, self.field, self._normalize)
 
     def output_fields(self, fields: Fields) -> Fields:
         """The image is float32, channels first."""
         return change_spec(fields, self.field, lambda shape: (shape[2], shape[0], shape[1]), "float32")
 
-    def _normalize(self, image: Pixels) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _normalize(self, image: Pixels, row: Place) -> np.ndarray[Any, np.dtype[np.float32]]:
         height, width, channels = image.shape
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
                 raise TransformError(f"the image has {channels} channels, but {name} has {len(values)} values")
-        out = np.empty((channels, height, width), np.float32)
+        place = place_for((channels, height, width), "float32", row)
+        out = np.empty((channels, height, width), np.float32) if place is None else place
         for channel in range(channels):
             mean, std = self.mean[channel % len(self.mean)], self.std[channel % len(self.std)]
             np.multiply(image[:, :, channel], np.float32(1 / (255 * std)), out=out[channel])
             out[channel] -= np.float32(mean / std)
         return out
-
-
-def resize(image: Pixels, height: int, width: int) -> Pixels:
-    """The image resized: bilinear where it grows or hardly shrinks, averaged over areas where it shrinks more."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = image.shape[0] / height, image.shape[1] / width
-    method = cv2.INTER_AREA if min(shrinks) >= 1 and max(shrinks) > _ALIASES_FROM else cv2.INTER_LINEAR
-    return with_channels(cv2.resize(image, (width, height), interpolation=method))
-
-
-def _mirror(image: Pixels) -> Pixels:
-    return with_channels(cv2.flip(image, 1))
-
-
-def _flip(image: Pixels) -> Pixels:
-    return with_channels(cv2.flip(image, 0))
 
 
 def _floats(values: Any) -> tuple[float, ...]:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.errors import OptionError, TransformError
 from headrace.transform.decode import field_kind
 from headrace.transform.pixels import Pixels
-from headrace.transform.spec import ArraySpec, Fields, FieldSpec, Ragged, Sample, array_spec
+from headrace.transform.spec import NO_ROWS, ArraySpec, Fields, FieldSpec, Ragged, Rows, Sample, array_spec
 
 Size: TypeAlias = int | tuple[int, int]
 """An int is both sides of a square, unless said otherwise; a pair is (height, width). In pixels."""
@@ -23,10 +24,22 @@ Shape: TypeAlias = tuple[int | None, ...]
 """(height, width, channels); None where it varies."""
 
 
+Place: TypeAlias = NDArray[Any] | None
+"""Where an image is to lie in its batch, if that is known."""
+
+
 def change_image(sample: Sample, field: str | None, change: Callable[[Pixels], Any]) -> Sample:
     """The sample with its image changed; raises TransformError where there is none, or several."""
+    return image_into(NO_ROWS, sample, field, lambda image, _: change(image))
+
+
+def image_into(rows: Rows, sample: Sample, field: str | None, change: Callable[[Pixels, Place], Any]) -> Sample:
+    """The sample with its image changed by `change(image, place)`, which may write what it makes into the place.
+
+    Raises TransformError where there is no image, or several.
+    """
     name = image_field(sample, field)
-    return {**sample, name: change(sample[name])}
+    return {**sample, name: change(sample[name], rows.get(name))}
 
 
 def image_field(sample: Sample, field: str | None) -> str:

@@ -14,15 +14,23 @@ came before.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.errors import OptionError
 
 Sample: TypeAlias = dict[str, Any]
 """One sample: `__key__` (str) and its fields by name."""
+
+Rows: TypeAlias = Mapping[str, NDArray[Any]]
+"""Where fields of a sample are to lie in their batch, by name."""
+
+NO_ROWS: Rows = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,11 @@ Fields: TypeAlias = dict[str, FieldSpec]
 
 
 class Op(Protocol):
-    """One step of a chain: a small frozen description that is called on samples, from several threads at once."""
+    """One step of a chain: a small frozen description that is called on samples, from several threads at once.
+
+    One that has `into(rows, sample)` or `into(rows, sample, rng)` too may, as the last of a chain, write what it makes
+    of a field into the field's row, and give that very array; what it does not, is copied there.
+    """
 
     @property
     def takes_rng(self) -> bool:
