@@ -24,7 +24,7 @@ from headrace.bench.material import Held, make_cold
 from headrace.bench.rates import Count, Cycle, race
 from headrace.bench.subject import Subject
 from headrace.errors import OptionError
-from headrace.transform import Decode, Op, Sample, apply, sample_rng
+from headrace.transform import Decode, Op, Sample, ScaledDecode, apply, sample_rng
 
 Probe: TypeAlias = Callable[[float], Count]
 """Measures for about so many seconds."""
@@ -33,8 +33,8 @@ _MAX_DECODED_BYTES = 128 << 20
 
 
 def split_ops(ops: Sequence[Op]) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
-    """The steps up to the last decoding, and those behind it."""
-    at = max((number for number, op in enumerate(ops, 1) if isinstance(op, Decode)), default=0)
+    """The steps up to the last decoding, with the crop that is one step with it, and those behind it."""
+    at = max((number for number, op in enumerate(ops, 1) if isinstance(op, Decode | ScaledDecode)), default=0)
     return tuple(ops[:at]), tuple(ops[at:])
 
 

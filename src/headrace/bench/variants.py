@@ -28,7 +28,7 @@ from headrace.load import Stream
 from headrace.load.job import num_readers
 from headrace.packing import pack
 from headrace.packing.steps.images import ShrinkImages
-from headrace.transform import Decode, Sample
+from headrace.transform import Decode, Op, Sample, ScaledDecode
 from headrace.transform.decode import field_kind
 
 _MAX_SHRUNK = 64
@@ -98,7 +98,7 @@ def _cache(subject: Subject, dataset: Dataset) -> Variant | None:
 
 
 def _resize(subject: Subject, dataset: Dataset) -> Variant | None:
-    decode = next((op for op in subject.stream.ops if isinstance(op, Decode)), None)
+    decode = next((op for op in _single_steps(subject.stream) if isinstance(op, Decode)), None)
     names = () if decode is None else [n for n in dataset.schema if n in decode.images or field_kind(n) == "image"]
     if decode is None or not names:
         return None
@@ -155,10 +155,15 @@ def _feed_of(subject: Subject, target: Path) -> Feed:
     return Feed(stream, subject.batch_size, subject.threads)
 
 
+def _single_steps(stream: Stream) -> Iterator[Op]:
+    for op in stream.ops:
+        yield from (op.decode, op.step) if isinstance(op, ScaledDecode) else (op,)
+
+
 def _short_side(stream: Stream) -> int:
     """As much larger than what the steps cut out as 256 is than 224; 256 where they do not say."""
     sizes: list[int] = []
-    for op in stream.ops:
+    for op in _single_steps(stream):
         size = getattr(op, "size", None)
         if isinstance(size, int):
             sizes.append(size)

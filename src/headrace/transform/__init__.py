@@ -18,6 +18,7 @@ from headrace.transform.lasting import describe_steps, lasting_steps, may_write_
 from headrace.transform.pixels import prepare_worker
 from headrace.transform.probe import probe_image
 from headrace.transform.rng import batch_rng, sample_rng, seed_globals
+from headrace.transform.scaled import ScaledDecode, with_step
 from headrace.transform.spec import ArraySpec, Encoded, Fields, Op, Ragged, Sample, spec_of
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "RandomVerticalFlip",
     "Resize",
     "Sample",
+    "ScaledDecode",
     "Torchvision",
     "apply",
     "as_op",
@@ -56,4 +58,5 @@ __all__ = [
     "sample_rng",
     "seed_globals",
     "spec_of",
+    "with_step",
 ]

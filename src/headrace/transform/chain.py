@@ -152,7 +152,7 @@ def _named(op: Op, err: Exception) -> TransformError:
         name = f"{verb} {describe(op.fn)}"
     else:
         detail = str(err) if isinstance(err, TransformError) else f"{type(err).__name__}: {err}"
-        name = type(op).__name__
+        name = getattr(op, "name", type(op).__name__)
     return TransformError(f"{name} failed: {' '.join(detail.split())}")
 
 

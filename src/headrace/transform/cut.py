@@ -26,6 +26,20 @@ class Cut(NamedTuple):
     out_height: int
     out_width: int
 
+    @property
+    def factor(self) -> int:
+        """By how much a JPEG may be shrunk in decoding so that the part is no smaller than what it becomes."""
+        fits = (n for n in (8, 4, 2) if self.height >= n * self.out_height and self.width >= n * self.out_width)
+        return next(fits, 1)
+
+    def shrunk(self, factor: int) -> Cut:
+        """The same part of the image shrunk by `factor`: its edges are rounded to pixels of that."""
+        top, left, bottom, right = (
+            (edge + factor // 2) // factor
+            for edge in (self.top, self.left, self.top + self.height, self.left + self.width)
+        )
+        return self._replace(top=top, left=left, height=bottom - top, width=right - left)
+
     def of(self, image: Pixels, row: Place = None) -> Pixels:
         """The part, resized; in `row`, if it is one for such an image."""
         part = image[self.top : self.top + self.height, self.left : self.left + self.width]

@@ -14,7 +14,8 @@ already (token arrays, say) pass as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, ClassVar, Literal
@@ -24,7 +25,7 @@ import orjson
 from numpy.typing import NDArray
 
 from headrace.errors import OptionError, TransformError
-from headrace.transform.pixels import NUM_CHANNELS, Color, decode_image
+from headrace.transform.pixels import NUM_CHANNELS, Color, Pixels, decode_image
 from headrace.transform.spec import ArraySpec, Encoded, Fields, FieldSpec, Sample, array_spec
 
 Kind = Literal["image", "json", "text", "array", "int", "pickle", "bytes"]
@@ -49,12 +50,16 @@ def field_kind(field: str) -> Kind:
 class Decode:
     """Decodes every field by its extension. `color` is "rgb" (three channels) or "gray" (one channel), for images.
 
+    `scaled` counts where a Stream puts `RandomResizedCrop` or `Resize` directly behind; it changes pixels a little.
+
     Raises TransformError, naming the field, for data that is not what its name says.
     """
 
     color: Color = "rgb"
     images: frozenset[str] = frozenset()
     """Fields that hold encoded images whatever their name says."""
+    scaled: bool = False
+    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size, where what a crop or size directly behind needs is no larger."""
 
     takes_rng: ClassVar[bool] = False
 
@@ -98,6 +103,26 @@ class Decode:
             return np.fromiter(map(_decode_text, column), np.object_, len(column))
         return np.fromiter(map(_decode_int, column), np.int64, len(column)) if kind == "int" else None
 
+    def is_image(self, field: str) -> bool:
+        """Whether bytes in this field are decoded as an image."""
+        return self._kind(field) == "image"
+
+    def image(self, field: str, data: bytes | memoryview | bytearray, factor: int = 1) -> Pixels:
+        """The image in this field; a JPEG `factor` (1, 2, 4 or 8) times smaller where libjpeg decodes it."""
+        with self.naming(field):
+            return decode_image(memoryview(data) if isinstance(data, bytearray) else data, self.color, factor)
+
+    @contextmanager
+    def naming(self, field: str) -> Iterator[None]:
+        """What goes wrong with this field's data in the block becomes a TransformError that names it."""
+        try:
+            yield
+        except TransformError as err:
+            raise TransformError(f"field {field!r} {err}") from err
+        except (ValueError, EOFError, OverflowError, MemoryError, TypeError, SyntaxError) as err:
+            reason = " ".join(str(err).split())
+            raise TransformError(f"field {field!r} is not {_EXPECTED[self._kind(field)]}: {reason}") from err
+
     def _kind(self, field: str) -> Kind:
         return "image" if field in self.images else field_kind(field)
 
@@ -107,15 +132,10 @@ class Decode:
         kind = self._kind(field)
         if kind == "bytes":
             return value
-        try:
-            if kind == "image":
-                return decode_image(value if not isinstance(value, bytearray) else memoryview(value), self.color)
+        if kind == "image":
+            return self.image(field, value)
+        with self.naming(field):
             return _DECODERS[kind](value)
-        except TransformError as err:
-            raise TransformError(f"field {field!r} {err}") from err
-        except (ValueError, EOFError, OverflowError, MemoryError, TypeError, SyntaxError) as err:
-            reason = " ".join(str(err).split())
-            raise TransformError(f"field {field!r} is not {_EXPECTED[kind]}: {reason}") from err
 
     def _spec(self, field: str, spec: FieldSpec) -> FieldSpec:
         if not isinstance(spec, Encoded):

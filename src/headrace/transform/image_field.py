@@ -47,16 +47,17 @@ def image_field(sample: Sample, field: str | None) -> str:
     if field is not None:
         if field not in sample:
             raise TransformError(f"there is no field {field!r}: the sample has {_names(sample)}")
-        if not _is_image(sample[field]):
+        if not is_image(sample[field]):
             raise TransformError(
                 f"field {field!r} must be a uint8 array of (height, width, channels): "
                 f"got {_describe(sample[field])}; put .decode() before"
             )
         return field
-    return _only([name for name, value in sample.items() if _is_image(value)], list(sample))
+    return _only([name for name, value in sample.items() if is_image(value)], list(sample))
 
 
-def _is_image(value: object) -> bool:
+def is_image(value: object) -> bool:
+    """Whether a value is a uint8 array of three axes."""
     return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
 
 

@@ -18,16 +18,21 @@ import simplejpeg
 from headrace.transform.cast import Cast
 from headrace.transform.decode import Decode
 from headrace.transform.image import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
+from headrace.transform.scaled import ScaledDecode
 from headrace.transform.spec import Op
 
 _LASTING = (Decode, Resize, CenterCrop)
-_LEAVES_ARRAYS = (*_LASTING, Cast, Normalize, RandomHorizontalFlip, RandomResizedCrop)
+_LEAVES_ARRAYS = (*_LASTING, Cast, Normalize, RandomHorizontalFlip, RandomResizedCrop, ScaledDecode)
 
 
 def lasting_steps(ops: Sequence[Op]) -> tuple[Op, ...]:
     """The first steps, as far as what they make of a sample is worth keeping; none unless one of them decodes."""
-    number = next((i for i, op in enumerate(ops) if type(op) not in _LASTING), len(ops))
-    return tuple(ops[:number]) if any(isinstance(op, Decode) for op in ops[:number]) else ()
+    number = next((i for i, op in enumerate(ops) if not _lasts(op)), len(ops))
+    return tuple(ops[:number]) if any(isinstance(op, Decode | ScaledDecode) for op in ops[:number]) else ()
+
+
+def _lasts(op: Op) -> bool:
+    return type(op) in _LASTING or (isinstance(op, ScaledDecode) and type(op.step) in _LASTING)
 
 
 def may_write_arrays(ops: Sequence[Op]) -> bool:
@@ -48,4 +53,6 @@ def _described(op: Op) -> str:
 
 def _shown(value: Any) -> str:
     """The same in every process, which the order of a set's elements is not."""
+    if isinstance(value, Decode | RandomResizedCrop | Resize):
+        return _described(value)
     return repr(sorted(value) if isinstance(value, frozenset) else value)

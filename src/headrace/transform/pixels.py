@@ -56,10 +56,19 @@ def prepare_worker() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def decode_image(data: bytes | memoryview, color: Color = "rgb") -> Pixels:
-    """The image as uint8 of (height, width, 3), or (height, width, 1) for gray; raises TransformError with a reason."""
-    if bytes(data[:3]) == JPEG_START:
-        return _decode_jpeg(data, color)
+def is_jpeg(value: object) -> bool:
+    """Whether a value is bytes that begin as a JPEG does."""
+    return isinstance(value, bytes | memoryview | bytearray) and bytes(value[:3]) == JPEG_START
+
+
+def decode_image(data: bytes | memoryview, color: Color = "rgb", factor: int = 1) -> Pixels:
+    """The image as uint8 of (height, width, 3), or (height, width, 1) for gray; raises TransformError with a reason.
+
+    A JPEG is decoded `factor` (1, 2, 4 or 8) times smaller, its sides rounded up; one that only Pillow reads, and any
+    other image, in full.
+    """
+    if is_jpeg(data):
+        return _decode_jpeg(data, color, factor)
     formats: tuple[str, ...] = OTHER_FORMATS
     if bytes(data[:8]) == PNG_SIGNATURE:
         formats = ("PNG",)
@@ -71,12 +80,16 @@ def decode_image(data: bytes | memoryview, color: Color = "rgb") -> Pixels:
     return _decode_by_pillow(data, color, formats) if pixels is None else pixels
 
 
-def _decode_jpeg(data: bytes | memoryview, color: Color) -> Pixels:
-    _, _, space = jpeg_header(data)
+def _decode_jpeg(data: bytes | memoryview, color: Color, factor: int) -> Pixels:
+    height, width, space = jpeg_header(data)
     if space in ("CMYK", "YCCK"):
         return _decode_by_pillow(data, color, ("JPEG",))
     try:
-        return simplejpeg.decode_jpeg(data, _JPEG_SPACES[color])  # type: ignore[no-any-return]
+        # Of the sizes that libjpeg has, the smallest of at least these sides is taken; 0 is any.
+        least = (-(-height // factor), -(-width // factor)) if factor > 1 else (0, 0)
+        return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
+            data, _JPEG_SPACES[color], min_height=least[0], min_width=least[1], min_factor=factor
+        )
     except ValueError:  # a fault: Pillow tells harmless ones from a file that is cut off
         return _decode_by_pillow(data, color, ("JPEG",))
 
