@@ -531,7 +531,7 @@ def test_suspects_are_transformed_one_at_a_time_until_they_are_past():
 
 def test_on_a_device_batches_that_were_received_come_before_the_error_behind_them(monkeypatch):
     queue = DeviceQueue.__new__(DeviceQueue)
-    queue._ahead, queue._copying, queue._failure = deque(), [], None
+    queue._ahead, queue._sources, queue._failure = deque(), [], None
     monkeypatch.setattr(queue, "_push", lambda *one: queue._ahead.append(one), raising=False)
     monkeypatch.setattr(queue, "_pop", queue._ahead.popleft, raising=False)
     coming = iter([("batch 0", 0), ("batch 1", 1), lost()])
