@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.transform import (
+    Map,
     Normalize,
     RandomHorizontalFlip,
     RandomResizedCrop,
@@ -64,11 +65,29 @@ def test_a_row_of_another_kind_is_left_alone(step):
         assert not row.any()
 
 
-def test_a_step_that_comes_twice_reads_nothing_that_it_writes():
-    """The first of the two must not write into the row, from which the second would read while it writes there."""
-    pixels, step = image(24, 24), RandomResizedCrop(24)
-    row = np.zeros((24, 24, 3), np.uint8)
-    assert np.array_equal(run([step, step], pixels, {"jpg": row})["jpg"], run([step, step], pixels, {})["jpg"])
+class Brighter:
+    """A step of somebody's own that can write into its row."""
+
+    takes_rng = False
+
+    def __call__(self, sample):
+        return self.into({}, sample)
+
+    def into(self, rows, sample):
+        return {**sample, "jpg": np.add(sample["jpg"], 1, out=rows.get("jpg"))}
+
+    def output_fields(self, fields):
+        return fields
+
+
+def test_only_the_last_step_writes_even_where_one_comes_twice():
+    """What an earlier one wrote, the last one would read while it writes there."""
+    pixels, row, step = image(), np.zeros((40, 60, 3), np.uint8), Brighter()
+    seen = []
+    out = run([step, Map(lambda sample: seen.append(row.any()) or sample), step], pixels, {"jpg": row})
+    assert seen == [False]
+    assert out["jpg"] is row
+    assert np.array_equal(row, pixels + 2)
 
 
 def test_a_flip_that_is_not_drawn_leaves_the_image_and_the_row():
