@@ -36,7 +36,7 @@ from headrace.transform import Decode, RandomHorizontalFlip, RandomResizedCrop, 
 from make_images import write_images
 from measure import Spread, finish, ratio, rounds
 from peers import versions
-from raw_peers import PEERS
+from raw_peers import PEERS, Share
 
 BATCH_SIZE, SIDE, SHORT = 128, 224, 256
 SECONDS = 3.0
@@ -127,7 +127,7 @@ def measure_here(candidate: Sequence[str], folder: Path, threads: int) -> float:
         return ceiling_rate(folder / images / "packed", threads)
     if kind == "headrace":
         return delivered_rate(headrace_batches(folder / images, how, threads))
-    return delivered_rate(PEERS[kind].read(folder / images / kind, BATCH_SIZE, MAKERS[how]))
+    return delivered_rate(PEERS[kind].read(folder / images / kind, BATCH_SIZE, Share(), MAKERS[how]))
 
 
 def rate_of(candidate: Sequence[str], folder: Path, threads: int) -> float:

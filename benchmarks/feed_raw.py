@@ -1,6 +1,7 @@
 """Raw records into the trainer's memory: GB/s of 114,660-byte records in batches of 400, beside other loaders.
 
-    python benchmarks/feed_raw.py [--records 4000] [--record-bytes 114660] [--batch-size 400] [--rounds 5] [--threads 2]
+    python benchmarks/feed_raw.py [--records 4000] [--record-bytes 114660] [--batch-size 400] [--rounds 5]
+                                  [--processes 2]
 
 headrace verifies a checksum of every record, the others none. Two ceilings: one core's memcpy of as many bytes, batch
 by batch, into memory that is touched already; and what no loader of one core can do without, reading records at random
@@ -12,7 +13,6 @@ what a sample costs: --record-bytes 1000 --records 1000000 --batch-size 1024.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -28,7 +28,7 @@ import xxhash
 import headrace as hr
 from measure import finish, ratio, rounds
 from peers import versions
-from raw_peers import PEERS, records
+from raw_peers import PEERS, Share, installed, records, write_peers
 
 SECONDS = 3.0
 WARM_UP_BATCHES = 8
@@ -37,11 +37,12 @@ WARM_UP_BATCHES = 8
 
 def memcpy_rate(record_bytes: int, batch_size: int) -> float:
     """GB/s of one core copying batches of records."""
-    source = np.random.default_rng(0).integers(0, 256, 4 * batch_size * record_bytes, np.uint8)
-    target = np.zeros(batch_size * record_bytes, np.uint8)
+    num_sources = max(1, min(4, (1 << 30) // (batch_size * record_bytes)))
+    source = np.random.default_rng(0).integers(0, 256, num_sources * batch_size * record_bytes, np.uint8)
+    target = np.ones(batch_size * record_bytes, np.uint8)  # zeros would be touched while it is measured
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < SECONDS:
-        at = count % 4 * len(target)
+        at = count % num_sources * len(target)
         for place in range(0, len(target), record_bytes):
             target[place : place + record_bytes] = source[at + place : at + place + record_bytes]
         count += 1
@@ -52,7 +53,7 @@ def read_rate(folder: Path, record_bytes: int, batch_size: int) -> float:
     """GB/s of one core reading records out of the page cache into as many batches as a loader has, and hashing them."""
     files = [path.open("rb", buffering=0) for path in sorted(folder.glob("*.tar"))]
     sizes = [Path(file.name).stat().st_size for file in files]
-    target = memoryview(np.zeros(5 * batch_size * record_bytes, np.uint8))
+    target = memoryview(np.ones(5 * batch_size * record_bytes, np.uint8))
     rng, at, num_bytes, began = np.random.default_rng(0), 0, 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:
         k = int(rng.integers(len(files)))
@@ -77,9 +78,9 @@ def delivered_rate(batches: Iterator[list[Any]]) -> float:
     raise AssertionError("an endless iteration ended")
 
 
-def headrace_batches(folder: Path, batch_size: int, threads: int) -> Iterator[list[Any]]:
+def headrace_batches(folder: Path, batch_size: int, **workers: int) -> Iterator[list[Any]]:
     """What a `headrace.Loader` gives."""
-    with hr.Loader(hr.Stream(hr.open(folder), epochs=None), batch_size=batch_size, threads=threads) as loader:
+    with hr.Loader(hr.Stream(hr.open(folder), epochs=None), batch_size=batch_size, **workers) as loader:
         for batch in loader:
             yield batch["bin"]
 
@@ -91,9 +92,14 @@ def measure_here(name: str, folder: Path, options: argparse.Namespace) -> None:
     elif name == "read":
         rate = read_rate(folder / "headrace", options.record_bytes, options.batch_size)
     elif name == "headrace":
-        rate = delivered_rate(headrace_batches(folder / "headrace", options.batch_size, options.threads))
+        batches = headrace_batches(folder / "headrace", options.batch_size, processes=options.processes)
+        rate = delivered_rate(batches)
+    elif name == "headrace by threads":
+        batches = headrace_batches(folder / "headrace", options.batch_size, threads=options.processes)
+        rate = delivered_rate(batches)
     else:
-        rate = delivered_rate(PEERS[name].read(folder / name, options.batch_size))
+        peer = PEERS[name]
+        rate = delivered_rate(peer.read(folder / peer.stored, options.batch_size, Share()))
     print(json.dumps(rate))
 
 
@@ -107,12 +113,11 @@ def rate_of(name: str, folder: Path, options: argparse.Namespace) -> float:
 
 def write_all(folder: Path, options: argparse.Namespace) -> list[str]:
     """The same records for every library that is installed; returns the names of these."""
-    data = records(options.records, options.record_bytes)
-    hr.pack(({"bin": record} for record in data), folder / "headrace")
-    found = [name for name, peer in PEERS.items() if importlib.util.find_spec(peer.module)]
-    for name in found:
-        PEERS[name].write(folder / name, records(options.records, options.record_bytes))
-    return found
+    sizes = [options.record_bytes] * options.records
+    hr.pack(({"bin": record} for record in records(sizes)), folder / "headrace")
+    names = installed()
+    write_peers(folder, names, sizes)
+    return names
 
 
 def main() -> None:
@@ -122,7 +127,7 @@ def main() -> None:
     parser.add_argument("--record-bytes", type=int, default=114_660)
     parser.add_argument("--batch-size", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="threads of headrace's loader process")
+    parser.add_argument("--processes", type=int, default=2, help="headrace's worker processes, or threads")
     parser.add_argument("--here", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
@@ -130,12 +135,12 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        candidates = ["memcpy", "read", "headrace", *write_all(folder, options)]
+        candidates = ["memcpy", "read", "headrace", "headrace by threads", *write_all(folder, options)]
         rates = rounds(
             {candidate: lambda candidate=candidate: rate_of(candidate, folder, options) for candidate in candidates},
             options.rounds,
         )
-    best = max(candidates[3:], key=lambda name: rates[name].median)
+    best = max(candidates[4:], key=lambda name: rates[name].median)
     ours = rates["headrace"]
     finish(
         f"raw records of {options.record_bytes:,} bytes in the trainer's memory, batch {options.batch_size}, GB/s",
@@ -143,7 +148,7 @@ def main() -> None:
             **rates,
             "headrace / one core's memcpy": ratio(ours, rates["memcpy"]),
             "headrace / one core's reading and hashing": ratio(ours, rates["read"]),
-            **{f"headrace / {candidate}": ratio(ours, rates[candidate]) for candidate in candidates[3:]},
+            **{f"headrace / {candidate}": ratio(ours, rates[candidate]) for candidate in candidates[4:]},
         },
         best_peer=best,
         versions=versions("webdataset", "mosaicml-streaming", "litdata", "grain", "spdl"),

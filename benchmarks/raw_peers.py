@@ -1,14 +1,16 @@
 """Raw records through the loaders of other libraries: each a folder that it reads, and an iterator of batches from it.
 
-A batch is a list of byte strings in the trainer's memory, or what a function makes of such a list in the workers; two
-of these, as headrace has two threads; every epoch is shuffled, without end.
+A batch is a list of byte strings in the trainer's memory, or what a function makes of such a list in the workers; one
+rank alone has two of these, as headrace has two threads; every epoch is shuffled, without end. A library that asks the
+environment for its rank finds it there (`au_ranks.py`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -21,11 +23,18 @@ Make: TypeAlias = Callable[[list[Any]], Any]
 """What becomes of the byte strings of a batch."""
 
 
-def records(num_records: int, record_bytes: int) -> Iterator[bytes]:
-    """Random bytes, the same for every library."""
+class Share(NamedTuple):
+    """A rank's part of the data, and the workers that read it."""
+
+    rank: int = 0
+    world_size: int = 1
+    workers: int = WORKERS
+
+
+def records(sizes: Iterable[int]) -> Iterator[bytes]:
+    """Random bytes of these sizes, the same for every library."""
     rng = random.Random(0)
-    for _ in range(num_records):
-        yield rng.randbytes(record_bytes)
+    return map(rng.randbytes, sizes)
 
 
 class LooseFiles:
@@ -53,20 +62,28 @@ def write_loose(folder: Path, data: Iterator[bytes]) -> None:
         (folder / f"{number:06d}.bin").write_bytes(record)
 
 
-def read_loose(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
+def read_loose(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
     """PyTorch's DataLoader over loose files."""
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, DistributedSampler
 
+    files = LooseFiles(folder)
+    sampler = DistributedSampler(files, share.world_size, share.rank, shuffle=True, drop_last=True)
     loader = DataLoader(
-        LooseFiles(folder),
+        files,
         batch_size,
-        shuffle=True,
-        num_workers=WORKERS,
+        sampler=sampler,
+        num_workers=share.workers,
         collate_fn=make,
         drop_last=True,
         persistent_workers=True,
     )
-    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+    def batches() -> Iterator[list[Any]]:
+        for epoch in itertools.count():
+            sampler.set_epoch(epoch)
+            yield from loader
+
+    return batches()
 
 
 def write_webdataset(folder: Path, data: Iterator[bytes]) -> None:
@@ -78,7 +95,7 @@ def write_webdataset(folder: Path, data: Iterator[bytes]) -> None:
             writer.write({"__key__": f"{number:06d}", "bin": record})
 
 
-def read_webdataset(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
+def read_webdataset(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
     import webdataset
 
     urls = sorted(map(str, folder.glob("*.tar")))
@@ -86,7 +103,7 @@ def read_webdataset(folder: Path, batch_size: int, make: Make = as_list) -> Iter
         urls, shardshuffle=len(urls), nodesplitter=webdataset.split_by_node, empty_check=False
     )
     samples = dataset.shuffle(SHUFFLE_BUFFER).to_tuple("bin").map(_first).batched(batch_size, collation_fn=make)
-    return iter(webdataset.WebLoader(samples.repeat(), batch_size=None, num_workers=WORKERS))
+    return iter(webdataset.WebLoader(samples.repeat(), batch_size=None, num_workers=share.workers))
 
 
 def write_mds(folder: Path, data: Iterator[bytes]) -> None:
@@ -100,7 +117,7 @@ def write_mds(folder: Path, data: Iterator[bytes]) -> None:
             writer.write({"bin": record})
 
 
-def read_mds(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
+def read_mds(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
     from torch.utils.data import DataLoader
 
     from peers import load_streaming
@@ -108,7 +125,7 @@ def read_mds(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[An
     base = load_streaming()
     dataset = base.StreamingDataset(local=str(folder), shuffle=True, batch_size=batch_size, num_canonical_nodes=1)
     loader = DataLoader(
-        dataset, batch_size, num_workers=WORKERS, collate_fn=_Bins(make), drop_last=True, persistent_workers=True
+        dataset, batch_size, num_workers=share.workers, collate_fn=_Bins(make), drop_last=True, persistent_workers=True
     )
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -123,12 +140,12 @@ def write_litdata(folder: Path, data: Iterator[bytes]) -> None:
     writer.merge()
 
 
-def read_litdata(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
+def read_litdata(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
     import litdata
 
     dataset = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True)
     loader = litdata.StreamingDataLoader(
-        dataset, batch_size=batch_size, num_workers=WORKERS, collate_fn=_AsBytes(make), persistent_workers=True
+        dataset, batch_size=batch_size, num_workers=share.workers, collate_fn=_AsBytes(make), persistent_workers=True
     )
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -143,23 +160,24 @@ def write_grain(folder: Path, data: Iterator[bytes]) -> None:
     writer.close()
 
 
-def read_grain(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
+def read_grain(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
     import grain.python as grain
 
     source = grain.ArrayRecordDataSource([str(folder / "data.array_record")])
-    dataset = grain.MapDataset.source(source).shuffle(seed=0).repeat().to_iter_dataset()
+    dataset = grain.MapDataset.source(source).shuffle(seed=0)[share.rank :: share.world_size].repeat().to_iter_dataset()
     batches = dataset.batch(batch_size, batch_fn=make)
-    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=WORKERS)))
+    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=share.workers)))
 
 
-def read_spdl(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[Any]:
+def read_spdl(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
     """SPDL over loose files: a pipeline of threads that read and put together."""
     from spdl.pipeline import PipelineBuilder
 
     paths = sorted(map(str, folder.iterdir()))
-    builder = PipelineBuilder().add_source(_endless(paths)).pipe(_read_file, concurrency=WORKERS)
-    batched = builder.aggregate(batch_size, drop_last=True).pipe(make, concurrency=WORKERS)
-    pipeline = batched.add_sink(4).build(num_threads=WORKERS)
+    source = itertools.islice(_endless(paths), share.rank, None, share.world_size)
+    builder = PipelineBuilder().add_source(source).pipe(_read_file, concurrency=share.workers)
+    batched = builder.aggregate(batch_size, drop_last=True).pipe(make, concurrency=share.workers)
+    pipeline = batched.add_sink(4).build(num_threads=share.workers)
 
     def batches() -> Iterator[Any]:
         with pipeline.auto_stop():
@@ -169,22 +187,35 @@ def read_spdl(folder: Path, batch_size: int, make: Make = as_list) -> Iterator[A
 
 
 class Peer(NamedTuple):
-    """A library, what writes records for it, and what reads batches of them."""
+    """A library, the name of the folder that it reads, what writes records there, and what reads batches of them."""
 
     module: str
+    stored: str
     write: Callable[[Path, Iterator[bytes]], None]
     read: Callable[..., Iterator[Any]]
-    """`read(folder, batch_size, make)`: `make` is what workers do with the byte strings of a batch."""
+    """`read(folder, batch_size, share, make)`: `make` is what workers do with the byte strings of a batch."""
 
 
 PEERS = {
-    "DataLoader over loose files": Peer("torch", write_loose, read_loose),
-    "WebDataset": Peer("webdataset", write_webdataset, read_webdataset),
-    "MDS": Peer("streaming", write_mds, read_mds),
-    "LitData": Peer("litdata", write_litdata, read_litdata),
-    "Grain": Peer("grain", write_grain, read_grain),
-    "SPDL": Peer("spdl", write_loose, read_spdl),
+    "DataLoader over loose files": Peer("torch", "loose", write_loose, read_loose),
+    "WebDataset": Peer("webdataset", "webdataset", write_webdataset, read_webdataset),
+    "MDS": Peer("streaming", "mds", write_mds, read_mds),
+    "LitData": Peer("litdata", "litdata", write_litdata, read_litdata),
+    "Grain": Peer("grain", "grain", write_grain, read_grain),
+    "SPDL": Peer("spdl", "loose", write_loose, read_spdl),
 }
+
+
+def installed(names: Iterable[str] = PEERS) -> list[str]:
+    """Those of the peers that are here."""
+    return [name for name in names if importlib.util.find_spec(PEERS[name].module)]
+
+
+def write_peers(folder: Path, names: Iterable[str], sizes: list[int]) -> None:
+    """The same records for each of some peers, each in its `stored` folder."""
+    for peer in map(PEERS.__getitem__, names):
+        if not (folder / peer.stored).exists():
+            peer.write(folder / peer.stored, records(sizes))
 
 
 def _first(values: tuple[Any, ...]) -> Any:
