@@ -1,7 +1,6 @@
 """AU on MLPerf-Storage-parameter workloads: how many simulated H100s this machine feeds, beside other loaders.
 
     python benchmarks/au.py [--workload resnet50|unet3d|cosmoflow] [--rounds 3] [--threads 2] [--processes 2]
-    sudo python benchmarks/au.py --store [--latency-ms 30]
 
 AU is compute time over wall time without the first step, averaged over ranks; computing is sleeping, and the data must
 have arrived in the rank's memory. Two answers. By rate: the samples/s that one rank gets which computes nothing, over
@@ -11,8 +10,7 @@ says what sleeping and meeting alone cost. All candidates take turns, the search
 
 headrace verifies a checksum of every record, the others none. Alone, a rank has two workers (headrace: --processes
 and --threads); k ranks divide these, and have one at least. Ceilings are those of `feed_raw.py` at this size of record.
-Data lies on the local disk and in the page cache; --store has it on an S3 server behind some latency (see
-`far_store.py`), read by headrace without a cache. Room for six copies of the data is needed.
+Data lies on the local disk and in the page cache; room for six copies of it is needed.
 
 unet3d's records are drawn from a normal distribution, clipped at 256 MB and at as far below the mean.
 """
