@@ -49,6 +49,8 @@ LIBRARY_ROOMS: dict[str, set[str]] = {
     "cv2": {"transform"},
     "simplejpeg": {"transform"},
     "PIL": {"transform", "bench"},
+    "soundfile": {"transform"},
+    "torchcodec": {"transform"},
     "torch": {"load", "ondevice", "train", "adapters", "transform"},
     "torchvision": {"ondevice"},
     "transformers": {"adapters"},

@@ -4,11 +4,13 @@ A page's blocks run in a process of their own, in an empty folder. A block right
 `<!-- no-test: needs a GPU -->` is left out, and the reason shows in the test's output. Other languages are not run.
 
 A page that begins with a comment such as `<!-- servers: s3 web -->` finds those servers: its bucket is a bucket of a
-real one, and https://data.example.org shows the folder that it runs in.
+real one, and https://data.example.org shows the folder that it runs in. One that begins with
+`<!-- programs: ffmpeg -->` is skipped where such a program is missing.
 """
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +48,17 @@ def served(text, request, folder):
     return text, folder
 
 
+def skip_without_programs(text):
+    found = re.match(r"<!--\s*programs: ([\w ]+?)\s*-->", text)
+    for name in found[1].split() if found else ():
+        if shutil.which(name) is None:
+            pytest.skip(f"needs {name} (apt-get install {name})")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_of_a_page_runs(page, tmp_path, request):
     """Each block keeps its line numbers, so that a traceback points into the page."""
+    skip_without_programs(page.read_text("utf-8"))
     text, folder = served(page.read_text("utf-8"), request, tmp_path)
     blocks = list(python_blocks(text))
     script = "namespace = {'__name__': '__main__'}\n"

@@ -37,6 +37,8 @@ TRANSFORMS = [
     "Albumentations",
     "CenterCrop",
     "ColorJitter",
+    "DecodeAudio",
+    "DecodeVideo",
     "Normalize",
     "Pad",
     "RandomCrop",

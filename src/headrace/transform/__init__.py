@@ -1,5 +1,9 @@
-"""What happens to one sample: decoding, image steps, the user's functions. Without I/O; torch for torchvision only."""
+"""What happens to one sample: decoding, image steps, the user's functions.
 
+Without I/O; torch comes with torchvision's transforms and with video only.
+"""
+
+from headrace.transform.audio import DecodeAudio
 from headrace.transform.augment import ColorJitter, RandomErasing
 from headrace.transform.borders import Pad, RandomCrop
 from headrace.transform.cast import Cast, may_cast
@@ -20,6 +24,7 @@ from headrace.transform.probe import probe_image
 from headrace.transform.rng import batch_rng, sample_rng, seed_globals
 from headrace.transform.scaled import ScaledDecode, with_step
 from headrace.transform.spec import ArraySpec, Encoded, Fields, Op, Ragged, Sample, spec_of
+from headrace.transform.video import DecodeVideo
 
 __all__ = [
     "Albumentations",
@@ -28,6 +33,8 @@ __all__ = [
     "CenterCrop",
     "ColorJitter",
     "Decode",
+    "DecodeAudio",
+    "DecodeVideo",
     "Encoded",
     "Fields",
     "Filter",
