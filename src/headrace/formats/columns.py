@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -41,6 +42,18 @@ class Strings:
             string = text.decode()
             return (string[start - base : end - base] for start, end in pairwise(starts))
         return (text[start - base : end - base].decode() for start, end in pairwise(starts))
+
+    def characters(self, first: int, last: int) -> npt.NDArray[np.void] | None:
+        """Those of each string from the first to the one before the last; None unless all are ASCII of one length."""
+        starts = self.starts[first : last + 1]
+        lengths = np.diff(starts)
+        if not len(lengths) or not lengths[0] or not np.all(lengths == lengths[0]) or not self._is_ascii:
+            return None
+        return self.text[starts[0] : starts[-1]].view(f"V{lengths[0]}")
+
+    @cached_property
+    def _is_ascii(self) -> bool:
+        return not np.any(self.text & 0x80)
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headrace.errors import DamagedError
 from headrace.formats.columns import I64, U64
 from headrace.formats.fields import Field
-from headrace.formats.table import Table, byte_strings, objects
+from headrace.formats.table import Table, byte_strings
 
 BEHIND_END = "it lies at least in part behind the end of the shard"
 PIECE_BYTES = 4 << 20
@@ -103,6 +103,10 @@ class ShardIndex(ABC):
     def keys(self, first: int, last: int) -> Iterable[str]:
         """The keys of samples first .. last-1."""
         return map(self.key, range(first, last))
+
+    def key_column(self, first: int, last: int) -> list[str] | NDArray[np.void]:
+        """The same as a Table has them."""
+        return list(self.keys(first, last))
 
     @abstractmethod
     def extent(self, first: int, last: int) -> tuple[int, int]:
@@ -206,7 +210,7 @@ class OpenedRange(Opened):
 
     def table(self, first: int, last: int) -> Table | None:
         columns = self._index.table_columns(first, last, self._data, self._base)
-        return None if columns is None else Table(first, objects(self._index.keys(first, last), last - first), columns)
+        return None if columns is None else Table(first, self._index.key_column(first, last), columns)
 
 
 class SomeFields(ShardIndex):

@@ -23,15 +23,11 @@ class Table:
 
     first: int
     """Number of the first one in its piece."""
-    keys: Objects
-    """Each sample's key, a str."""
+    keys: list[str] | npt.NDArray[np.void]
+    """Each sample's; or the characters of each, where all are ASCII of one length."""
     columns: Mapping[str, npt.NDArray[Any]]
     """Field -> numbers or arrays of one shape, (samples, ...); or objects, (samples,): all str, or all memoryviews; or
     byte strings of one length, (samples,) of the void type of that length."""
-
-    def rows(self, samples: I64) -> I64:
-        """Where samples of these numbers in the piece are."""
-        return samples - self.first
 
 
 def objects(values: Iterable[Any], count: int) -> Objects:

@@ -95,7 +95,7 @@ class Batch:
         delivery.restarts = [Restart.of("worker", delivery.epoch, delivery.step, lost) for lost in self.lost]
         yield
         delivery.slot_bytes, delivery.used_bytes = self.slot.size, self.slot.used
-        num_rows = len(delivery.keys or ())
+        num_rows = len(delivery.keys)
         meter.add(items=num_rows, num_bytes=self.slot.used, busy_sec=time.perf_counter() - began)
 
     def _count(self, num_rows: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from headrace.load.batch import Batch, pickled
 from headrace.load.fields import Specs
 from headrace.load.job import Blob, Blobs, Collate, Content, Delivery, OnError
+from headrace.load.keys import Keys, joined, strings
 from headrace.load.rows import Made
 from headrace.load.slots import Slot
 from headrace.telemetry import Meter
@@ -23,7 +24,7 @@ Spans: TypeAlias = Mapping[str, tuple[I64, I64]]
 class ColumnRows(NamedTuple):
     """Rows of a batch whose tensor fields are in its arrays already."""
 
-    keys: Sequence[str]
+    keys: Keys
     spans: Spans
     """Fields that are lists of byte strings in the slot."""
     plain: Mapping[str, Sequence[Any]]
@@ -37,7 +38,7 @@ class ColumnBatch(Batch):
         """`specs` are known."""
         super().__init__(slot, num_rows, real, specs)
         self._lists = [name for name, spec in (specs or {}).items() if spec is None]
-        self._keys = np.empty(num_rows, np.object_)
+        self._keys: list[tuple[I64 | slice, Keys]] = []
         self._here = np.zeros(num_rows, np.bool_)
         self._spans = {name: (np.zeros(num_rows, np.int64), np.full(num_rows, -1)) for name in self._lists}
         """Of a row without a span the length is -1."""
@@ -45,7 +46,7 @@ class ColumnBatch(Batch):
 
     def add_columns(self, rows: I64 | slice, columns: ColumnRows) -> bool:
         """Take rows. True after the batch's last."""
-        self._keys[rows] = columns.keys
+        self._keys.append((rows, columns.keys))
         for name, (starts, lengths) in columns.spans.items():
             self._spans[name][0][rows] = starts
             self._spans[name][1][rows] = lengths
@@ -69,7 +70,7 @@ class ColumnBatch(Batch):
             super().deliver(delivery, collate, on_error, meter)
             return
         with self._counted(delivery, meter):
-            delivery.keys, delivery.real = self._keys.tolist(), self._real
+            delivery.keys, delivery.real = joined(self._keys, self.num_rows), self._real
             delivery.fields = {**self.places, **{name: one for name, one in contents.items() if one is not None}}
             delivery.plain = pickled({name: values.tolist() for name, values in self._plain.items()})
 
@@ -82,8 +83,13 @@ class ColumnBatch(Batch):
         return None if is_blob.any() else [None] * self.num_rows
 
     def _tell_rows(self) -> None:
+        keys = dict(self._numbered_keys())
         for row in np.flatnonzero(self._here).tolist():
             blobs = {name: (int(starts[row]), int(lengths[row])) for name, (starts, lengths) in self._spans.items()}
             self._stored[row] = {name: Blob(*span) for name, span in blobs.items() if span[1] >= 0}
             plain = {name: self._plain[name][row] for name, span in blobs.items() if span[1] < 0}
-            self._made[row] = Made(self._keys[row], plain)
+            self._made[row] = Made(keys[row], plain)
+
+    def _numbered_keys(self) -> Iterator[tuple[int, str]]:
+        for rows, keys in self._keys:
+            yield from zip(np.arange(self.num_rows)[rows].tolist(), strings(keys), strict=True)

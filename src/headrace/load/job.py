@@ -14,6 +14,7 @@ from headrace.dataset import Dataset, Joined
 from headrace.errors import HeadraceError, LoaderError, StorageError
 from headrace.load.decoded import DecodedReading, StorePlan
 from headrace.load.healing import Restart
+from headrace.load.keys import Keys
 from headrace.load.marks import Lane, Where
 from headrace.order import Batches, MixedOrder, Order
 from headrace.telemetry import Reading
@@ -94,7 +95,7 @@ class Delivery:
     slot: int = -1
     slot_bytes: int = 0
     used_bytes: int = 0
-    keys: list[str] | None = None
+    keys: Keys = field(default_factory=list)
     fields: dict[str, Content] = field(default_factory=dict)
     plain: bytes = b""
     """Pickled field -> what is not in the slot: a list with the plain objects, or anything that `collate` returned."""

@@ -271,7 +271,7 @@ class Loader:
                 self._cases.died(lost)
                 self._restarts.note(Restart.of("loader", self._epoch, self._step, lost))
         self._cases.went_on(self._epoch, (self._step + 1) * self.global_batch_size)
-        self._hand_off.add(len(delivery.keys or ()), delivery.used_bytes, 0.0, time.perf_counter() - began)
+        self._hand_off.add(len(delivery.keys), delivery.used_bytes, 0.0, time.perf_counter() - began)
         return batch, delivery
 
     def _ask(self) -> tuple[BatchDict, Delivery]:

@@ -29,8 +29,8 @@ from headrace.load.reader import ReadAhead
 from headrace.load.remote import ShareRows
 from headrace.load.share_task import ShareOrder
 from headrace.load.slots import Slot, SlotPool
-from headrace.load.tabled import Part
-from headrace.load.tasks import Parts, Source, Task
+from headrace.load.tabled import Picked
+from headrace.load.tasks import FromRuns, Source, Task
 from headrace.load.workers import Workers
 from headrace.order import Run
 from headrace.telemetry import Meter
@@ -121,8 +121,8 @@ class Pipeline:
         if slot is None:
             return False
         try:
-            parts = self._parts(plan)
-            has_columns = parts is not None or self._workers.has_shares or self._workers.direct is not None
+            picked = self._picked(plan)
+            has_columns = picked is not None or self._workers.has_shares or self._workers.direct is not None
             make = ColumnBatch if has_columns else Batch
             batch = make(slot, len(plan.real), plan.real if plan.has_repeats else None, self._specs)
         except BaseException:
@@ -132,8 +132,8 @@ class Pipeline:
         with self._changed:
             self._pending.append(pending)
         done = partial(self._done, pending)
-        if isinstance(batch, ColumnBatch) and parts is not None:
-            self._workers.submit(Parts(batch, plan.epoch, int(plan.positions[0]), parts, done))
+        if isinstance(batch, ColumnBatch) and picked is not None:
+            self._workers.submit(FromRuns(batch, plan.epoch, int(plan.positions[0]), picked, done))
             return True
         if isinstance(batch, ColumnBatch) and self._workers.has_shares:
             self._deal_shares(plan, batch, done)
@@ -169,18 +169,18 @@ class Pipeline:
                 )
                 self._workers.submit(ShareRows(batch, share, order, self._reading, done))
 
-    def _parts(self, plan: Plan) -> list[Part] | None:
-        """The batch's rows by the runs that they lie in; None unless all of these have columns."""
+    def _picked(self, plan: Plan) -> Picked | None:
+        """Where the batch's rows lie in runs' columns; None unless all of their runs have some."""
         if self._workers.columns is None or not isinstance(self._ahead, ReadAhead) or plan.has_repeats:
             return None
-        runs, parts = plan.places.run, []
-        by_run = np.argsort(runs, kind="stable")
-        for rows in np.split(by_run, np.flatnonzero(np.diff(runs[by_run])) + 1):
-            run = self._ahead.get((plan.epoch, int(runs[rows[0]])), plan.stop)
+        ids, which = np.unique(plan.places.run, return_inverse=True)
+        runs = []
+        for number in ids.tolist():
+            run = self._ahead.get((plan.epoch, number), plan.stop)
             if run is None or run.columns is None:
                 return None
-            parts.append(Part(run.columns, rows, plan.places.sample[rows]))
-        return parts
+            runs.append(run.columns)
+        return Picked.of(runs, which, plan.places.sample)
 
     def _sources_or_error(self, plan: Plan, first: int, last: int, reader: ReadAhead) -> list[Source] | HeadraceError:
         try:

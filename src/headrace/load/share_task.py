@@ -26,7 +26,7 @@ from headrace.load.reader import LoadedRun, ReadAhead
 from headrace.load.row_task import arrays_in, portable
 from headrace.load.rows import Chain, Made, make_rows
 from headrace.load.slots import Slot
-from headrace.load.tabled import Columns, Part, gather
+from headrace.load.tabled import Columns, Picked, gather
 from headrace.load.tasks import Source, make_all
 from headrace.order import Run
 from headrace.telemetry import Meter, Reading
@@ -137,23 +137,20 @@ class ShareTask:
     def _gathered(self, order: ShareOrder, slot: Slot, lane: Lane) -> ShareDone:
         assert self._reader is not None  # it has begun
         arrays = arrays_in(slot, order.places)
-        tabled = np.zeros(len(order.rows), np.bool_)
-        parts: list[Part] = []
+        firsts, which = _runs_of(order)
+        runs = [self._run(order, first, lane) for first in firsts]
+        columns = [run.columns for run in runs if run.columns is not None]
+        has_columns = np.array([run.columns is not None for run in runs], np.bool_)
+        tabled = has_columns[which]
+        rows, done = order.rows[tabled], ColumnRows([], {}, {})
+        if columns:
+            assert self.columns is not None  # else no run has any
+            number = np.cumsum(has_columns) - 1  # of each run among those that have columns
+            picked = Picked.of(columns, number[which[tabled]], order.samples[tabled])
+            done = gather(self.columns, picked, slot, arrays, rows)
         sources: list[Source] = []
-        for at in _by_run(order):
-            run = self._run(order, int(at[0]), lane)
-            if run.columns is not None:
-                tabled[at] = True
-                parts.append(Part(run.columns, at, order.samples[at]))
-            else:
-                sources += self._sources(order, at, run)
-        number = np.cumsum(tabled) - 1  # of each row among those that come as columns
-        parts = [part._replace(rows=number[part.rows]) for part in parts]
-        rows = order.rows[tabled]
-        done = ColumnRows([], {}, {})
-        if parts:
-            assert self.columns is not None  # else there are no parts
-            done = gather(self.columns, parts, slot, arrays, rows)
+        for run_number in np.flatnonzero(~has_columns).tolist():
+            sources += self._sources(order, np.flatnonzero(which == run_number), runs[run_number])
         others = self._others(sources, order, arrays, lane) if sources else {}
         self._reader.release(order.stop)
         return ShareDone(rows, done, others, self._counted(), self._reader.num_reading)
@@ -219,9 +216,8 @@ def _numbers(order: ShareOrder, at: I64) -> Iterator[tuple[int, int, int, int]]:
     return zip(*(column[at].tolist() for column in columns), strict=True)
 
 
-def _by_run(order: ShareOrder) -> Iterator[I64]:
-    """The rows of each run; each repeat by itself."""
+def _runs_of(order: ShareOrder) -> tuple[list[int], I64]:
+    """A row of each run, and which of these runs each row belongs to; each repeat is one by itself."""
     keys = np.where(order.real, order.runs, -1 - np.arange(len(order.runs)))
-    by_run = np.argsort(keys, kind="stable")
-    if len(by_run):
-        yield from np.split(by_run, np.flatnonzero(np.diff(keys[by_run])) + 1)
+    _, firsts, which = np.unique(keys, return_index=True, return_inverse=True)
+    return firsts.tolist(), which

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,14 @@ from headrace.load.batch import WORD
 from headrace.load.column_batch import ColumnRows
 from headrace.load.fields import Specs
 from headrace.load.job import Job
+from headrace.load.keys import Keys, strings
+from headrace.load.rows_at import RowsAt, copy_rows
 from headrace.load.slots import Slot
 from headrace.transform import Cast, Decode, Op, may_cast
 
 I64 = NDArray[np.int64]
+Values: TypeAlias = "list[Any] | RowsAt"
+"""A list field's values: byte strings of one length, or anything."""
 
 _LARGE_BYTES = 4096
 """From here on values are copied one by one; smaller ones are joined first, which copies twice but is one call."""
@@ -60,7 +64,9 @@ class Columns:
             if column is None or not self._fits(name, column):
                 return None
             columns[name] = column
-        return RunColumns(table.first, table.keys, self._rows(columns), [columns[name] for name in self.lists])
+        return RunColumns(
+            table.first, _values(table.keys), self._rows(columns), [_values(columns[name]) for name in self.lists]
+        )
 
     def _stepped(self, name: str, column: NDArray[Any] | None) -> NDArray[Any] | None:
         """The column after all steps."""
@@ -83,56 +89,59 @@ class Columns:
         casts = may_cast(column.dtype, dtype) if name in self._is_cast else np.can_cast(column.dtype, dtype, "safe")
         return column.shape[1:] == spec.shape and bool(casts)
 
-    def _rows(self, columns: dict[str, NDArray[Any]]) -> NDArray[Any] | None:
+    def _rows(self, columns: dict[str, NDArray[Any]]) -> RowsAt | None:
         """All tensor fields side by side: taking a sample is one copy, however many they are."""
         arrays = [columns[name] for name in self.arrays]
         if len(arrays) < 2:
-            return arrays[0] if arrays else None
+            return RowsAt(arrays[0]) if arrays else None
         rows = np.empty(len(arrays[0]), self.packed)
         for name, column in zip(self.arrays, arrays, strict=True):
             rows[name] = column
-        return rows
+        return RowsAt(rows)
 
 
 class RunColumns(NamedTuple):
     """A run's samples, ready to be taken by number."""
 
     first: int
-    keys: NDArray[np.object_]
-    rows: NDArray[Any] | None
-    lists: list[NDArray[Any]]
+    keys: list[str] | RowsAt
+    rows: RowsAt | None
+    lists: list[Values]
 
 
-class Part(NamedTuple):
-    """Some rows of a batch, out of one run."""
+class Picked(NamedTuple):
+    """Rows of a batch that come out of runs: row i is number at[i] of runs[which[i]]."""
 
-    columns: RunColumns
-    rows: I64
-    samples: I64
-    """Their numbers in the piece."""
+    runs: Sequence[RunColumns]
+    which: I64
+    at: I64
+
+    @classmethod
+    def of(cls, runs: Sequence[RunColumns], which: I64, samples: I64) -> Picked:
+        """Where samples are of these numbers in their pieces."""
+        firsts = np.fromiter((run.first for run in runs), np.int64, len(runs))
+        return cls(runs, which, samples - firsts[which])
+
+    def values(self, columns: Sequence[Sequence[Any] | RowsAt]) -> list[Any]:
+        """Each row's value, out of a column of each run."""
+        return [columns[run][at] for run, at in zip(self.which.tolist(), self.at.tolist(), strict=True)]
 
 
 def gather(
-    columns: Columns, parts: Sequence[Part], slot: Slot, arrays: Mapping[str, NDArray[Any]], rows: I64 | slice
+    columns: Columns, picked: Picked, slot: Slot, arrays: Mapping[str, NDArray[Any]], rows: I64 | slice
 ) -> ColumnRows:
-    """Take parts of runs into a batch, to these rows of it: row i of the parts is the i-th of them."""
-    num_rows = sum(len(part.rows) for part in parts)
-    indices = [part.samples - part.columns.first for part in parts]
-    taken = np.empty(num_rows, np.object_)
-    for part, at in zip(parts, indices, strict=True):
-        taken[part.rows] = part.columns.keys[at]
-    keys = taken.tolist()
-    _fill_arrays(columns, parts, indices, arrays, rows)
+    """Take rows out of runs into a batch, to these rows of it."""
+    _fill_arrays(columns, picked, arrays, rows)
+    keys = _keys(picked)
     spans: dict[str, tuple[I64, I64]] = {}
     plain: dict[str, list[Any]] = {}
     for number, name in enumerate(columns.lists):
-        lists = [part.columns.lists[number] for part in parts]
-        if len({values.dtype for values in lists}) == 1 and lists[0].dtype.kind == "V":
-            spans[name] = _even(parts, lists, indices, slot, num_rows)
+        lists = [run.lists[number] for run in picked.runs]
+        even = _of_one_length(lists)
+        if even is not None:
+            spans[name] = _even(even, picked, slot)
             continue
-        for part, values, at in zip(parts, lists, indices, strict=True):
-            taken[part.rows] = values[at] if values.dtype == np.object_ else _views(values[at])
-        found = taken.tolist()
+        found = picked.values(lists)
         if isinstance(found[0], memoryview):
             spans[name] = _uneven(found, slot)
         else:
@@ -140,38 +149,65 @@ def gather(
     return ColumnRows(keys, spans, plain)
 
 
-def _fill_arrays(
-    columns: Columns,
-    parts: Sequence[Part],
-    indices: Sequence[I64],
-    arrays: Mapping[str, NDArray[Any]],
-    rows: I64 | slice,
-) -> None:
-    if not arrays or not parts:
+def _keys(picked: Picked) -> Keys:
+    stored = [run.keys for run in picked.runs]
+    even = _of_one_length(stored)
+    if even is None:
+        return picked.values([strings(one.array) if isinstance(one, RowsAt) else one for one in stored])
+    keys = np.empty(len(picked.which), even[0].dtype)
+    copy_rows(even, picked.which, picked.at, keys, slice(None))
+    return keys
+
+
+def _of_one_length(columns: Sequence[Values]) -> list[RowsAt] | None:
+    """The columns, if their values are byte strings all of one length."""
+    even = [one for one in columns if isinstance(one, RowsAt)]
+    return even if len(even) == len(columns) and len({one.width for one in even}) == 1 else None
+
+
+def _fill_arrays(columns: Columns, picked: Picked, arrays: Mapping[str, NDArray[Any]], rows: I64 | slice) -> None:
+    stored = [run.rows for run in picked.runs if run.rows is not None]
+    if not arrays or not stored:
         return
-    lone = next(iter(arrays.values())) if len(arrays) == 1 else None
-    num_rows = sum(map(len, indices))
-    gathered = np.empty(num_rows, columns.packed) if lone is None else lone
-    places = np.arange(len(lone))[rows] if lone is not None else None
-    for part, at in zip(parts, indices, strict=True):
-        stored = part.columns.rows
-        assert stored is not None  # there are arrays
-        gathered[part.rows if places is None else places[part.rows]] = stored[at]
-    if lone is None:
-        for name, array in arrays.items():
-            array[rows] = gathered[name]
+    if len(arrays) == 1:
+        _fill(next(iter(arrays.values())), stored, picked, rows)
+        return
+    gathered = np.empty(len(picked.which), columns.packed)
+    _fill(gathered, stored, picked, slice(None))
+    for name, array in arrays.items():
+        array[rows] = gathered[name]
 
 
-def _even(
-    parts: Sequence[Part], lists: Sequence[NDArray[Any]], indices: Sequence[I64], slot: Slot, num_rows: int
-) -> tuple[I64, I64]:
+def _fill(target: NDArray[Any], stored: Sequence[RowsAt], picked: Picked, rows: I64 | slice) -> None:
+    """Runs may differ in dtype, as of token shards that do."""
+    dtypes = {one.dtype for one in stored}
+    if len(dtypes) == 1:
+        copy_rows(stored, picked.which, picked.at, target, rows)
+        return
+    numbers = np.arange(len(target))[rows]
+    for dtype in dtypes:
+        alike = np.flatnonzero([one.dtype == dtype for one in stored])
+        here = np.flatnonzero(np.isin(picked.which, alike))
+        if len(here):
+            which = np.searchsorted(alike, picked.which[here])
+            copy_rows([stored[number] for number in alike.tolist()], which, picked.at[here], target, numbers[here])
+
+
+def _even(lists: Sequence[RowsAt], picked: Picked, slot: Slot) -> tuple[I64, I64]:
     """Byte strings that are all of one length."""
-    dtype, width = lists[0].dtype, -(-lists[0].itemsize // WORD) * WORD
+    num_rows, length = len(picked.which), lists[0].width
+    width = -(-length // WORD) * WORD
     offset, view = slot.allocate(num_rows * width)
-    target = np.ndarray((num_rows,), dtype, view.data, 0, (width,))
-    for part, values, at in zip(parts, lists, indices, strict=True):
-        target[part.rows] = values[at]
-    return offset + width * np.arange(num_rows), np.full(num_rows, dtype.itemsize, np.int64)
+    target = np.ndarray((num_rows,), lists[0].dtype, view.data, 0, (width,))
+    copy_rows(lists, picked.which, picked.at, target, slice(None))
+    return offset + width * np.arange(num_rows), np.full(num_rows, length, np.int64)
+
+
+def _values(column: list[Any] | NDArray[Any]) -> Values:
+    """A column of anything but numbers."""
+    if isinstance(column, list):
+        return column
+    return column.tolist() if column.dtype == np.object_ else RowsAt(column)
 
 
 def _uneven(values: list[Any], slot: Slot) -> tuple[I64, I64]:

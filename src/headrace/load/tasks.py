@@ -14,7 +14,7 @@ from headrace.load.job import unexpected
 from headrace.load.marks import Lane, Where
 from headrace.load.reader import LoadedRun, ReadAhead
 from headrace.load.rows import Made, Row, condemned_row, damaged
-from headrace.load.tabled import Part
+from headrace.load.tabled import Picked
 from headrace.order import Run
 
 
@@ -75,14 +75,14 @@ class Task:
 
 
 @dataclass(slots=True)
-class Parts:
-    """A whole batch out of tables, and whom to tell when it is done."""
+class FromRuns:
+    """A whole batch out of runs' columns, and whom to tell when it is done."""
 
     batch: ColumnBatch
     epoch: int
     position: int
     """Of its first row."""
-    parts: list[Part]
+    picked: Picked
     done: Callable[[bool], None]
 
     @property

@@ -10,6 +10,7 @@ import torch
 
 from headrace.errors import TransformError
 from headrace.load.job import Array, Blob, Blobs, Content, Delivery
+from headrace.load.keys import strings
 
 BatchDict: TypeAlias = dict[str, Any]
 """A batch: `__key__` (list of str) and fields; tensors have the batch first, other fields are lists."""
@@ -17,7 +18,7 @@ BatchDict: TypeAlias = dict[str, Any]
 
 def batch_over(buffer: Any, delivery: Delivery) -> BatchDict:
     """The batch over a buffer that holds the slot's bytes; whoever holds a part of it holds the buffer."""
-    batch: BatchDict = {"__key__": delivery.keys}
+    batch: BatchDict = {"__key__": strings(delivery.keys)}
     plain = _plain(delivery.plain)
     for name, content in delivery.fields.items():
         batch[name] = _content(buffer, content, plain.pop(name, []))

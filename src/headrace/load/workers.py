@@ -25,11 +25,11 @@ from headrace.load.row_task import RowTask
 from headrace.load.rows import Chain, Made, Row, make_rows
 from headrace.load.share_task import ShareTask
 from headrace.load.tabled import Columns, gather
-from headrace.load.tasks import Parts, Task, make_all
+from headrace.load.tasks import FromRuns, Task, make_all
 from headrace.load.worker_process import Task as HelperTask
 from headrace.telemetry import Meter
 
-AnyTask: TypeAlias = Task | Rows | Parts | ShareRows
+AnyTask: TypeAlias = Task | Rows | FromRuns | ShareRows
 Tasks: TypeAlias = "queue.SimpleQueue[AnyTask | None]"
 
 
@@ -50,7 +50,7 @@ class Workers:
         """As many threads as there are lanes for their marks; `job` says whether each has a process.
 
         If the processes have shares of the rank's partitions, all tasks are `ShareRows`. Else, with `direct`, they are
-        `Rows` that are read straight into batches; with `columns`, some may be `Parts`.
+        `Rows` that are read straight into batches; with `columns`, some may be `FromRuns`.
         """
         self._chain = chain
         self._condemned = job.condemned
@@ -90,7 +90,7 @@ class Workers:
                 self._read(task, lane)
                 self._meters["read"].add(wait_sec=began - waiting)
                 continue
-            if isinstance(task, Parts):
+            if isinstance(task, FromRuns):
                 self._gather(task, lane)
             else:
                 assert isinstance(task, Task)  # shares are processes'
@@ -110,12 +110,12 @@ class Workers:
         lane.clear()
         task.finish(read)
 
-    def _gather(self, task: Parts, lane: Lane) -> None:
-        assert self.columns is not None  # or there were no parts
+    def _gather(self, task: FromRuns, lane: Lane) -> None:
+        assert self.columns is not None  # or there were no such tasks
         batch = task.batch
         lane.mark(task.epoch, task.position)
         try:
-            rows = gather(self.columns, task.parts, batch.slot, batch.arrays, slice(None))
+            rows = gather(self.columns, task.picked, batch.slot, batch.arrays, slice(None))
             is_last = batch.add_columns(slice(None), rows)
         except BaseException as err:  # whatever it was, the batch must not wait for its rows for ever
             error = err if isinstance(err, HeadraceError) else unexpected(err)
@@ -191,7 +191,7 @@ def _next(tasks: Tasks, wait: bool) -> Task | ShareRows | None:
         task = tasks.get(block=wait)
     except queue.Empty:
         return None
-    assert not isinstance(task, Parts | Rows)  # processes have shares instead
+    assert not isinstance(task, FromRuns | Rows)  # processes have shares instead
     return task
 
 

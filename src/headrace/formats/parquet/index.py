@@ -33,7 +33,7 @@ from headrace.formats.parquet.footer import MAX_GROUP_BYTES, Chunk, RowGroup
 from headrace.formats.parquet.schema import ARROW_ERRORS, Column, FileSchema, one_line
 from headrace.formats.parquet.thrift import ThriftError
 from headrace.formats.parquet.unpack import Stored, plan_unpacking, unpack
-from headrace.formats.table import Table, objects
+from headrace.formats.table import Table
 
 _COLUMNS = (
     ("samples", "int64"),
@@ -242,7 +242,7 @@ class OpenedRows(Opened):
             columns = self._columns
         if columns is None:
             return None
-        keys = objects(map(self._key, range(first, last)), last - first)
+        keys = list(map(self._key, range(first, last)))
         return Table(first, keys, {name: column[first:last] for name, column in columns.items()})
 
     @cached_property

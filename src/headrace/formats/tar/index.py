@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import orjson
 import xxhash
+from numpy.typing import NDArray
 
 from headrace.errors import DamagedError
 from headrace.formats.arrow import Column, IndexFile, Lists, index_to_bytes
@@ -126,6 +127,10 @@ class TarIndex(SpansIndex):
 
     def keys(self, first: int, last: int) -> Iterable[str]:
         return self._keys.some(first, last)
+
+    def key_column(self, first: int, last: int) -> list[str] | NDArray[np.void]:
+        characters = self._keys.characters(first, last)
+        return list(self.keys(first, last)) if characters is None else characters
 
     def key_hashes(self) -> U64:
         return self._keys.hashes()
