@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headrace.errors import DamagedError, DatasetError
 
@@ -147,6 +146,8 @@ def _numpy(array: pa.Array) -> npt.NDArray[Any]:
 def _times(array: pa.Array) -> pa.Array:
     if not pa.types.is_timestamp(array.type) or array.type.tz is None:
         return array.cast(pa.large_string())
+    import pyarrow.compute as pc  # takes longer to import than all of this folder, and few files have such a column
+
     text = array.cast(pa.timestamp(array.type.unit)).cast(pa.large_string())
     return pc.binary_join_element_wise(text, pa.scalar("Z", pa.large_string()), pa.scalar("", pa.large_string()))
 
