@@ -14,7 +14,7 @@ from PIL import Image
 
 import headrace as hr
 from faulty import FaultyServer
-from headrace.bench import measure
+from headrace.bench import measure, variants
 from headrace.errors import DamagedError, OptionError
 from waiting import family, wait_own_gone
 
@@ -126,6 +126,37 @@ def test_a_slow_store_bounds_the_feed_and_a_cache_helps(tmp_path):
     assert best.name == "cache"
     assert best.gain > 2
     assert best.tried.samples_per_sec > 1.5 * found.bound.rate.samples_per_sec
+
+
+@pytest.fixture(scope="module")
+def large_photos(tmp_path_factory):
+    """Photos that take much longer to decode than to copy."""
+    folder = tmp_path_factory.mktemp("large")
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize((1600, 1200)).save(out, "JPEG")
+    hr.pack(({"jpg": out.getvalue(), "cls": k} for k in range(48)), folder / "packed")
+    return hr.open(folder / "packed")
+
+
+def cropped(dataset):
+    return hr.Stream(dataset).decode().map(hr.transform.CenterCrop(64)).map(hr.transform.RandomHorizontalFlip())
+
+
+def test_decoded_samples_that_are_kept_help_a_feed_that_decodes(large_photos):
+    found = measure(cropped(large_photos), batch_size=8, threads=1, seconds=3)
+    best = found.remedies[0]
+    assert best.name == "cache_decoded=ram"
+    assert best.gain > 2
+    assert best.tried.samples_per_sec > 2 * found.reached.samples_per_sec
+
+
+def test_decoded_samples_that_memory_does_not_hold_are_said_not_to_fit(large_photos, monkeypatch):
+    monkeypatch.setattr(variants, "available_memory_bytes", lambda: 1 << 20)
+    found = measure(cropped(large_photos), batch_size=8, threads=1, seconds=1)
+    assert "cache_decoded=ram" not in [remedy.name for remedy in found.remedies]
+    (reason,) = [one.reason for one in found.unknown if one.name == "cache_decoded=ram"]
+    assert "more than a quarter of the free memory, 0.000244 GiB; cache_decoded=FOLDER" in reason
 
 
 @pytest.mark.parametrize(

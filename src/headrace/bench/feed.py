@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,14 +25,22 @@ class Feed:
     """A loader that is asked for batches now and then. Its process is ended in between: one that reads ahead while
     others are measured would disturb them, and what it has read ahead would flatter it afterwards."""
 
-    def __init__(self, stream: Stream, batch_size: int, threads: int | None, processes: int = 1) -> None:
-        """Raises OptionError for what no loader can do."""
+    def __init__(
+        self,
+        stream: Stream,
+        batch_size: int,
+        threads: int | None,
+        processes: int = 1,
+        cache_decoded: Literal["ram"] | None = None,
+    ) -> None:
+        """Nothing is kept decoded unless that is to be measured: it would flatter what is measured later. Raises
+        OptionError for what no loader can do."""
         self._loader = Loader(
             replace(stream, epochs=None),
             batch_size=batch_size,
             threads=threads,
             processes=processes,
-            cache_decoded=None,  # what is kept meanwhile would flatter what is measured later
+            cache_decoded=cache_decoded,
             rank=0,
             world_size=1,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -115,15 +116,20 @@ def _changed(model: Model, variant: Variant, rate: Rate, subject: Subject) -> fl
     now = rate.samples_per_sec
     if variant.stage == "storage":
         return replace(model, storage=now).samples_per_sec(subject.threads)
-    model = replace(model, storage=model.storage / variant.bytes_ratio)
+    model = replace(model, storage=_over(model.storage, variant.bytes_ratio))
     if variant.stage == "verify":
         return replace(model, verify=now).samples_per_sec(subject.threads)
     assert model.transform is not None
     longer = model.transform.samples_per_sec(subject.threads) / now
     changed = replace(
         model,
-        verify=model.verify / variant.bytes_ratio,
+        verify=_over(model.verify, variant.bytes_ratio),
         transform=model.transform.times(longer),
         cpu_sec=model.cpu_sec * longer,  # nearly all of it is the steps'
     )
     return changed.samples_per_sec(subject.threads)
+
+
+def _over(rate: float, bytes_ratio: float) -> float:
+    """The rate for samples of so many times as many bytes; of none, which are not read at all, there is no limit."""
+    return rate / bytes_ratio if bytes_ratio else math.inf

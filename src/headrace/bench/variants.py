@@ -1,6 +1,7 @@
-"""Changes to where or how the data lies that may make a feed faster, in small: in a temporary folder.
+"""Changes to where or how the data lies that may make a feed faster, in small: in a temporary folder, or in memory.
 
     cache        what a store sent, read from a local disk the next time
+    decoded      what decoding made of the samples, taken from memory the next time
     resize       images made smaller once, when packing
     format       samples that are read and checked by themselves, instead of unpacked with their whole shard
 
@@ -18,21 +19,27 @@ import numpy as np
 
 from headrace.bench.feed import Feed
 from headrace.bench.material import Reads
-from headrace.bench.rates import race
+from headrace.bench.rates import Cycle, race
 from headrace.bench.stages import Probe, Steps, sample_bytes, steps_probe, verify_probe
 from headrace.bench.subject import Subject
 from headrace.dataset import Dataset
 from headrace.dataset import open as open_dataset
 from headrace.errors import HeadraceError, OptionError
+from headrace.formats import sample_checksum
 from headrace.load import Stream
+from headrace.load.decoded.control import MEMORY_SHARE
+from headrace.load.decoded.encoding import decode, encode
+from headrace.load.host import available_memory_bytes
 from headrace.load.job import num_readers
 from headrace.packing import pack
 from headrace.packing.steps.images import ShrinkImages
-from headrace.transform import Decode, Op, Sample, ScaledDecode
+from headrace.transform import Decode, Op, Sample, ScaledDecode, apply, lasting_steps, may_write_arrays
 from headrace.transform.decode import field_kind
 
 _MAX_SHRUNK = 64
 _QUALITY = 90
+_DECODED = "cache_decoded=ram"
+_TRIAL_BATCHES = 4
 _USUAL_SHORT = 256
 _KEPT_TYPED = {"tar": "tar", "tfrecord": "tfrecord", "mds": "mds"}
 
@@ -48,7 +55,7 @@ class Variant:
     probe: Probe
     """Of that."""
     bytes_ratio: float
-    """Stored bytes of a sample after, over those before."""
+    """Stored bytes of a sample that are read after, over those before."""
     trial: Callable[[int], Feed]
     """Makes the feed to measure; `trial(n)` prepares n samples for it, where they are not at hand yet."""
 
@@ -66,7 +73,7 @@ def variants(subject: Subject) -> tuple[list[Variant], list[Unknown]]:
     unknown: list[Unknown] = []
     if not isinstance(subject.stream.dataset, Dataset):
         return found, unknown  # what is mixed lies in several places
-    for name, make in (("cache", _cache), ("resize", _resize), ("format", _format)):
+    for name, make in (("cache", _cache), (_DECODED, _decoded), ("resize", _resize), ("format", _format)):
         try:
             variant = make(subject, subject.stream.dataset)
         except HeadraceError as err:
@@ -95,6 +102,47 @@ def _cache(subject: Subject, dataset: Dataset) -> Variant | None:
 
     how = "headrace.open(url, cache=FOLDER): from the second epoch on, if the dataset fits the folder's disk"
     return Variant("cache", how, "storage", lambda sec: race(again, threads, sec), 1.0, trial)
+
+
+def _decoded(subject: Subject, dataset: Dataset) -> Variant | None:
+    ops = subject.stream.ops
+    first = lasting_steps(ops)
+    rest, copies = ops[len(first) :], may_write_arrays(ops[len(first) :])
+    made = (apply(first, sample, _no_randomness) for sample in subject.raw[:_MAX_SHRUNK])
+    kept = [encode(sample) for sample in made if sample is not None]
+    blobs = [blob.data for blob in kept if blob is not None]
+    if not first or len(blobs) < len(kept):
+        return None
+    _check_fits(sum(map(len, blobs)) / len(blobs) * len(dataset))
+    cycle, steps = Cycle(len(blobs)), Steps(rest, subject.stream.seed)
+
+    def turn() -> tuple[int, int]:
+        blob = blobs[cycle.next()]
+        sample_checksum(blob)
+        steps(decode(blob, copies=copies))
+        return 1, len(blob)
+
+    def trial(num_samples: int) -> Feed:
+        some = dataset.select(np.arange(min(len(dataset), _TRIAL_BATCHES * subject.batch_size)))
+        feed = Feed(replace(subject.stream, dataset=some), subject.batch_size, subject.threads, cache_decoded="ram")
+        feed.pass_over(len(some))
+        return feed
+
+    how = 'headrace.Loader(..., cache_decoded="ram"): from the second epoch on'
+    return Variant(_DECODED, how, "transform", lambda sec: race(turn, subject.threads, sec), 0.0, trial)
+
+
+def _check_fits(num_bytes: float) -> None:
+    most = available_memory_bytes() // MEMORY_SHARE
+    if num_bytes > most:
+        raise OptionError(
+            f"all samples decoded take {num_bytes / 2**30:,.3g} GiB, more than a quarter of the free memory, "
+            f"{most / 2**30:,.3g} GiB; cache_decoded=FOLDER keeps them on a disk"
+        )
+
+
+def _no_randomness() -> np.random.Generator:
+    raise AssertionError("steps that are done once take no rng")
 
 
 def _resize(subject: Subject, dataset: Dataset) -> Variant | None:
