@@ -1,21 +1,26 @@
 """The parts of the feed by themselves: slots, buffers, read-ahead, the line between the processes."""
 
 import gc
+import itertools
 import os
 import pickle
 import socket
 import threading
+import time
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import headrace as hr
+from faulty import FaultyServer
 from headrace.errors import LoaderError
 from headrace.load.buffers import BufferPool
 from headrace.load.channel import Channel, Frame, Kind, receive_frame, send_frame
 from headrace.load.child import Feed
-from headrace.load.job import num_lanes
+from headrace.load.job import MOST_REMOTE_READERS, num_lanes
 from headrace.load.launch import exit_reason
 from headrace.load.marks import Lane, Marks
 from headrace.load.plan import planned_runs
@@ -163,6 +168,48 @@ def test_read_ahead_stays_within_its_memory_and_goes_on_when_runs_are_let_go(dat
     reader.stop()
     assert peak <= memory + 2 * 25_000, "only what a batch waits for may pass the bound"
     assert meters["verify"].read().items >= 400
+
+
+def test_more_reads_in_flight_hold_no_more_than_the_memory(dataset):
+    """What lies with the reader and what a slow store has under way, while the number of reads is doubled."""
+    folder, under_way, counting = Path(dataset.url), Counter(), threading.Lock()
+    files = {f"/d/{path.name}": path.read_bytes() for path in folder.iterdir()}
+
+    def count(num_bytes):
+        with counting:
+            under_way["bytes"] += num_bytes
+
+    def slow(handler):
+        if handler.span() is None or not handler.path.endswith(".tar"):
+            return False
+        first, end = handler.span()
+        count(end - first)
+        time.sleep(0.02)  # a store's answer
+        count(first - end)  # before it comes, or what has come would count twice
+        return False
+
+    with FaultyServer(files) as server:
+        server.always = slow
+        remote = hr.open(f"{server.url}/d")
+        stream = hr.Stream(remote, block_size=20_000, window=0, partitions=4, epochs=None)
+        memory, batch_bytes = 1_000_000, 40 * 5_500
+        job = hr.Loader(stream, batch_size=40, rank=0, world_size=1, memory=memory)._job(2)
+        lanes = Marks.create(num_lanes(job)).lanes
+        meters = {"read": Meter(), "verify": Meter()}
+        reader = ReadAhead(remote, planned_runs(job, 0, 0), job.memory_bytes, lanes[:MOST_REMOTE_READERS], meters)
+        began, peak = reader.num_reading, 0
+        for stop in itertools.count(40, 40):
+            epoch, last = divmod(stop - 40, 400)
+            for run_id in job.order.epoch(epoch).locate(np.arange(last, last + 40)).run.tolist():
+                reader.get((epoch, run_id), stop)
+            with reader._changed, counting:
+                loaded = sum(run.num_bytes for run in reader._loaded.values() if run is not None)
+                peak = max(peak, loaded + under_way["bytes"])
+            reader.release(stop)
+            if reader.num_reading > began and meters["read"].read().items > 8_000:
+                break
+        reader.stop()
+    assert memory / 2 < peak <= memory + batch_bytes, "only what a batch waits for may pass the bound"
 
 
 def test_read_ahead_counts_what_it_really_holds(tmp_path):

@@ -16,6 +16,7 @@ from headrace.load.decoded import DecodedReading, StorePlan
 from headrace.load.healing import Restart
 from headrace.load.keys import Keys
 from headrace.load.marks import Lane, Where
+from headrace.load.thread_tuner import ThreadLimits
 from headrace.order import Batches, MixedOrder, Order
 from headrace.telemetry import Reading
 from headrace.transform import Op, Sample
@@ -33,6 +34,7 @@ class Job:
     ops: tuple[Op, ...]
     batches: Batches
     threads: int
+    """That transform; where their number is tuned, one a processor."""
     processes: int
     num_slots: int
     memory_bytes: int
@@ -40,6 +42,8 @@ class Job:
     on_error: OnError
     max_restarts: int
     hang_timeout_sec: float | None
+    tuned: ThreadLimits | None = None
+    """Within what the number of threads is tuned; None: it stays as it is."""
     decoded: StorePlan | None = None
     """What of the decoded samples is to be kept; None: nothing."""
     suspects: frozenset[Where] = frozenset()
@@ -109,6 +113,10 @@ class Delivery:
     """What the meters showed, now and then."""
     decoded: DecodedReading | None = None
     """What the cache of decoded samples gave, with the stages; None where there is none."""
+    num_threads: int = 0
+    """Threads that transform."""
+    decisions: list[str] = field(default_factory=list)
+    """What was changed about them, in words."""
     num_readers: int = 0
     """Threads whose sum "read" and "verify" of it are."""
 
@@ -150,8 +158,14 @@ class Lanes:
 
 def num_lanes(job: Job) -> int:
     """How many threads of a loader process mark what they are at."""
-    transformers = job.processes if job.processes > 1 else job.threads
-    return 3 + num_readers(job.threads, job.dataset.is_remote) + transformers
+    return 3 + num_readers(job.threads, job.dataset.is_remote) + most_transforming(job)
+
+
+def most_transforming(job: Job) -> int:
+    """How many threads transform at most; those that each look after a process, where there are several."""
+    if job.processes > 1:
+        return job.processes
+    return job.tuned.most if job.tuned else job.threads
 
 
 class NoMemoryError(LoaderError):

@@ -20,6 +20,7 @@ from headrace.load.options import check_flag, optional_number, optional_seconds,
 from headrace.load.process import ProcessLostError
 from headrace.load.state import VERSION, check_state, partitions_of
 from headrace.load.stream import Stream
+from headrace.load.threads import Threads
 from headrace.order import Batches, MixedOrder, Order, check_world_size
 from headrace.rank import Rank, local_world_size, resolve_rank
 from headrace.storage import parse_size
@@ -60,7 +61,9 @@ class Loader:
         processes: 1 transforms in threads of the loader process; n > 1 in n worker processes of it, for functions
             that hold the interpreter lock or draw from global generators (which are then seeded for each sample).
             Each then reads by itself, its share of the partitions: n that divides 48 gives them equally much to do.
-        threads: threads that transform; None: the usable CPUs divided by the ranks of this machine.
+        threads: threads that transform. None: as many as pay, from 1 up to 4 a usable CPU (divided by the ranks of this
+            machine); it begins with 1 a CPU, tries half or twice as many while the trainer waits, and logs what it
+            keeps. With several processes each transforms in one thread, and the number says how many read.
         prefetch: batches that are ready ahead of the one in use, at least 1.
         memory: bytes of stored data to hold at most, such as "2GiB"; None: what the open windows need, twice, and
             64 MiB (or the rank's share of a smaller dataset). Batches in shared memory come on top: prefetch + 3.
@@ -147,7 +150,7 @@ class Loader:
         self._device = device
         self._on_device = tuple(on_device)
         self._processes = whole_number("processes", processes, 1)
-        self._threads = optional_number("threads", threads, 1)
+        self._threads = Threads(optional_number("threads", threads, 1), self._processes)
         self._prefetch = whole_number("prefetch", prefetch, 1)
         self._memory = None if memory is None else parse_size(memory, "memory")
         self._decoded = HeldCache(
@@ -310,6 +313,7 @@ class Loader:
             )
         if delivery.stages is not None:
             self._stages, self._num_readers = delivery.stages, delivery.num_readers
+            self._threads.note(delivery)
         self._decoded.note(delivery.decoded)
         if delivery.real is not None:
             self._padded += int((~delivery.real).sum())
@@ -349,22 +353,23 @@ class Loader:
     def meters(self) -> dict[str, Any]:
         """What the feed has counted: sums a stage (items, bytes, busy_sec, wait_sec), and samples that did not come.
 
-        A stage's seconds are summed over its `threads`; "read" and "verify" are the work of the same ones. Where
-        samples go from the local disk into batches as they are, these do all of it, and "transform" stays at 0.
+        A stage's seconds are summed over its `threads`, as many as there are now; "read" and "verify" are the work of
+        the same ones. Where samples go from the local disk into batches as they are, these do all of it, and
+        "transform" stays at 0.
         `dropped` counts those of incomplete global batches (of all ranks), `padded` this rank's repeats, `skipped`
         the damaged samples it left out, `restarts` the processes that were replaced. `cached` tells of
         `cache_decoded`: `place` ("ram", the folder, or None where nothing is kept), `why`, `hits` and `misses` in
         samples, `damaged` among the misses, and the `bytes` that were taken from it. The stage "hand-off" is the
         trainer's: its wait is the trainer's.
         """
-        readers = self._num_readers or num_readers(self._num_threads, self.stream.dataset.is_remote)
-        transformers = self._processes if self._processes > 1 else self._num_threads
+        readers = self._num_readers or num_readers(self._threads.at_first, self.stream.dataset.is_remote)
+        transformers = self._processes if self._processes > 1 else self._threads.now
         threads = {"read": readers, "verify": readers, "transform": transformers, "collate": 1, HAND_OFF: 1}
         before = self._stages_before
         stages = {name: before[name] + self._stages[name] for name in STAGES} | {HAND_OFF: self._hand_off.read()}
         return {
             "stages": {name: asdict(reading) | {"threads": threads[name]} for name, reading in stages.items()},
-            "threads": self._num_threads,
+            "threads": self._threads.now,
             "processes": self._processes,
             "dropped": self._dropped,
             "padded": self._padded,
@@ -418,7 +423,7 @@ class Loader:
             order=self._order,
             ops=self.stream.ops,
             batches=self._batches,
-            threads=self._num_threads,
+            threads=self._threads.at_first,
             processes=self._processes,
             num_slots=num_slots,
             memory_bytes=self._memory_bytes(),
@@ -426,14 +431,11 @@ class Loader:
             on_error=self._on_error,
             max_restarts=self._max_restarts,
             hang_timeout_sec=self._hang_timeout_sec,
+            tuned=self._threads.limits,
             decoded=self._decoded.plan(self._epoch, self.epochs, self._order.num_samples, ahead),
             suspects=frozenset(self._cases.suspects),
             condemned=self._cases.condemned,
         )
-
-    @property
-    def _num_threads(self) -> int:
-        return self._threads or max(1, len(os.sched_getaffinity(0)) // local_world_size())
 
     def _memory_bytes(self) -> int:
         order, num_ranks = self._order, self._rank.world_size

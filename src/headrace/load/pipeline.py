@@ -73,8 +73,9 @@ class Pipeline:
         self._deliver = deliver
         self._lanes = lanes
         self._generation = generation
-        self._chunk_rows = _rows_per_chunk(job, workers.direct is not None)
         self._pending: deque[_Pending] = deque()
+        self._emptied = time.perf_counter()
+        """When the last batch that was under way was made."""
         self._changed = threading.Condition(threading.RLock())
         self._stopped = False
         self._meters_sent = 0.0
@@ -117,7 +118,7 @@ class Pipeline:
 
     def _make(self, plan: Plan) -> bool:
         """Deal out one batch's rows, each chunk as soon as its bytes are there; False if stopped meanwhile."""
-        slot = None if self._stopped else self._slots.acquire(lambda: self._stopped)
+        slot = None if self._stopped else self._free_slot()
         if slot is None:
             return False
         try:
@@ -140,9 +141,19 @@ class Pipeline:
             return True
         return self._deal_rows(plan, batch, done)
 
+    def _free_slot(self) -> Slot | None:
+        """A slot, when there is one; None if stopped meanwhile."""
+        began = time.perf_counter()
+        slot = self._slots.acquire(lambda: self._stopped)
+        with self._changed:
+            if not self._pending:
+                self._workers.idle(time.perf_counter() - max(began, self._emptied))
+        return slot
+
     def _deal_rows(self, plan: Plan, batch: Batch, done: Callable[[bool], None]) -> bool:
-        for first in range(0, batch.num_rows, self._chunk_rows):
-            last = min(first + self._chunk_rows, batch.num_rows)
+        chunk_rows = _rows_per_chunk(batch.num_rows, self._workers)
+        for first in range(0, batch.num_rows, chunk_rows):
+            last = min(first + chunk_rows, batch.num_rows)
             if isinstance(batch, ColumnBatch):
                 self._workers.submit(_rows(plan, batch, first, last, done))
                 continue
@@ -223,6 +234,8 @@ class Pipeline:
                 head = self._pending.popleft()
                 self._hand_over(head)
                 self._changed.notify_all()
+            if not self._pending:
+                self._emptied = time.perf_counter()
 
     def _hand_over(self, pending: _Pending) -> None:
         if self._stopped:
@@ -251,6 +264,7 @@ class Pipeline:
         if ends_epoch or time.monotonic() - self._meters_sent > METERS_EVERY_SEC:
             delivery.decoded = cache.read() if cache is not None else None
             delivery.stages = {stage: self._meters[stage].read() for stage in STAGES}
+            delivery.num_threads, delivery.decisions = self._workers.num_kept, self._workers.take_decisions()
             delivery.num_readers = self._num_reading()
             self._meters_sent = time.monotonic()
         return delivery
@@ -258,7 +272,7 @@ class Pipeline:
     def _num_reading(self) -> int:
         if isinstance(self._ahead, ReadAhead):
             return self._ahead.num_reading
-        return sum(self._reading.values()) if self._workers.has_shares else len(self._lanes.transform)
+        return sum(self._reading.values()) if self._workers.has_shares else self._workers.num_kept
 
     def _fail(self, error: HeadraceError) -> None:
         """Deliver an error that is no batch's, after the batches before it."""
@@ -276,9 +290,7 @@ def _rows(plan: Plan, batch: ColumnBatch, first: int, last: int, done: Callable[
     return Rows(batch, Wanted(plan.epoch, np.arange(first, last), *columns), done)
 
 
-def _rows_per_chunk(job: Job, is_direct: bool) -> int:
-    rows = job.batches.global_batch_size // job.batches.world_size
-    workers = job.processes if job.processes > 1 else job.threads
-    if is_direct:  # they take equally long, and each chunk has its price
-        return max(1, min(MAX_READ_ROWS, -(-rows // (2 * workers))))
-    return max(1, min(MAX_CHUNK_ROWS, -(-rows // (4 * workers))))
+def _rows_per_chunk(num_rows: int, workers: Workers) -> int:
+    if workers.direct is not None:  # they take equally long, and each chunk has its price
+        return max(1, min(MAX_READ_ROWS, -(-num_rows // (2 * workers.num_threads))))
+    return max(1, min(MAX_CHUNK_ROWS, -(-num_rows // (4 * workers.num_threads))))

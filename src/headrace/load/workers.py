@@ -26,6 +26,7 @@ from headrace.load.rows import Chain, Made, Row, make_rows
 from headrace.load.share_task import ShareTask
 from headrace.load.tabled import Columns, gather
 from headrace.load.tasks import FromRuns, Task, make_all
+from headrace.load.thread_tuner import ThreadTuner
 from headrace.load.worker_process import Task as HelperTask
 from headrace.telemetry import Meter
 
@@ -47,7 +48,7 @@ class Workers:
         has_shares: bool,
         cache: CacheControl | None = None,
     ) -> None:
-        """As many threads as there are lanes for their marks; `job` says whether each has a process.
+        """At most as many threads as there are lanes for their marks; `job` says whether each has a process.
 
         If the processes have shares of the rank's partitions, all tasks are `ShareRows`. Else, with `direct`, they are
         `Rows` that are read straight into batches; with `columns`, some may be `FromRuns`.
@@ -62,11 +63,46 @@ class Workers:
         """What of the decoded samples is kept; None where nothing ever is."""
         self.caution = Caution(job.suspects)
         self._tasks: list[Tasks] = [queue.SimpleQueue() for _ in (lanes if self.has_shares else lanes[:1])]
+        self._lanes = lanes
+        self._tuner = ThreadTuner(job.tuned) if job.tuned and job.processes == 1 else None
+        self._changed = threading.Condition()
+        self._num_started = 0
+        if job.processes == 1:
+            self._start_threads()
+            return
         for number, lane in enumerate(lanes):
-            tasks = self._tasks[number % len(self._tasks)]
-            helper = None if job.processes == 1 else Helper(self._helper_task(job, number), job, lane)
-            work = partial(self._work, lane) if helper is None else partial(self._ask, helper)
-            threading.Thread(target=work, args=(tasks,), name="transform", daemon=True).start()
+            helper = Helper(self._helper_task(job, number), job, lane)
+            _start(partial(self._ask, helper, self._tasks[number % len(self._tasks)]))
+
+    @property
+    def num_threads(self) -> int:
+        """How many threads transform, or look after a process, now."""
+        return self._tuner.active if self._tuner else len(self._lanes)
+
+    @property
+    def num_kept(self) -> int:
+        """The same, but for a number that is being tried."""
+        return self._tuner.kept if self._tuner else len(self._lanes)
+
+    def idle(self, sec: float) -> None:
+        """For so long there was nothing to do, since the trainer had not taken what was made."""
+        if self._tuner:
+            with self._changed:
+                self._tuner.idle(sec)
+
+    def take_decisions(self) -> list[str]:
+        """What was changed about the number of threads since this was asked last, in words."""
+        if self._tuner is None:
+            return []
+        with self._changed:
+            taken, self._tuner.decisions = self._tuner.decisions, []
+        return taken
+
+    def _start_threads(self) -> None:
+        """Those that are to work now."""
+        for number in range(self._num_started, self.num_threads):
+            _start(partial(self._work, number, self._lanes[number], self._tasks[0]))
+            self._num_started += 1
 
     def _helper_task(self, job: Job, number: int) -> HelperTask:
         if self.has_shares:
@@ -78,9 +114,12 @@ class Workers:
         """Have a task done by whichever worker is free, or has the share; None ends one that is a thread."""
         self._tasks[task.share if isinstance(task, ShareRows) else 0].put(task)
 
-    def _work(self, lane: Lane, tasks: Tasks) -> None:
+    def _work(self, number: int, lane: Lane, tasks: Tasks) -> None:
         """A thread that does tasks by itself."""
         while True:
+            if number >= self.num_threads:
+                with self._changed:
+                    self._changed.wait_for(lambda: number < self.num_threads)
             waiting = time.perf_counter()
             task = tasks.get()
             if task is None:
@@ -89,6 +128,7 @@ class Workers:
             if isinstance(task, Rows):
                 self._read(task, lane)
                 self._meters["read"].add(wait_sec=began - waiting)
+                self._count(len(task.wanted.rows), time.perf_counter() - began)
                 continue
             if isinstance(task, FromRuns):
                 self._gather(task, lane)
@@ -97,6 +137,18 @@ class Workers:
                 self._make(task, lane)
             ended = time.perf_counter()
             self._meters["transform"].add(items=task.num_rows, busy_sec=ended - began, wait_sec=began - waiting)
+            self._count(task.num_rows, ended - began)
+
+    def _count(self, num_rows: int, busy_sec: float) -> None:
+        """A task is done, which may say how many threads are to work from here on."""
+        if self._tuner is None:
+            return
+        with self._changed:
+            before = self._tuner.active
+            self._tuner.made(num_rows, busy_sec)
+            if self._tuner.active != before:
+                self._start_threads()
+                self._changed.notify_all()
 
     def _read(self, task: Rows, lane: Lane) -> None:
         assert self.direct is not None  # or there were no such tasks
@@ -183,6 +235,10 @@ class Workers:
         if self.direct is None:  # reads are counted with what they say of themselves
             self._meters["transform"].add(items=asked.num_rows, busy_sec=now - answered)
         return now
+
+
+def _start(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="transform", daemon=True).start()
 
 
 def _next(tasks: Tasks, wait: bool) -> Task | ShareRows | None:
