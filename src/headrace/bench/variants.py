@@ -10,6 +10,7 @@ Of each the stage that it changes can be measured, for a prediction, and a feed 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from headrace.dataset import open as open_dataset
 from headrace.errors import HeadraceError, OptionError
 from headrace.formats import sample_checksum
 from headrace.load import Stream
-from headrace.load.decoded.control import MEMORY_SHARE
+from headrace.load.decoded.control import LEAST_DECODE_SEC, MEMORY_SHARE
 from headrace.load.decoded.encoding import decode, encode
 from headrace.load.host import available_memory_bytes
 from headrace.load.job import num_readers
@@ -108,10 +109,12 @@ def _decoded(subject: Subject, dataset: Dataset) -> Variant | None:
     ops = subject.stream.ops
     first = lasting_steps(ops)
     rest, copies = ops[len(first) :], may_write_arrays(ops[len(first) :])
-    made = (apply(first, sample, _no_randomness) for sample in subject.raw[:_MAX_SHRUNK])
+    began = time.thread_time()
+    made = [apply(first, sample, _no_randomness) for sample in subject.raw[:_MAX_SHRUNK]]
+    sec = (time.thread_time() - began) / len(made)
     kept = [encode(sample) for sample in made if sample is not None]
     blobs = [blob.data for blob in kept if blob is not None]
-    if not first or len(blobs) < len(kept):
+    if not first or sec < LEAST_DECODE_SEC or len(blobs) < len(kept):
         return None
     _check_fits(sum(map(len, blobs)) / len(blobs) * len(dataset))
     cycle, steps = Cycle(len(blobs)), Steps(rest, subject.stream.seed)
