@@ -12,12 +12,9 @@ measurement is a process of its own; candidates take turns.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import itertools
 import json
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -34,13 +31,11 @@ from PIL import Image
 import headrace as hr
 from headrace.transform import Decode, RandomHorizontalFlip, RandomResizedCrop, apply, sample_rng
 from make_images import write_images
-from measure import Spread, finish, ratio, rounds
+from measure import SECONDS, Spread, delivered, finish, in_own_process, ratio, rounds
 from peers import versions
-from raw_peers import PEERS, Share
+from raw_peers import PEERS, Share, installed
 
 BATCH_SIZE, SIDE, SHORT = 128, 224, 256
-SECONDS = 3.0
-WARM_UP_BATCHES = 8
 CROP = RandomResizedCrop(SIDE)
 REST = (CROP, RandomHorizontalFlip())
 SETS = {"450x415": None, "short side 256": SHORT}
@@ -64,7 +59,7 @@ def with_pillow(items: Sequence[bytes]) -> torch.Tensor:
 
 def _by_pillow(item: bytes, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     image = Image.open(io.BytesIO(item)).convert("RGB")
-    top, left, height, width = CROP._part(image.height, image.width, rng)
+    top, left, height, width = CROP.part(image.height, image.width, rng)
     image = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image)
 
@@ -107,34 +102,14 @@ def headrace_batches(folder: Path, cache: str, threads: int) -> Iterator[torch.T
                 yield batch["jpg"]
 
 
-def delivered_rate(batches: Iterator[torch.Tensor]) -> float:
-    """Images/s that come, after the first batches."""
-    count, began = 0, time.perf_counter()
-    for number, batch in enumerate(batches):
-        if number < WARM_UP_BATCHES:
-            began = time.perf_counter()
-            continue
-        count += len(batch)
-        if time.perf_counter() - began > SECONDS:
-            return count / (time.perf_counter() - began)
-    raise AssertionError("an endless iteration ended")
-
-
 def measure_here(candidate: Sequence[str], folder: Path, threads: int) -> float:
     """Images/s of one candidate, in this process."""
     kind, images, how = candidate
     if kind == "ceiling":
         return ceiling_rate(folder / images / "packed", threads)
     if kind == "headrace":
-        return delivered_rate(headrace_batches(folder / images, how, threads))
-    return delivered_rate(PEERS[kind].read(folder / images / kind, BATCH_SIZE, Share(), MAKERS[how]))
-
-
-def rate_of(candidate: Sequence[str], folder: Path, threads: int) -> float:
-    """Images/s of one candidate, in a process of its own."""
-    command = [sys.executable, __file__, "--threads", str(threads), "--here", str(folder), *candidate]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+        return delivered(headrace_batches(folder / images, how, threads), len)
+    return delivered(PEERS[kind].read(folder / images / kind, BATCH_SIZE, Share(), MAKERS[how]), len)
 
 
 def write_all(folder: Path, num_images: int, peers: Sequence[str]) -> None:
@@ -176,14 +151,14 @@ def main() -> None:
         place, *candidate = options.here
         print(json.dumps(measure_here(candidate, Path(place), options.threads)))
         return
-    peers = [name for name in options.peers if importlib.util.find_spec(PEERS[name].module)]
+    peers = installed(options.peers)
     candidates = [("ceiling", images, "crop and flip") for images in SETS]
     candidates += [("headrace", *what) for what in itertools.product(SETS, CACHES)]
     candidates += list(itertools.product(peers, SETS, MAKERS))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_all(folder, options.images, peers)
-        measures = {", ".join(one): lambda one=one: rate_of(one, folder, options.threads) for one in candidates}
+        measures = {", ".join(one): partial(in_own_process, __file__, options, name, *one) for one in candidates}
         found = rounds(measures, options.rounds)
     rates = dict(zip(candidates, found.values(), strict=True))
     finish(

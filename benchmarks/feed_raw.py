@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,9 @@ import numpy as np
 import xxhash
 
 import headrace as hr
-from measure import finish, ratio, rounds
+from measure import SECONDS, delivered, finish, given, in_own_process, ratio, rounds
 from peers import versions
 from raw_peers import PEERS, Share, installed, records, write_peers
-
-SECONDS = 3.0
-WARM_UP_BATCHES = 8
-"""The slots' first touch, processes that start, the page cache."""
 
 
 def memcpy_rate(record_bytes: int, batch_size: int) -> float:
@@ -65,17 +60,9 @@ def read_rate(folder: Path, record_bytes: int, batch_size: int) -> float:
     return num_bytes / (time.perf_counter() - began) / 1e9
 
 
-def delivered_rate(batches: Iterator[list[Any]]) -> float:
-    """GB/s that come, after the first batches."""
-    num_bytes, began = 0, time.perf_counter()
-    for number, batch in enumerate(batches):
-        if number < WARM_UP_BATCHES:
-            began = time.perf_counter()
-            continue
-        num_bytes += sum(map(len, batch))
-        if time.perf_counter() - began > SECONDS:
-            return num_bytes / (time.perf_counter() - began) / 1e9
-    raise AssertionError("an endless iteration ended")
+def gigabytes(batch: list[Any]) -> float:
+    """GB of a batch of byte strings."""
+    return sum(map(len, batch)) / 1e9
 
 
 def headrace_batches(folder: Path, batch_size: int, **workers: int) -> Iterator[list[Any]]:
@@ -93,22 +80,14 @@ def measure_here(name: str, folder: Path, options: argparse.Namespace) -> None:
         rate = read_rate(folder / "headrace", options.record_bytes, options.batch_size)
     elif name == "headrace":
         batches = headrace_batches(folder / "headrace", options.batch_size, processes=options.processes)
-        rate = delivered_rate(batches)
+        rate = delivered(batches, gigabytes)
     elif name == "headrace by threads":
         batches = headrace_batches(folder / "headrace", options.batch_size, threads=options.processes)
-        rate = delivered_rate(batches)
+        rate = delivered(batches, gigabytes)
     else:
         peer = PEERS[name]
-        rate = delivered_rate(peer.read(folder / peer.stored, options.batch_size, Share()))
+        rate = delivered(peer.read(folder / peer.stored, options.batch_size, Share()), gigabytes)
     print(json.dumps(rate))
-
-
-def rate_of(name: str, folder: Path, options: argparse.Namespace) -> float:
-    """GB/s of one candidate in a process of its own."""
-    arguments = [f"--{key.replace('_', '-')}={value}" for key, value in vars(options).items() if key != "here"]
-    command = [sys.executable, __file__, "--here", name, str(folder), *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
 
 
 def write_all(folder: Path, options: argparse.Namespace) -> list[str]:
@@ -136,10 +115,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         candidates = ["memcpy", "read", "headrace", "headrace by threads", *write_all(folder, options)]
-        rates = rounds(
-            {candidate: lambda candidate=candidate: rate_of(candidate, folder, options) for candidate in candidates},
-            options.rounds,
-        )
+        measures = {one: partial(in_own_process, __file__, options, one, name) for one in candidates}
+        rates = rounds(measures, options.rounds)
     best = max(candidates[4:], key=lambda name: rates[name].median)
     ours = rates["headrace"]
     finish(
@@ -152,7 +129,7 @@ def main() -> None:
         },
         best_peer=best,
         versions=versions("webdataset", "mosaicml-streaming", "litdata", "grain", "spdl"),
-        **{key: value for key, value in vars(options).items() if key != "here"},
+        **given(options),
     )
 
 

@@ -5,18 +5,27 @@ Machines are shared and change speed; what is compared is measured in one run, b
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import headrace
+
+SECONDS = 3.0
+"""Of each measurement, after its first batches."""
+WARM_UP_BATCHES = 8
+"""The slots' first touch, processes that start, the page cache."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,39 @@ def rounds(candidates: Mapping[str, Callable[[], float]], num_rounds: int) -> di
 def ratio(a: Spread, b: Spread) -> Spread:
     """a over b, round by round."""
     return Spread(tuple(x / y for x, y in zip(a.values, b.values, strict=True)))
+
+
+def scaled(spread: Spread, factor: float) -> Spread:
+    """The same in another unit."""
+    return Spread(tuple(factor * value for value in spread.values))
+
+
+def delivered(batches: Iterable[Any], amount: Callable[[Any], float]) -> float:
+    """What comes a second out of an endless iteration, after its first batches; `amount` is that of one batch."""
+    total, began = 0.0, time.perf_counter()
+    for number, batch in enumerate(batches):
+        if number < WARM_UP_BATCHES:
+            began = time.perf_counter()
+            continue
+        total += amount(batch)
+        if time.perf_counter() - began > SECONDS:
+            return total / (time.perf_counter() - began)
+    raise AssertionError("an endless iteration ended")
+
+
+def in_own_process(script: str, options: argparse.Namespace, *here: str) -> float:
+    """The rate that a benchmark prints last when it is called again with its options and `--here` so and so."""
+    command = [sys.executable, script, "--here", *here]
+    for name, value in given(options).items():
+        values = value if isinstance(value, list) else [value]
+        command += [f"--{name.replace('_', '-')}", *map(str, values)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """A benchmark's options but for `--here`, which tells a process what to measure."""
+    return {name: value for name, value in vars(options).items() if name != "here" and value is not None}
 
 
 def machine() -> dict[str, object]:

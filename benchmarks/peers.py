@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -29,6 +30,14 @@ def _stand_in_for_transformers() -> None:
     for module, name in (("feature_extraction_utils", "BatchFeature"), ("tokenization_utils_base", "BatchEncoding")):
         stand_in = sys.modules["transformers." + module] = types.ModuleType("transformers." + module)
         setattr(stand_in, name, type(name, (), {}))
+
+
+def installed(modules: Mapping[str, str]) -> list[str]:
+    """Of peers, name -> module, those that are here; of the others it says so."""
+    missing = [name for name, module in modules.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        print(f"not installed, left out: {', '.join(missing)}", file=sys.stderr)
+    return [name for name in modules if name not in missing]
 
 
 def versions(*packages: str) -> dict[str, str]:

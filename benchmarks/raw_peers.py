@@ -7,13 +7,14 @@ environment for its rank finds it there (`au_ranks.py`).
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+
+import peers
 
 WORKERS = 2
 SHARD_BYTES = 64 << 20
@@ -107,12 +108,15 @@ def read_webdataset(folder: Path, batch_size: int, share: Share, make: Make = as
 
 
 def write_mds(folder: Path, data: Iterator[bytes]) -> None:
-    from peers import load_streaming
+    write_mds_column(folder, "bytes", data)
 
-    load_streaming()
-    from streaming.base import MDSWriter
 
-    with MDSWriter(out=str(folder), columns={"bin": "bytes"}, size_limit=SHARD_BYTES, progress_bar=False) as writer:
+def write_mds_column(folder: Path, encoding: str, data: Iterator[Any]) -> None:
+    """One column, "bin", of anything that MDS can encode."""
+    writer = peers.load_streaming().MDSWriter(
+        out=str(folder), columns={"bin": encoding}, size_limit=SHARD_BYTES, progress_bar=False
+    )
+    with writer:
         for record in data:
             writer.write({"bin": record})
 
@@ -120,9 +124,7 @@ def write_mds(folder: Path, data: Iterator[bytes]) -> None:
 def read_mds(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
     from torch.utils.data import DataLoader
 
-    from peers import load_streaming
-
-    base = load_streaming()
+    base = peers.load_streaming()
     dataset = base.StreamingDataset(local=str(folder), shuffle=True, batch_size=batch_size, num_canonical_nodes=1)
     loader = DataLoader(
         dataset, batch_size, num_workers=share.workers, collate_fn=_Bins(make), drop_last=True, persistent_workers=True
@@ -140,12 +142,16 @@ def write_litdata(folder: Path, data: Iterator[bytes]) -> None:
     writer.merge()
 
 
-def read_litdata(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
+def read_litdata(
+    folder: Path, batch_size: int, share: Share, make: Make = as_list, item_loader: Any = None
+) -> Iterator[Any]:
+    """`item_loader` is what makes something else than byte strings of a chunk."""
     import litdata
 
-    dataset = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True)
+    dataset = litdata.StreamingDataset(str(folder), item_loader=item_loader, shuffle=True, drop_last=True)
+    collate = make if item_loader else _AsBytes(make)
     loader = litdata.StreamingDataLoader(
-        dataset, batch_size=batch_size, num_workers=share.workers, collate_fn=_AsBytes(make), persistent_workers=True
+        dataset, batch_size=batch_size, num_workers=share.workers, collate_fn=collate, persistent_workers=True
     )
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -208,7 +214,7 @@ PEERS = {
 
 def installed(names: Iterable[str] = PEERS) -> list[str]:
     """Those of the peers that are here."""
-    return [name for name in names if importlib.util.find_spec(PEERS[name].module)]
+    return peers.installed({name: PEERS[name].module for name in names})
 
 
 def write_peers(folder: Path, names: Iterable[str], sizes: list[int]) -> None:
