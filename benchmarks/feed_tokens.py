@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +30,9 @@ import numpy as np
 import torch
 
 import headrace as hr
-from measure import SECONDS, Spread, delivered, finish, given, in_own_process, ratio, rounds, scaled
+from measure import SECONDS, Spread, delivered, finish, given, in_own_process, ratio, rounds, scaled, together
 from peers import installed, versions
-from raw_peers import SHARD_BYTES, Share, read_litdata, read_mds, write_mds_column
+from raw_peers import Column, Share, read_litdata_items, read_mds_columns, write_litdata, write_mds_columns
 
 LENGTH = 2048
 DOCUMENT = 20_000
@@ -74,8 +73,7 @@ def gathered_rate(folder: Path, options: argparse.Namespace, seed: int = 0) -> f
 
 def gathered_by_processes(folder: Path, options: argparse.Namespace) -> float:
     """Windows/s of several such processes together."""
-    with multiprocessing.Pool(options.processes) as pool:
-        return sum(pool.map(partial(gathered_rate, folder, options), range(options.processes)))
+    return together(partial(gathered_rate, folder, options), options.processes)
 
 
 def headrace_batches(folder: Path, options: argparse.Namespace, **workers: int) -> Iterator[Any]:
@@ -102,34 +100,32 @@ def write_headrace(folder: Path, tokens: Any, options: argparse.Namespace) -> No
 
 def write_mds(folder: Path, tokens: Any, options: argparse.Namespace) -> None:
     windows = (np.asarray(tokens[at : at + LENGTH]) for at in range(0, len(tokens) - LENGTH + 1, LENGTH))
-    write_mds_column(folder, f"ndarray:{options.dtype}:{LENGTH}", windows)
+    columns = {"tokens": f"ndarray:{options.dtype}:{LENGTH}"}
+    write_mds_columns(folder, columns, ({"tokens": window} for window in windows))
 
 
 def mds_batches(folder: Path, options: argparse.Namespace) -> Iterator[Any]:
-    return read_mds(folder, options.batch_size, Share(workers=options.processes), Stacked(options.deliver))
+    collate = Column("tokens", Stacked(options.deliver))
+    return read_mds_columns(folder, options.batch_size, Share(workers=options.processes), collate)
 
 
-def write_litdata(folder: Path, tokens: Any, options: argparse.Namespace) -> None:
+def write_litdata_tokens(folder: Path, tokens: Any, options: argparse.Namespace) -> None:
     from litdata.streaming.item_loader import TokensLoader
-    from litdata.streaming.writer import BinaryWriter
 
-    writer = BinaryWriter(str(folder), chunk_bytes=SHARD_BYTES, item_loader=TokensLoader())
-    for number, at in enumerate(range(0, len(tokens), DOCUMENT)):
-        writer[number] = np.asarray(tokens[at : at + DOCUMENT])
-    writer.done()
-    writer.merge()
+    documents = (np.asarray(tokens[at : at + DOCUMENT]) for at in range(0, len(tokens), DOCUMENT))
+    write_litdata(folder, documents, item_loader=TokensLoader())
 
 
 def litdata_batches(folder: Path, options: argparse.Namespace) -> Iterator[Any]:
     from litdata import TokensLoader
 
-    share, windows = Share(workers=options.processes), TokensLoader(block_size=LENGTH)
-    return read_litdata(folder, options.batch_size, share, Stacked(options.deliver), windows)
+    share, collate = Share(workers=options.processes), Stacked(options.deliver)
+    return read_litdata_items(folder, options.batch_size, share, collate, item_loader=TokensLoader(block_size=LENGTH))
 
 
 PEERS: dict[str, tuple[str, Callable[..., None], Callable[..., Iterator[Any]]]] = {
     "MDS": ("streaming", write_mds, mds_batches),
-    "LitData TokensLoader": ("litdata", write_litdata, litdata_batches),
+    "LitData TokensLoader": ("litdata", write_litdata_tokens, litdata_batches),
 }
 """The module of each, what writes tokens into a folder, and what reads batches of windows from there."""
 CEILINGS = {"memory map, one process": gathered_rate, "memory map, processes": gathered_by_processes}

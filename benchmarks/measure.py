@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -26,6 +27,8 @@ SECONDS = 3.0
 """Of each measurement, after its first batches."""
 WARM_UP_BATCHES = 8
 """The slots' first touch, processes that start, the page cache."""
+LIMIT_SEC = 300
+"""Of a process that measures: one that hangs is an error."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,19 @@ def delivered(batches: Iterable[Any], amount: Callable[[Any], float]) -> float:
     raise AssertionError("an endless iteration ended")
 
 
+def together(rate: Callable[[int], float], processes: int) -> float:
+    """The sum of the rates of so many processes at once, each of which is told its number."""
+    with multiprocessing.Pool(processes) as pool:
+        return sum(pool.map(rate, range(processes)))
+
+
 def in_own_process(script: str, options: argparse.Namespace, *here: str) -> float:
     """The rate that a benchmark prints last when it is called again with its options and `--here` so and so."""
     command = [sys.executable, script, "--here", *here]
     for name, value in given(options).items():
         values = value if isinstance(value, list) else [value]
         command += [f"--{name.replace('_', '-')}", *map(str, values)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=LIMIT_SEC)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 

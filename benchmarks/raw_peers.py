@@ -108,48 +108,55 @@ def read_webdataset(folder: Path, batch_size: int, share: Share, make: Make = as
 
 
 def write_mds(folder: Path, data: Iterator[bytes]) -> None:
-    write_mds_column(folder, "bytes", data)
+    write_mds_columns(folder, {"bin": "bytes"}, ({"bin": record} for record in data))
 
 
-def write_mds_column(folder: Path, encoding: str, data: Iterator[Any]) -> None:
-    """One column, "bin", of anything that MDS can encode."""
-    writer = peers.load_streaming().MDSWriter(
-        out=str(folder), columns={"bin": encoding}, size_limit=SHARD_BYTES, progress_bar=False
-    )
-    with writer:
-        for record in data:
-            writer.write({"bin": record})
+def write_mds_columns(folder: Path, columns: dict[str, str], samples: Iterable[dict[str, Any]]) -> None:
+    """Samples whose fields MDS encodes as `columns` says."""
+    base = peers.load_streaming()
+    with base.MDSWriter(out=str(folder), columns=columns, size_limit=SHARD_BYTES, progress_bar=False) as writer:
+        for sample in samples:
+            writer.write(sample)
 
 
 def read_mds(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
+    return read_mds_columns(folder, batch_size, share, Column("bin", make))
+
+
+def read_mds_columns(folder: Path, batch_size: int, share: Share, collate: Make | None) -> Iterator[Any]:
+    """`collate` takes a batch's samples, which are dicts; None is PyTorch's own."""
     from torch.utils.data import DataLoader
 
     base = peers.load_streaming()
     dataset = base.StreamingDataset(local=str(folder), shuffle=True, batch_size=batch_size, num_canonical_nodes=1)
     loader = DataLoader(
-        dataset, batch_size, num_workers=share.workers, collate_fn=_Bins(make), drop_last=True, persistent_workers=True
+        dataset, batch_size, num_workers=share.workers, collate_fn=collate, drop_last=True, persistent_workers=True
     )
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
-def write_litdata(folder: Path, data: Iterator[bytes]) -> None:
+def write_litdata(folder: Path, data: Iterable[Any], **options: Any) -> None:
+    """Anything that LitData can store; `options` are its writer's."""
     from litdata.streaming.writer import BinaryWriter
 
-    writer = BinaryWriter(str(folder), chunk_bytes=SHARD_BYTES)
+    writer = BinaryWriter(str(folder), chunk_bytes=SHARD_BYTES, **options)
     for number, record in enumerate(data):
         writer[number] = record
     writer.done()
     writer.merge()
 
 
-def read_litdata(
-    folder: Path, batch_size: int, share: Share, make: Make = as_list, item_loader: Any = None
+def read_litdata(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
+    return read_litdata_items(folder, batch_size, share, _AsBytes(make))
+
+
+def read_litdata_items(
+    folder: Path, batch_size: int, share: Share, collate: Make | None, **options: Any
 ) -> Iterator[Any]:
-    """`item_loader` is what makes something else than byte strings of a chunk."""
+    """`collate` takes a batch's items; None is PyTorch's own. `options` are the dataset's."""
     import litdata
 
-    dataset = litdata.StreamingDataset(str(folder), item_loader=item_loader, shuffle=True, drop_last=True)
-    collate = make if item_loader else _AsBytes(make)
+    dataset = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True, **options)
     loader = litdata.StreamingDataLoader(
         dataset, batch_size=batch_size, num_workers=share.workers, collate_fn=collate, persistent_workers=True
     )
@@ -224,6 +231,17 @@ def write_peers(folder: Path, names: Iterable[str], sizes: list[int]) -> None:
             peer.write(folder / peer.stored, records(sizes))
 
 
+@dataclass(frozen=True)
+class Column:
+    """What is made of one field of a batch's samples."""
+
+    field: str
+    make: Make
+
+    def __call__(self, items: list[dict[str, Any]]) -> Any:
+        return self.make([item[self.field] for item in items])
+
+
 def _first(values: tuple[Any, ...]) -> Any:
     return values[0]
 
@@ -236,14 +254,6 @@ class _AsBytes:
 
     def __call__(self, items: list[Any]) -> Any:
         return self.make(list(map(bytes, items)))
-
-
-@dataclass(frozen=True)
-class _Bins:
-    make: Make
-
-    def __call__(self, items: list[dict[str, Any]]) -> Any:
-        return self.make([item["bin"] for item in items])
 
 
 def _endless(paths: list[str]) -> Iterator[str]:
