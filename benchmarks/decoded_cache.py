@@ -12,59 +12,29 @@ measurement is a process of its own; candidates take turns.
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 import headrace as hr
-from headrace.transform import Decode, RandomHorizontalFlip, RandomResizedCrop, apply, sample_rng
+from headrace.transform import Decode, apply, sample_rng
+from image_batches import MAKERS, REST, SIDE
 from make_images import write_images
 from measure import SECONDS, Spread, delivered, finish, in_own_process, ratio, rounds
 from peers import versions
 from raw_peers import PEERS, Share, installed
 
-BATCH_SIZE, SIDE, SHORT = 128, 224, 256
-CROP = RandomResizedCrop(SIDE)
-REST = (CROP, RandomHorizontalFlip())
+BATCH_SIZE, SHORT = 128, 256
 SETS = {"450x415": None, "short side 256": SHORT}
 CACHES = ("ram", "folder", "none")
-WITH_PILLOW, WITH_CV2 = "Pillow", "simplejpeg + OpenCV"
-
-
-def with_cv2(items: Sequence[bytes]) -> torch.Tensor:
-    """Batch of (images, 224, 224, 3) by headrace's own function."""
-    cv2.setNumThreads(1)
-    rng = np.random.default_rng()
-    made = [apply((Decode(), *REST), {"__key__": "", "jpg": item}, lambda: rng) for item in items]
-    return torch.from_numpy(np.stack([one["jpg"] for one in made if one is not None]))
-
-
-def with_pillow(items: Sequence[bytes]) -> torch.Tensor:
-    """The same by Pillow, as torchvision does it."""
-    rng = np.random.default_rng()
-    return torch.from_numpy(np.stack([_by_pillow(item, rng) for item in items]))
-
-
-def _by_pillow(item: bytes, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    image = Image.open(io.BytesIO(item)).convert("RGB")
-    top, left, height, width = CROP.part(image.height, image.width, rng)
-    image = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image)
-
-
-MAKERS: dict[str, Callable[[Sequence[bytes]], torch.Tensor]] = {WITH_PILLOW: with_pillow, WITH_CV2: with_cv2}
 
 
 def ceiling_rate(folder: Path, threads: int) -> float:

@@ -70,7 +70,7 @@ def scaled(spread: Spread, factor: float) -> Spread:
     return Spread(tuple(factor * value for value in spread.values))
 
 
-def delivered(batches: Iterable[Any], amount: Callable[[Any], float]) -> float:
+def delivered(batches: Iterable[Any], amount: Callable[[Any], float], seconds: float = SECONDS) -> float:
     """What comes a second out of an endless iteration, after its first batches; `amount` is that of one batch."""
     total, began = 0.0, time.perf_counter()
     for number, batch in enumerate(batches):
@@ -78,7 +78,7 @@ def delivered(batches: Iterable[Any], amount: Callable[[Any], float]) -> float:
             began = time.perf_counter()
             continue
         total += amount(batch)
-        if time.perf_counter() - began > SECONDS:
+        if time.perf_counter() - began > seconds:
             return total / (time.perf_counter() - began)
     raise AssertionError("an endless iteration ended")
 

@@ -178,7 +178,7 @@ def read_grain(folder: Path, batch_size: int, share: Share, make: Make = as_list
 
     source = grain.ArrayRecordDataSource([str(folder / "data.array_record")])
     dataset = grain.MapDataset.source(source).shuffle(seed=0)[share.rank :: share.world_size].repeat().to_iter_dataset()
-    batches = dataset.batch(batch_size, batch_fn=make)
+    batches = dataset.batch(batch_size, batch_fn=_AsArray(make))
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=share.workers)))
 
 
@@ -254,6 +254,17 @@ class _AsBytes:
 
     def __call__(self, items: list[Any]) -> Any:
         return self.make(list(map(bytes, items)))
+
+
+@dataclass(frozen=True)
+class _AsArray:
+    """Grain sends arrays through shared memory, tensors it does not."""
+
+    make: Make
+
+    def __call__(self, items: list[Any]) -> Any:
+        made = self.make(items)
+        return made if isinstance(made, list) else made.numpy()
 
 
 def _endless(paths: list[str]) -> Iterator[str]:
