@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ BUCKET = "bucket"
 def late_store(folder: Path, delay_ms: float) -> Iterator[dict[str, str]]:
     """Serve a folder as s3://bucket while the block runs; gives the environment that a client needs."""
     command = [sys.executable, __file__, str(folder), str(delay_ms)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             port = int(process.stdout.readline())
@@ -80,8 +81,10 @@ def _head(status: str, num_bytes: int, *lines: str) -> bytes:
 
 async def _main(folder: Path, delay_sec: float) -> None:
     async with await asyncio.start_server(Store(folder, delay_sec).serve, "127.0.0.1", 0) as server:
+        await server.start_serving()
         print(server.sockets[0].getsockname()[1], flush=True)
-        await server.serve_forever()
+        await asyncio.to_thread(sys.stdin.read)  # until whoever started it is gone, however that ended
+        os._exit(0)  # connections may be open
 
 
 if __name__ == "__main__":
