@@ -23,7 +23,7 @@ from typing import Any
 from raw_peers import Share
 
 LIMIT_SEC = 240
-"""For ranks to start, be fed and end. Those that take longer are killed."""
+"""For ranks to start, be fed and end, where nothing else is said. Those that take longer are killed."""
 END_SEC = 5
 """For ranks that have answered to end by themselves."""
 CONTEXT = multiprocessing.get_context("spawn")
@@ -51,8 +51,11 @@ class Task:
     """Where nothing is computed: the end, though fewer batches came."""
 
 
-def run_ranks(task: Task, shares: list[Share]) -> list[float]:
-    """Each rank's AU, 0 to 1; where nothing is computed, samples/s. Raises FeedError where a rank fails or hangs."""
+def run_ranks(task: Task, shares: list[Share], limit_sec: float = LIMIT_SEC) -> list[float]:
+    """Each rank's AU, 0 to 1; where nothing is computed, samples/s.
+
+    Raises FeedError where a rank fails, or all of them together take longer than `limit_sec`.
+    """
     barrier, port = CONTEXT.Barrier(len(shares)), free_port()
     ranks: dict[Connection, SpawnProcess] = {}
     with tempfile.TemporaryDirectory() as scratch:  # for all that loaders leave in temporary folders
@@ -63,19 +66,20 @@ def run_ranks(task: Task, shares: list[Share]) -> list[float]:
                 ranks[receiver] = CONTEXT.Process(target=run_rank, args=(task, share, environment, barrier, sender))
                 ranks[receiver].start()
                 sender.close()
-            return _answers(ranks, time.monotonic() + LIMIT_SEC)
+            return _answers(ranks, limit_sec)
         finally:
             for receiver, process in ranks.items():
                 _end(process)
                 receiver.close()
 
 
-def _answers(ranks: dict[Connection, SpawnProcess], deadline: float) -> list[float]:
+def _answers(ranks: dict[Connection, SpawnProcess], limit_sec: float) -> list[float]:
     answers: dict[Connection, float] = {}
+    deadline = time.monotonic() + limit_sec
     while len(answers) < len(ranks):
         ready = wait(set(ranks) - set(answers), max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise FeedError(f"no end after {LIMIT_SEC} s")
+            raise FeedError(f"no end after {limit_sec:g} s")
         for receiver in ready:
             assert isinstance(receiver, Connection)
             try:

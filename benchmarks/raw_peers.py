@@ -97,9 +97,12 @@ def write_webdataset(folder: Path, data: Iterator[bytes]) -> None:
 
 
 def read_webdataset(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
+    return read_webdataset_urls(sorted(map(str, folder.glob("*.tar"))), batch_size, share, make)
+
+
+def read_webdataset_urls(urls: list[str], batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
     import webdataset
 
-    urls = sorted(map(str, folder.glob("*.tar")))
     dataset = webdataset.WebDataset(
         urls, shardshuffle=len(urls), nodesplitter=webdataset.split_by_node, empty_check=False
     )
@@ -123,12 +126,20 @@ def read_mds(folder: Path, batch_size: int, share: Share, make: Make = as_list) 
     return read_mds_columns(folder, batch_size, share, Column("bin", make))
 
 
-def read_mds_columns(folder: Path, batch_size: int, share: Share, collate: Make | None) -> Iterator[Any]:
-    """`collate` takes a batch's samples, which are dicts; None is PyTorch's own."""
+def read_mds_columns(
+    folder: Path, batch_size: int, share: Share, collate: Make | None, **options: Any
+) -> Iterator[Any]:
+    """`collate` takes a batch's samples, which are dicts; None is PyTorch's own. `options` are the dataset's."""
     from torch.utils.data import DataLoader
 
     base = peers.load_streaming()
-    dataset = base.StreamingDataset(local=str(folder), shuffle=True, batch_size=batch_size, num_canonical_nodes=1)
+    dataset = base.StreamingDataset(
+        local=str(folder), shuffle=True, batch_size=batch_size, num_canonical_nodes=1, **options
+    )
+    for stream in dataset.streams:
+        # Workers are forked, and would share the connection by which the index was fetched, each taking the other's
+        # answers.
+        stream._downloader.clean_up()
     loader = DataLoader(
         dataset, batch_size, num_workers=share.workers, collate_fn=collate, drop_last=True, persistent_workers=True
     )
@@ -147,11 +158,11 @@ def write_litdata(folder: Path, data: Iterable[Any], **options: Any) -> None:
 
 
 def read_litdata(folder: Path, batch_size: int, share: Share, make: Make = as_list) -> Iterator[Any]:
-    return read_litdata_items(folder, batch_size, share, _AsBytes(make))
+    return read_litdata_items(folder, batch_size, share, AsBytes(make))
 
 
 def read_litdata_items(
-    folder: Path, batch_size: int, share: Share, collate: Make | None, **options: Any
+    folder: Path | str, batch_size: int, share: Share, collate: Make | None, **options: Any
 ) -> Iterator[Any]:
     """`collate` takes a batch's items; None is PyTorch's own. `options` are the dataset's."""
     import litdata
@@ -247,7 +258,7 @@ def _first(values: tuple[Any, ...]) -> Any:
 
 
 @dataclass(frozen=True)
-class _AsBytes:
+class AsBytes:
     """Views of a chunk cannot be sent from a worker."""
 
     make: Make

@@ -1,0 +1,95 @@
+"""The loaders that read from a store, and the ceiling there: what requests alone bring."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import obstore
+
+from au_ranks import Feed
+from measure import SECONDS
+from peers import load_streaming
+from raw_peers import AsBytes, Column, Share, as_list, read_litdata_items, read_mds_columns, read_webdataset_urls
+
+RANGE_BYTES, REQUESTS = 4 << 20, 16
+"""Of the ceiling: bytes of each, and how many at once."""
+BUCKET = "data"
+"""The folder of this name in what is served."""
+
+
+@contextlib.contextmanager
+def serving(folder: Path, delay_ms: float) -> Iterator[dict[str, str]]:
+    """The environment that a client of `s3_server.py` needs."""
+    program = Path(__file__).with_name("s3_server.py")
+    command = [sys.executable, str(program), str(folder), f"--delay-ms={delay_ms}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+            yield keys | {"AWS_ENDPOINT_URL": url, "S3_ENDPOINT_URL": url}  # MDS looks for the second
+        finally:
+            server.kill()
+
+
+def store_rate(folder: Path) -> float:
+    """GB/s of one process that reads the shards in this folder of the bucket forwards, many ranges at once."""
+    store = obstore.store.S3Store(BUCKET, client_options={"allow_http": True}, virtual_hosted_style_request=False)
+    ranges = (
+        (f"{folder.name}/{path.name}", start)
+        for path in sorted(folder.glob("*.tar"))
+        for start in range(0, path.stat().st_size - RANGE_BYTES, RANGE_BYTES)
+    )
+    began = time.perf_counter()
+
+    def read(at: tuple[str, int]) -> int:
+        if time.perf_counter() - began > SECONDS:
+            return 0
+        return len(obstore.get_range(store, at[0], start=at[1], length=RANGE_BYTES))
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        num_bytes = sum(pool.map(read, ranges))
+    return num_bytes / (time.perf_counter() - began) / 1e9
+
+
+def webdataset_feed(place: str, batch_size: int, share: Share) -> Iterator[Any]:
+    """WebDataset fetches http URLs by curl."""
+    names = sorted(path.name for path in Path(place, "webdataset").glob("*.tar"))
+    urls = [f"{os.environ['AWS_ENDPOINT_URL']}/{BUCKET}/webdataset/{name}" for name in names]
+    return read_webdataset_urls(urls, batch_size, share)
+
+
+def mds_feed(place: str, batch_size: int, share: Share) -> Iterator[Any]:
+    """MDS fetches whole shards into a folder that all ranks have in common.
+
+    Ranks that were killed leave names in shared memory, by which the next would take shards for fetched that are not.
+    """
+    load_streaming()
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()
+    local, remote = Path(os.environ["TMPDIR"], "mds"), f"s3://{BUCKET}/mds"
+    return read_mds_columns(local, batch_size, share, Column("bin", as_list), remote=remote)
+
+
+def litdata_feed(place: str, batch_size: int, share: Share) -> Iterator[Any]:
+    """LitData fetches whole chunks into a folder that all ranks have in common."""
+    from litdata.streaming import downloader
+
+    downloader._OBSTORE_CLIENT_OPTIONS = downloader._OBSTORE_CLIENT_OPTIONS | {
+        "allow_http": True
+    }  # it knows https only
+    local, remote = str(Path(os.environ["TMPDIR"], "litdata")), f"s3://{BUCKET}/litdata"
+    return read_litdata_items(remote, batch_size, share, AsBytes(as_list), cache_dir=local)
+
+
+STORE_PEERS: dict[str, Feed] = {"WebDataset": webdataset_feed, "MDS": mds_feed, "LitData": litdata_feed}
+"""Those that read from a store by themselves. A DataLoader over files, Grain's ArrayRecord and SPDL do not."""
