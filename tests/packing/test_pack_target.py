@@ -74,6 +74,14 @@ def test_overwriting_leaves_nothing_of_the_old_and_everything_of_others(images, 
     assert len(manifest.shards) == 1
 
 
+def test_overwriting_with_the_same_repairs_what_was_damaged(images, tmp_path, content):
+    hr.pack(images, tmp_path / "out", shard_size=8000)
+    whole = content(tmp_path / "out")
+    (tmp_path / "out" / "shard-000000.tar").write_bytes(b"damaged")
+    hr.pack(images, tmp_path / "out", shard_size=8000, overwrite=True)
+    assert content(tmp_path / "out") == whole
+
+
 def test_overwriting_spares_shards_that_are_not_ours(images, tmp_path):
     hr.pack(images, tmp_path / "out")
     (tmp_path / "out" / "shard-000007.tar").write_bytes(b"mine")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from headrace.dataset import PARTIAL_NAME
 from headrace.errors import DamagedError, ManifestError, TargetError
-from headrace.formats import MANIFEST_NAME, Manifest
+from headrace.formats import INDEX_SUFFIX, MANIFEST_NAME, Manifest
 from headrace.packing.beside import write_beside, write_whole
 from headrace.packing.journal import Milestone, read_request
 from headrace.packing.local_workplace import LocalWorkplace
@@ -178,7 +178,7 @@ class _StagedTarget(Target):
             return  # done before a crash
         self._work.check()
         current = read_manifest(self._place) if exists(self._place / MANIFEST_NAME) else None
-        if current != self.ready:
+        if current != self.ready or self._has_shards_to_move:
             if current is not None and self._place.is_local and not self._is_append:
                 self._remove_old(current)
             self._work.move_to(self._place)
@@ -200,6 +200,11 @@ class _StagedTarget(Target):
     def _staged(self) -> Place:
         """The manifest that waits to replace the old one: while it is there, all that it names is there too."""
         return self._work.notes / MANIFEST_NAME
+
+    @property
+    def _has_shards_to_move(self) -> bool:
+        """Whether the shards wait too, as they do when a dataset is replaced by an equal one: it may be damaged."""
+        return self._place.is_local and any(name.endswith(INDEX_SUFFIX) for name in names_in(self._work.shards))
 
     def _begin(self, options: Options) -> None:
         if self._old is None:
