@@ -14,8 +14,10 @@ and --threads); k ranks divide these, and have one at least. Ceilings are those 
 Data lies on the local disk and in the page cache; room for six copies of it is needed. What a rank gets by rate is
 printed before the search; a trial that fails or takes longer than --trial-sec does not hold.
 
-With --store the shards lie on a store behind a latency (`s3_server.py`), and everybody reads each of them once:
-what is measured ends with the first epoch, since MDS and LitData keep a copy of what they fetched on the local disk.
+With --store the shards lie on a store behind a latency (`s3_server.py`), and everybody reads each of them once: what is
+measured ends with the first epoch, since MDS and LitData keep a copy of what they fetched on the local disk, and begins
+with its first batch, since they fetch shards far ahead. A DataLoader over files, Grain's ArrayRecord and SPDL read from
+no such store by themselves, and are left out.
 
 unet3d's records are drawn from a normal distribution, clipped at 256 MB and at as far below the mean.
 """
@@ -125,7 +127,8 @@ class Bench:
 
     def __init__(self, place: str, workload: Workload, options: argparse.Namespace) -> None:
         self._place, self._workload, self._options = place, workload, options
-        least = workload.batch_size * (workload.warm_up + LEAST_STEPS if options.store else 1)
+        self._warm_up = 1 if options.store else workload.warm_up
+        least = workload.batch_size * (self._warm_up + LEAST_STEPS if options.store else 1)
         self._most_ranks = options.records // least  # an epoch has what each rank takes
         if self._most_ranks == 0:
             sys.exit(f"one rank takes at least {least:,} records: got --records {options.records:,}")
@@ -149,7 +152,8 @@ class Bench:
 
     def _rate(self, name: str, feed: Feed) -> float:
         """0 where the feed fails, or takes too long."""
-        task = Task(feed, self._place, *self._batches(1, MAX_STEPS), limit_sec=self._options.seconds)
+        seconds = math.inf if self._options.store else self._options.seconds  # there an epoch ends it
+        task = Task(feed, self._place, *self._batches(1, MAX_STEPS), limit_sec=seconds)
         try:
             return run_ranks(task, shares(1), self._options.trial_sec)[0]
         except FeedError as err:
@@ -164,10 +168,10 @@ class Bench:
 
     def _batches(self, num_ranks: int, steps: int) -> tuple[int, int, int]:
         """The size of a batch, those not measured, and those measured: from a store no more than an epoch has."""
-        size, warm_up = self._workload.batch_size, self._workload.warm_up
+        size = self._workload.batch_size
         epoch = self._options.records // (size * num_ranks)
         # The first step is taken too, though it does not count.
-        return size, warm_up, min(steps, epoch - warm_up - 1) if self._options.store else steps
+        return size, self._warm_up, min(steps, epoch - self._warm_up - 1) if self._options.store else steps
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from raw_peers import Share
 
 LIMIT_SEC = 240
 """For ranks to start, be fed and end, where nothing else is said. Those that take longer are killed."""
+WARM_UP_SEC = 10
+"""For the first batches: a feed that is slower has used up by then what it read ahead."""
 END_SEC = 5
 """For ranks that have answered to end by themselves."""
 CONTEXT = multiprocessing.get_context("spawn")
@@ -42,7 +44,7 @@ class Task:
     place: str
     batch_size: int
     warm_up: int
-    """Batches that are taken first, without computing, so that what was read ahead is used up."""
+    """Batches taken first, without computing, so that what was read ahead is used up and memory has been touched."""
     steps: int
     """Those that are measured."""
     compute_sec: float = 0.0
@@ -138,8 +140,11 @@ def rank_environment(share: Share, port: int) -> dict[str, str]:
 
 def measure(task: Task, batches: Iterator[Any], barrier: Any) -> float:
     """AU of this rank, or samples/s where nothing is computed."""
+    deadline = time.monotonic() + WARM_UP_SEC
     for _ in range(task.warm_up):
         next(batches)
+        if time.monotonic() > deadline:
+            break
     barrier.wait(LIMIT_SEC)
     return utilization(task, batches, barrier) if task.compute_sec else delivered(task, batches)
 
