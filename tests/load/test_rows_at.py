@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.formats.columns import numbered
 from headrace.load.keys import joined, strings
 from headrace.load.rows_at import RowsAt, copy_rows
 
@@ -66,3 +67,9 @@ def test_keys_are_the_same_however_they_came(parts):
     places = [rows[end - len(keys) : end] for keys, end in zip(parts, ends, strict=True)]
     found = strings(joined([(at, sent(keys)) for at, keys in zip(places, parts, strict=True)], len(all_keys)))
     assert [found[row] for row in rows] == all_keys
+
+
+@given(st.text(min_size=1, max_size=4), st.integers(0, 10**7), st.integers(0, 30), st.integers(1, 50))
+def test_numbered_keys_are_stem_and_number(stem, first, count, stride):
+    numbers = np.arange(first, first + count * stride, stride, dtype=np.int64)
+    assert strings(numbered(stem, numbers)) == [f"{stem}:{number}" for number in numbers]

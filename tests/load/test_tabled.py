@@ -211,3 +211,16 @@ def test_what_would_be_cut_off_is_refused(datasets):
     for dtype in ("text", "complex64", "datetime64[s]", None):
         with pytest.raises(OptionError, match=r"cast\('a': \.\.\.\) takes a"):
             hr.Stream(datasets["numbers"]).cast({"a": dtype})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_keys_of_several_lengths_come_as_they_are(tmp_path, processes):
+    """Runs whose keys all have one length, others of another, and runs with keys of several; some in no ASCII."""
+    keys = [f"{i}" for i in range(180)] + [f"ä{i}" for i in range(200, 260)]
+    hr.pack(({"__key__": key, "bin": key.encode() * 9} for key in keys), tmp_path, shard_size="8KiB", shuffle=False)
+    stream = hr.Stream(hr.open(tmp_path), seed=1, block_size="12KiB", window=64)
+    assert is_tabled(stream)
+    with hr.Loader(stream, batch_size=16, processes=processes, drop_last=False) as loader:
+        pairs = [pair for batch in loader for pair in zip(batch["__key__"], batch["bin"], strict=True)]
+    assert sorted(key for key, _ in pairs) == sorted(keys)
+    assert all(bytes(data) == key.encode() * 9 for key, data in pairs)

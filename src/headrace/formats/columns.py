@@ -43,12 +43,12 @@ class Strings:
             return (string[start - base : end - base] for start, end in pairwise(starts))
         return (text[start - base : end - base].decode() for start, end in pairwise(starts))
 
-    def characters(self, first: int, last: int) -> npt.NDArray[np.void] | None:
-        """Those of each string from the first to the one before the last; None unless all are ASCII of one length."""
+    def column(self, first: int, last: int) -> list[str] | npt.NDArray[np.void]:
+        """Those from the first to the one before the last; their characters, where all are ASCII of one length."""
         starts = self.starts[first : last + 1]
         lengths = np.diff(starts)
         if not len(lengths) or not lengths[0] or not np.all(lengths == lengths[0]) or not self._is_ascii:
-            return None
+            return list(self.some(first, last))
         return self.text[starts[0] : starts[-1]].view(f"V{lengths[0]}")
 
     @cached_property
@@ -75,6 +75,20 @@ class Strings:
     def nbytes(self) -> int:
         """Memory of both buffers, in bytes."""
         return self.starts.nbytes + self.text.nbytes
+
+
+def numbered(stem: str, numbers: I64) -> list[str] | npt.NDArray[np.void]:
+    """`stem:number` for each; their characters, where all are ASCII of one length. Numbers are at least 0, and rise."""
+    listed = [f"{stem}:{number}" for number in numbers[[0, -1]].tolist()] if len(numbers) else []
+    if len({len(key) for key in listed}) != 1 or not stem.isascii():
+        return [f"{stem}:{number}" for number in numbers.tolist()]
+    length = len(listed[0])
+    characters = np.empty((len(numbers), length), np.uint8)
+    characters[:] = np.frombuffer(listed[0].encode(), np.uint8)
+    for at in range(length - 1, len(stem), -1):
+        numbers, digits = np.divmod(numbers, 10)
+        characters[:, at] = digits + ord("0")
+    return characters.view(f"V{length}").ravel()
 
 
 class Digests:

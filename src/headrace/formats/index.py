@@ -7,7 +7,7 @@ shard (`shard-000000.tar.idx`), and in memory as plain arrays, which pickle smal
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -100,13 +100,9 @@ class ShardIndex(ABC):
     def key(self, i: int) -> str:
         """The key of sample i."""
 
-    def keys(self, first: int, last: int) -> Iterable[str]:
-        """The keys of samples first .. last-1."""
-        return map(self.key, range(first, last))
-
     def key_column(self, first: int, last: int) -> list[str] | NDArray[np.void]:
-        """The same as a Table has them."""
-        return list(self.keys(first, last))
+        """The keys of samples first .. last-1, as a Table has them."""
+        return list(map(self.key, range(first, last)))
 
     @abstractmethod
     def extent(self, first: int, last: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,7 +13,7 @@ from headrace.load.batch import WORD
 from headrace.load.column_batch import ColumnRows
 from headrace.load.fields import Specs
 from headrace.load.job import Job
-from headrace.load.keys import Keys, strings
+from headrace.load.keys import Keys, joined
 from headrace.load.rows_at import RowsAt, copy_rows
 from headrace.load.slots import Slot
 from headrace.transform import Cast, Decode, Op, may_cast
@@ -150,13 +150,32 @@ def gather(
 
 
 def _keys(picked: Picked) -> Keys:
-    stored = [run.keys for run in picked.runs]
-    even = _of_one_length(stored)
-    if even is None:
-        return picked.values([strings(one.array) if isinstance(one, RowsAt) else one for one in stored])
-    keys = np.empty(len(picked.which), even[0].dtype)
-    copy_rows(even, picked.which, picked.at, keys, slice(None))
-    return keys
+    found: list[tuple[I64, Keys]] = []
+    for columns, rows, part in _alike([run.keys for run in picked.runs], picked):
+        even = _of_one_length(columns)
+        if even is None:
+            found.append((rows, part.values(columns)))
+            continue
+        characters = np.empty(len(rows), even[0].dtype)
+        copy_rows(even, part.which, part.at, characters, slice(None))
+        found.append((rows, characters))
+    return joined(found, len(picked.which))
+
+
+def _alike(columns: Sequence[Values], picked: Picked) -> Iterator[tuple[list[Values], I64, Picked]]:
+    """The runs' columns by dtype, those that are lists together: the columns, the rows out of them, where these lie."""
+    kinds = [one.dtype.descr if isinstance(one, RowsAt) else None for one in columns]
+    for first, kind in enumerate(kinds):
+        if kind in kinds[:first]:
+            continue
+        alike = np.flatnonzero([one == kind for one in kinds])
+        if len(alike) == len(kinds):
+            yield list(columns), np.arange(len(picked.which)), picked
+            return
+        rows = np.flatnonzero(np.isin(picked.which, alike))
+        runs = [picked.runs[number] for number in alike.tolist()]
+        which = np.searchsorted(alike, picked.which[rows])
+        yield [columns[number] for number in alike.tolist()], rows, Picked(runs, which, picked.at[rows])
 
 
 def _of_one_length(columns: Sequence[Values]) -> list[RowsAt] | None:
@@ -180,17 +199,10 @@ def _fill_arrays(columns: Columns, picked: Picked, arrays: Mapping[str, NDArray[
 
 def _fill(target: NDArray[Any], stored: Sequence[RowsAt], picked: Picked, rows: I64 | slice) -> None:
     """Runs may differ in dtype, as of token shards that do."""
-    dtypes = {one.dtype for one in stored}
-    if len(dtypes) == 1:
-        copy_rows(stored, picked.which, picked.at, target, rows)
-        return
-    numbers = np.arange(len(target))[rows]
-    for dtype in dtypes:
-        alike = np.flatnonzero([one.dtype == dtype for one in stored])
-        here = np.flatnonzero(np.isin(picked.which, alike))
-        if len(here):
-            which = np.searchsorted(alike, picked.which[here])
-            copy_rows([stored[number] for number in alike.tolist()], which, picked.at[here], target, numbers[here])
+    for columns, some, part in _alike(stored, picked):
+        alike = [one for one in columns if isinstance(one, RowsAt)]
+        is_all = len(some) == len(picked.which)
+        copy_rows(alike, part.which, part.at, target, rows if is_all else np.arange(len(target))[rows][some])
 
 
 def _even(lists: Sequence[RowsAt], picked: Picked, slot: Slot) -> tuple[I64, I64]:

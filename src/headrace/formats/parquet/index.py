@@ -24,7 +24,7 @@ from headrace.errors import DamagedError, DatasetError, ManifestError, OptionErr
 from headrace.formats.arrow import Column as IndexColumn
 from headrace.formats.arrow import IndexFile, Lists, index_to_bytes
 from headrace.formats.checking import Checked
-from headrace.formats.columns import I64, U64, Strings
+from headrace.formats.columns import I64, U64, Strings, numbered
 from headrace.formats.fields import Field, fields_from_json
 from headrace.formats.index import Opened, Range, ShardIndex, StoredIndex
 from headrace.formats.parquet.columns import Get
@@ -102,6 +102,12 @@ class Content:
         """The key of a row of the shard."""
         return self.keys[row] if self.keys is not None else f"{self.stem}:{row}"
 
+    def key_column(self, first: int, last: int) -> list[str] | NDArray[np.void]:
+        """The keys of some rows of the shard, as a Table has them."""
+        if self.keys is None:
+            return numbered(self.stem, np.arange(first, last, dtype=np.int64))
+        return self.keys.column(first, last)
+
     @property
     def nbytes(self) -> int:
         """Memory of all this, in bytes."""
@@ -136,6 +142,9 @@ class RowGroupIndex(ShardIndex):
     def key(self, i: int) -> str:
         return self._content.key(self._first_row + i)
 
+    def key_column(self, first: int, last: int) -> list[str] | NDArray[np.void]:
+        return self._content.key_column(self._first_row + first, self._first_row + last)
+
     def extent(self, first: int, last: int) -> tuple[int, int]:
         ranges = self.ranges(first, last)
         return (ranges[0].offset, ranges[-1].end - ranges[0].offset) if ranges else (0, 0)
@@ -150,7 +159,7 @@ class RowGroupIndex(ShardIndex):
 
     def open(self, first: int, last: int, data: memoryview) -> Opened:
         if first == last or not self._columns:
-            return OpenedRows(self.key, {}, {}, 0)
+            return OpenedRows(self, {}, {}, 0)
         arrays, broken = self._unpacked(Stored(self._group, data, self.ranges(first, last)))
         try:
             gets = {column.name: values_of(column, arrays[column.name]) for column in self._columns}
@@ -158,7 +167,7 @@ class RowGroupIndex(ShardIndex):
         except ARROW_ERRORS as err:
             raise DamagedError(f"row group {self._group.number} does not unpack: {one_line(err)}") from err
         num_bytes = sum(array.get_total_buffer_size() for array in arrays.values())
-        return OpenedRows(self.key, gets, damage, num_bytes, partial(self._columns_of, arrays, gets))
+        return OpenedRows(self, gets, damage, num_bytes, partial(self._columns_of, arrays, gets))
 
     def _columns_of(self, arrays: Mapping[str, pa.Array], gets: Mapping[str, Get]) -> dict[str, NDArray[Any]] | None:
         """Every field as a column of a Table; None if some field has no such column."""
@@ -226,7 +235,7 @@ class OpenedRows(Opened):
 
     def __init__(
         self,
-        key: Callable[[int], str],
+        index: ShardIndex,
         gets: Mapping[str, Get],
         damage: Mapping[int, str],
         num_bytes: int,
@@ -234,7 +243,7 @@ class OpenedRows(Opened):
     ) -> None:
         """`columns` makes the columns of a Table of all rows."""
         self.damage, self.num_bytes = damage, num_bytes
-        self._key, self._gets, self._make_columns = key, tuple(gets.items()), columns
+        self._index, self._gets, self._make_columns = index, tuple(gets.items()), columns
         self._lock = threading.Lock()
 
     def table(self, first: int, last: int) -> Table | None:
@@ -242,7 +251,7 @@ class OpenedRows(Opened):
             columns = self._columns
         if columns is None:
             return None
-        keys = list(map(self._key, range(first, last)))
+        keys = self._index.key_column(first, last)
         return Table(first, keys, {name: column[first:last] for name, column in columns.items()})
 
     @cached_property
@@ -250,7 +259,7 @@ class OpenedRows(Opened):
         return self._make_columns()
 
     def sample(self, i: int) -> dict[str, Any]:
-        sample: dict[str, Any] = {"__key__": self._key(i)}
+        sample: dict[str, Any] = {"__key__": self._index.key(i)}
         for name, get in self._gets:
             sample[name] = get(i)
         return sample

@@ -6,7 +6,7 @@ Of a compressed tar it says the same of what the tar unpacks to: such a shard is
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -125,12 +125,8 @@ class TarIndex(SpansIndex):
     def key(self, i: int) -> str:
         return self._keys[i]
 
-    def keys(self, first: int, last: int) -> Iterable[str]:
-        return self._keys.some(first, last)
-
     def key_column(self, first: int, last: int) -> list[str] | NDArray[np.void]:
-        characters = self._keys.characters(first, last)
-        return list(self.keys(first, last)) if characters is None else characters
+        return self._keys.column(first, last)
 
     def key_hashes(self) -> U64:
         return self._keys.hashes()
