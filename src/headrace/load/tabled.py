@@ -159,23 +159,23 @@ def _keys(picked: Picked) -> Keys:
         characters = np.empty(len(rows), even[0].dtype)
         copy_rows(even, part.which, part.at, characters, slice(None))
         found.append((rows, characters))
-    return joined(found, len(picked.which))
+    return found[0][1] if len(found) == 1 else joined(found, len(picked.which))
 
 
 def _alike(columns: Sequence[Values], picked: Picked) -> Iterator[tuple[list[Values], I64, Picked]]:
     """The runs' columns by dtype, those that are lists together: the columns, the rows out of them, where these lie."""
-    kinds = [one.dtype.descr if isinstance(one, RowsAt) else None for one in columns]
-    for first, kind in enumerate(kinds):
-        if kind in kinds[:first]:
-            continue
-        alike = np.flatnonzero([one == kind for one in kinds])
-        if len(alike) == len(kinds):
-            yield list(columns), np.arange(len(picked.which)), picked
-            return
-        rows = np.flatnonzero(np.isin(picked.which, alike))
-        runs = [picked.runs[number] for number in alike.tolist()]
+    kinds = [one.dtype if isinstance(one, RowsAt) else None for one in columns]
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    if len(numbers) == 1:
+        yield list(columns), np.arange(len(picked.which)), picked
+        return
+    of_run = np.array([numbers[kind] for kind in kinds])
+    for number in numbers.values():
+        alike = np.flatnonzero(of_run == number)
+        rows = np.flatnonzero(of_run[picked.which] == number)
+        runs = [picked.runs[run] for run in alike.tolist()]
         which = np.searchsorted(alike, picked.which[rows])
-        yield [columns[number] for number in alike.tolist()], rows, Picked(runs, which, picked.at[rows])
+        yield [columns[run] for run in alike.tolist()], rows, Picked(runs, which, picked.at[rows])
 
 
 def _of_one_length(columns: Sequence[Values]) -> list[RowsAt] | None:

@@ -14,7 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from headrace.formats.arrow import Column, IndexFile, index_to_bytes
-from headrace.formats.columns import I64, U64, Strings, numbered
+from headrace.formats.columns import I64, U64, Strings
 from headrace.formats.fields import Field
 from headrace.formats.index import PIECE_BYTES, RangedIndex, StoredIndex
 
@@ -231,8 +231,10 @@ class WindowIndex(RangedIndex):
     def sample(self, i: int, data: memoryview, base: int) -> dict[str, Any]:
         return {"__key__": self.key(i), FIELD: np.frombuffer(data, self.dtype, self._window, self._start(i) - base)}
 
-    def key_column(self, first: int, last: int) -> list[str] | NDArray[np.void]:
-        return numbered(self._stem, np.arange(first, last, dtype=np.int64) * self._stride)
+    def key_column(self, first: int, last: int) -> list[str]:
+        # As characters they would be of several lengths in most batches, which costs more for as few as windows are.
+        stem, stride = self._stem, self._stride
+        return [f"{stem}:{at}" for at in range(first * stride, last * stride, stride)]
 
     def table_columns(self, first: int, last: int, data: memoryview, base: int) -> Mapping[str, NDArray[Any]]:
         steps = self._stride * self.dtype.itemsize, self.dtype.itemsize
