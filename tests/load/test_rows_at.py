@@ -1,6 +1,7 @@
 """Rows taken out of many arrays by their addresses are those that indexing each array gives."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,6 +53,13 @@ def test_rows_that_are_not_in_one_piece_are_copied_first():
     copy_rows([stored], np.array([0, 0]), np.array([3, 1]), target, slice(None))
     assert np.array_equal(target, columns[[3, 1]])
     assert bytes(stored[1]) == columns[1].tobytes()
+
+
+@pytest.mark.parametrize("row", [-1, 4])
+def test_rows_that_an_array_does_not_have_are_refused(row):
+    stored = RowsAt(np.zeros((4, 2), np.int32))
+    with pytest.raises(IndexError, match="rows must lie in their arrays"):
+        copy_rows([stored], np.array([0]), np.array([row]), np.zeros((1, 2), np.int32), slice(None))
 
 
 @given(st.lists(st.lists(st.text(st.characters(codec="ascii"), min_size=1, max_size=3), min_size=1), min_size=1))

@@ -55,9 +55,15 @@ class _Span:
 def copy_rows(arrays: Sequence[RowsAt], which: I64, at: I64, target: NDArray[Any], rows: I64 | slice) -> None:
     """Copy row `at[i]` of `arrays[which[i]]` to the i-th of these rows of the target, for all i.
 
-    The arrays have one dtype and one shape of rows; the target's dtype may be another, to which numpy casts.
+    The arrays have one dtype and one shape of rows; the target's dtype may be another, to which numpy casts. Raises
+    IndexError for rows that an array does not have: what lies there is other memory.
     """
     first = arrays[0]
+    counts = np.fromiter(map(len, arrays), np.int64, len(arrays))
+    if np.any((at < 0) | (at >= counts[which])):
+        raise IndexError(
+            f"rows must lie in their arrays: got {int(at.min())} to {int(at.max())} of {int(counts.min())}"
+        )
     begins = np.fromiter((array.address for array in arrays), np.int64, len(arrays))
     steps = np.fromiter((array.step for array in arrays), np.int64, len(arrays))
     lowest = int(begins.min())
