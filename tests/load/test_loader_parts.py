@@ -170,8 +170,12 @@ def test_read_ahead_stays_within_its_memory_and_goes_on_when_runs_are_let_go(dat
     assert meters["verify"].read().items >= 400
 
 
-def test_more_reads_in_flight_hold_no_more_than_the_memory(dataset):
-    """What lies with the reader and what a slow store has under way, while the number of reads is doubled."""
+@pytest.mark.parametrize("joins", [False, True])
+def test_more_reads_in_flight_hold_no_more_than_the_memory(dataset, monkeypatch, joins):
+    """What lies with the reader and what a slow store has under way, while the number of reads is doubled, and where
+    neighbours are read by one request, so that it is not."""
+    if not joins:
+        monkeypatch.setattr("headrace.load.reader.LOOK_SHARE", 0)
     folder, under_way, counting = Path(dataset.url), Counter(), threading.Lock()
     files = {f"/d/{path.name}": path.read_bytes() for path in folder.iterdir()}
 
@@ -206,7 +210,7 @@ def test_more_reads_in_flight_hold_no_more_than_the_memory(dataset):
                 loaded = sum(run.num_bytes for run in reader._loaded.values() if run is not None)
                 peak = max(peak, loaded + under_way["bytes"])
             reader.release(stop)
-            if reader.num_reading > began and meters["read"].read().items > 8_000:
+            if (joins or reader.num_reading > began) and meters["read"].read().items > 8_000:
                 break
         reader.stop()
     assert memory / 2 < peak <= memory + batch_bytes, "only what a batch waits for may pass the bound"
@@ -225,7 +229,7 @@ def test_read_ahead_counts_what_it_really_holds(tmp_path):
 
     def is_full():
         with reader._changed:
-            return not reader._may_read(reader._next) and None not in reader._loaded.values()
+            return not reader._may_read(reader._upcoming.first) and None not in reader._loaded.values()
 
     wait_for(is_full, "the reader to have what it may hold")
     reader.stop()

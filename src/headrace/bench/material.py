@@ -20,7 +20,7 @@ from headrace.formats import ShardIndex
 from headrace.load import Stream
 from headrace.load.buffers import BufferPool
 from headrace.load.files import OpenFiles
-from headrace.load.reader import fill
+from headrace.load.runs import fill
 from headrace.storage import File, LocalFile
 from headrace.transform import Sample
 

@@ -66,7 +66,8 @@ class Loader:
             keeps. With several processes each transforms in one thread, and the number says how many read.
         prefetch: batches that are ready ahead of the one in use, at least 1.
         memory: bytes of stored data to hold at most, such as "2GiB"; None: what the open windows need, twice, and
-            64 MiB (or the rank's share of a smaller dataset). Batches in shared memory come on top: prefetch + 3.
+            64 MiB, from a store 512 MiB (or the rank's share of a smaller dataset). Batches in shared memory come on
+            top: prefetch + 3.
         cache_decoded: where what `.decode()`, and `Resize` and `CenterCrop` behind it, make of the samples is kept, so
             that from the second epoch on their stored bytes are neither read nor decoded: "ram", in memory that all
             ranks of this machine share and that ends with the loader; a folder on a local disk, kept from run to run;
@@ -440,5 +441,5 @@ class Loader:
     def _memory_bytes(self) -> int:
         order, num_ranks = self._order, self._rank.world_size
         num_open = order.partitions // num_ranks if order.shuffle else 1
-        pieces = self.stream.dataset.pieces
-        return memory_bytes(order, pieces, num_open, num_ranks, local_world_size(), self._memory)
+        dataset = self.stream.dataset
+        return memory_bytes(order, dataset, num_open, num_ranks, local_world_size(), self._memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headrace.dataset import Dataset, Joined
 from headrace.dataset.pieces import Pieces
 from headrace.errors import OptionError
 from headrace.load.host import available_memory_bytes
@@ -9,16 +10,24 @@ from headrace.order import MixedOrder, Order
 
 READ_AHEAD_BYTES = 64 << 20
 """What may be read ahead of need by default, besides the windows that are open."""
+REMOTE_READ_AHEAD_BYTES = 512 << 20
+"""The same from a store: the more of the plan is known to fit, the more of it is read by large requests."""
 
 
 def memory_bytes(
-    order: Order | MixedOrder, pieces: Pieces, num_open: int, num_peers: int, num_local: int, given: int | None = None
+    order: Order | MixedOrder,
+    dataset: Dataset | Joined,
+    num_open: int,
+    num_peers: int,
+    num_local: int,
+    given: int | None = None,
 ) -> int:
     """Bytes of samples to hold at most for `num_open` partitions that are read side by side, if none are `given`.
 
     `num_peers` readers share the dataset, `num_local` of them this machine. Raises OptionError if there is less memory
     than the open windows need.
     """
+    pieces = dataset.pieces
     all_bytes = int(pieces.bytes.sum())
     needed = min(num_open * order.open_bytes, all_bytes)
     rule = f"memory must hold the open windows of this rank's {num_open} partitions, {needed:,} bytes"
@@ -29,7 +38,8 @@ def memory_bytes(
     most = available_memory_bytes() // (2 * num_local)
     if needed > most:
         raise OptionError(f"{rule}, and half of what this machine has free is {most:,}: {_way_out(pieces)}")
-    return min(most, 2 * needed + min(READ_AHEAD_BYTES, all_bytes // num_peers))
+    ahead = REMOTE_READ_AHEAD_BYTES if dataset.is_remote else READ_AHEAD_BYTES
+    return min(most, 2 * needed + min(ahead, all_bytes // num_peers))
 
 
 def _way_out(pieces: Pieces) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 from headrace.dataset import Dataset, Joined
 from headrace.errors import HeadraceError
 from headrace.load.files import OpenFiles
-from headrace.load.reader import LOT_BYTES, LOT_RUNS, PlannedRun
+from headrace.load.reader import LOT_BYTES, LOT_RUNS
+from headrace.load.runs import PlannedRun
 from headrace.order import Run
 
 _LOOK_EVERY = 16

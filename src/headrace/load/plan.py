@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.load.job import Job
-from headrace.load.reader import PlannedRun
+from headrace.load.runs import PlannedRun
 from headrace.order import Places
 
 PLANNED_SAMPLES = 8192

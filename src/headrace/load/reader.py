@@ -3,6 +3,9 @@
 A few threads read whole runs (blocks, or a partition's part of one) by one `pread` each and check every sample's
 checksum. A run stays until no later position uses it; both ends are arithmetic (see `order`), so nothing is counted
 sample by sample. The bound may be passed only for what the batch now being made is waiting for.
+
+From a store, small runs that lie side by side and are needed soon are read by one request: a store answers after tens
+of milliseconds whatever is asked, and asks to be paid by the request.
 """
 
 from __future__ import annotations
@@ -10,59 +13,29 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headrace.dataset import Dataset, Joined
-from headrace.errors import HeadraceError
-from headrace.formats import Opened, ShardIndex
-from headrace.formats.index import Range
 from headrace.load.buffers import BufferPool
-from headrace.load.files import OpenFiles
 from headrace.load.job import REMOTE_READERS
 from headrace.load.marks import Lane
 from headrace.load.pace import Pace
-from headrace.load.tabled import Columns, RunColumns
-from headrace.load.whole import WholePieces
+from headrace.load.runs import LoadedRun, PlannedRun, RunReader
+from headrace.load.tabled import Columns
+from headrace.load.upcoming import Upcoming
 from headrace.order import Run
-from headrace.storage import File
 from headrace.telemetry import Meter
 
 LOT_BYTES, LOT_RUNS = 1 << 20, 64
-"""Small runs are read some at a time, so that what it costs to take turns is paid once for this many. From a store each
-is taken by itself: there waiting for the answer costs most, and threads wait side by side."""
-
-
-class PlannedRun(NamedTuple):
-    """A run, its need and done counted over epochs: epoch x samples + position."""
-
-    key: tuple[int, int]
-    """What names the run: (epoch, its id)."""
-    run: Run
-    need: int
-    done: int
-
-
-@dataclass(slots=True)
-class LoadedRun:
-    """A run's samples. With `error`, none of them could be had."""
-
-    shard_name: str
-    index: ShardIndex | None
-    opened: Opened | None
-    num_bytes: int = 0
-    """Memory that the run alone holds."""
-    buffer: NDArray[np.uint8] | None = None
-    columns: RunColumns | None = None
-    """The samples as batches take them at once, where that can be."""
-    error: HeadraceError | None = None
-    is_unread: bool = False
-    """Whether nothing was read, since all its samples were decoded before and kept."""
+"""Small runs are read some at a time, so that what it costs to take turns is paid once for this many."""
+JOINED_BYTES = 2 << 20
+"""From a store those that lie side by side are read by one request, up to this many."""
+LOOK_SHARE = 0.9
+"""Of the memory: how far ahead in the plan such neighbours are looked for. What is read early leaves less room for what
+is needed first."""
 
 
 class ReadAhead:
@@ -83,28 +56,25 @@ class ReadAhead:
         With `columns`, runs have theirs where that can be. `need_not_read` tells, when a run's turn has come, that all
         its samples can be had without its bytes.
         """
-        self._dataset = dataset
-        self._columns = columns
-        self._need_not_read = need_not_read
-        self._files = OpenFiles(dataset)
         self._pieces = dataset.pieces
-        self._lot_runs = 1 if dataset.is_remote else LOT_RUNS
         self._bytes_per_sample = dataset.pieces.bytes / np.maximum(1, dataset.pieces.samples)
-        self._whole = WholePieces(dataset, self._files, meters)
         self._holders: Counter[int] = Counter()
         """How many held runs share each piece that is unpacked as a whole."""
         self._piece_of: dict[tuple[int, int], int] = {}
-        self._plan = plan
-        self._next = next(plan, None)
         self._memory = memory_bytes
+        self._joins = dataset.is_remote
+        self._joined_bytes = min(JOINED_BYTES, memory_bytes // 8)
+        self._upcoming = Upcoming(plan, int(LOOK_SHARE * memory_bytes) if self._joins else 0, self._size_of)
         self._buffers = BufferPool(memory_bytes)
+        self._runs = RunReader(dataset, self._buffers, meters, columns, need_not_read)
         self._meters = meters
         self._changed = threading.Condition()
         self._loaded: dict[tuple[int, int], LoadedRun | None] = {}
         self._ends: list[tuple[int, tuple[int, int]]] = []
         self._held: dict[tuple[int, int], int] = {}
         self._held_bytes = 0
-        self._wanted = 0
+        self._wanted = self._first_batch = 0
+        """Positions below which somebody waits for their runs now, and waited at the start."""
         self._stopped = False
         self._failure: BaseException | None = None
         self._lanes = lanes
@@ -134,6 +104,7 @@ class ReadAhead:
         if loaded is not None:
             return loaded
         with self._changed:
+            self._first_batch = self._first_batch or upto
             self._wanted = max(self._wanted, upto)
             self._changed.notify_all()
             began = time.perf_counter()
@@ -161,7 +132,7 @@ class ReadAhead:
         self.let_go()
         for thread in self._threads:
             thread.join()
-        self._files.close()
+        self._runs.close()
 
     def let_go(self) -> None:
         """Have the threads end, without waiting for them: wherever the garbage collector runs, one of them even."""
@@ -171,58 +142,14 @@ class ReadAhead:
 
     def load(self, run: Run, lane: Lane) -> LoadedRun:
         """Read and check a run now, whatever the plan and the bound; it is never `is_unread`."""
-        with lane.reading(self._dataset.is_remote):
-            return self._load(run)
-
-    def _load(self, run: Run) -> LoadedRun:
-        shard = self._pieces.place(run.piece)[0]
-        name = self._dataset.shard_name(shard)
-        try:
-            index = self._dataset.piece(run.piece)
-            if not index.is_ranged:
-                loaded = LoadedRun(name, index, self._whole.get(run.piece, index, shard))
-            else:
-                loaded = self._load_range(run, index, shard, name)
-            loaded.columns = self._columns_of(run, loaded.opened)
-            return loaded
-        except HeadraceError as err:
-            return LoadedRun(name, None, None, error=err)
-
-    def _columns_of(self, run: Run, opened: Opened | None) -> RunColumns | None:
-        if self._columns is None or opened is None or opened.damage:
-            return None
-        return self._columns.of(opened.table(run.first, run.last))
-
-    def _load_range(self, run: Run, index: ShardIndex, shard: int, name: str) -> LoadedRun:
-        ranges = index.ranges(run.first, run.last)
-        size = sum(part.length for part in ranges)
-        began = time.perf_counter()
-        buffer = self._buffers.take(size)
-        data, file = buffer.data[:size], self._files.get(shard)
-        fill(data, file, ranges)
-        read = time.perf_counter()
-        opened = index.open(run.first, run.last, data)
-        if opened.damage and file.is_remote:  # the network may have garbled it: once more
-            for part in ranges:
-                file.forget(*part)
-            fill(data, file, ranges)
-            opened = index.open(run.first, run.last, data)
-        checked = time.perf_counter()
-        self._meters["read"].add(items=run.last - run.first, num_bytes=size, busy_sec=read - began)
-        self._meters["verify"].add(items=run.last - run.first, num_bytes=size, busy_sec=checked - read)
-        return LoadedRun(name, index, opened, size, buffer)
+        return self._runs.load(run, lane)
 
     def _work(self, number: int, lane: Lane) -> None:
         try:
-            while planned := self._take(number):
-                loaded = [(one.key, self._unread(one.run) or self.load(one.run, lane)) for one in planned]
+            while taken := self._take(number):
+                loaded = self._runs.load_all([planned.run for planned in taken], lane)
                 with self._changed:
-                    for key, run in loaded:
-                        if key in self._loaded:  # else it was let go unused, and is not asked for again
-                            self._loaded[key] = run
-                            if not run.is_unread:  # which counts as if it were read: the plan goes on without end
-                                self._count(key, run.num_bytes)
-                    self._pace.read(sum(run.num_bytes for _, run in loaded), self._num_idle)
+                    self._put(taken, loaded)
                     self._start_threads()
                     self._changed.notify_all()
         except BaseException as err:  # whatever it was, nobody may wait for this thread for ever
@@ -230,34 +157,69 @@ class ReadAhead:
                 self._failure = err
                 self._changed.notify_all()
 
-    def _unread(self, run: Run) -> LoadedRun | None:
-        if self._need_not_read is None or not self._need_not_read(run):
-            return None
-        return LoadedRun(self._dataset.shard_name(self._pieces.place(run.piece)[0]), None, None, is_unread=True)
+    def _put(self, taken: Sequence[PlannedRun], loaded: Sequence[LoadedRun]) -> None:
+        for planned, run in zip(taken, loaded, strict=True):
+            if planned.key in self._loaded:  # else it was let go unused, and is not asked for again
+                self._loaded[planned.key] = run
+                if not run.is_unread:  # which counts as if it were read: the plan goes on without end
+                    self._count(planned.key, run.num_bytes)
+        self._held_bytes -= self._passing(taken)
+        self._pace.read(sum(run.num_bytes for run in loaded), self._num_idle)
 
     def _take(self, number: int) -> list[PlannedRun]:
-        """The next runs to read, some at a time where they are small; none at the end."""
+        """The next runs to read, some at a time where they are small, in storage order; none at the end."""
         began = time.perf_counter()
         taken: list[PlannedRun] = []
-        num_bytes = 0
         with self._changed:
             while not self._stopped and number >= self._pace.active:
                 self._changed.wait()
             self._num_idle += 1
-            while not self._stopped and self._next is not None and not self._may_read(self._next):
+            while not self._stopped and (first := self._upcoming.first) is not None and not self._may_read(first):
                 self._changed.wait()
             self._num_idle -= 1
-            while not self._stopped and self._next is not None and self._may_read(self._next):
-                num_bytes += self._hold(self._next)
-                taken.append(self._next)
-                self._next = next(self._plan, None)
-                if num_bytes >= LOT_BYTES or len(taken) == self._lot_runs:
-                    break
+            if not self._stopped:
+                taken = self._side_by_side() if self._joins else self._next_ones()
+                self._held_bytes += self._passing(taken)
         self._meters["read"].add(wait_sec=time.perf_counter() - began)
         return taken
 
+    def _next_ones(self) -> list[PlannedRun]:
+        taken: list[PlannedRun] = []
+        num_bytes = 0
+        while (planned := self._upcoming.first) is not None and self._may_read(planned):
+            num_bytes += self._hold(planned)
+            taken.append(planned)
+            if num_bytes >= LOT_BYTES or len(taken) == LOT_RUNS:
+                break
+        return taken
+
+    def _side_by_side(self) -> list[PlannedRun]:
+        """The next, and what lies before and behind it and is needed soon."""
+        planned = self._upcoming.first
+        if planned is None:
+            return []
+        num_bytes = self._hold(planned)
+        taken = deque([planned])
+        if planned.need < self._first_batch:
+            return [planned]  # which comes sooner without its neighbours
+        while planned := self._upcoming.behind(taken[-1]) or self._upcoming.before(taken[0]):
+            num_bytes += self._size_of(planned.run)
+            if num_bytes > self._joined_bytes or not self._fits(2 * num_bytes):
+                break
+            if planned.run.first == taken[-1].run.last:
+                taken.append(planned)
+            else:
+                taken.appendleft(planned)
+            self._hold(planned)
+        return list(taken)
+
+    def _passing(self, taken: Sequence[PlannedRun]) -> int:
+        """Bytes that runs which are read together take once more until each has its own."""
+        return sum(self._size_of(planned.run) for planned in taken) if self._joins and len(taken) > 1 else 0
+
     def _hold(self, planned: PlannedRun) -> int:
         num_bytes = self._expected_bytes(planned.run)
+        self._upcoming.take(planned)
         heapq.heappush(self._ends, (planned.done, planned.key))
         self._loaded[planned.key] = None
         piece = planned.run.piece
@@ -284,18 +246,20 @@ class ReadAhead:
         self._held[key] = num_bytes
 
     def _may_read(self, planned: PlannedRun) -> bool:
-        fits = self._held_bytes + self._expected_bytes(planned.run) <= self._memory
-        return fits or planned.need < self._wanted
+        """Whether there is room for it; from a store, for as much as is worth a request."""
+        num_bytes = self._expected_bytes(planned.run)
+        return (
+            self._fits(max(num_bytes, self._joined_bytes) if self._joins else num_bytes) or planned.need < self._wanted
+        )
+
+    def _fits(self, num_bytes: int) -> bool:
+        return self._held_bytes + num_bytes <= self._memory
 
     def _expected_bytes(self, run: Run) -> int:
+        return 0 if run.piece in self._holders and self._pieces.is_whole[run.piece] else self._size_of(run)
+
+    def _size_of(self, run: Run) -> int:
+        """What it is expected to hold: samples of a piece are taken to be of one size."""
         if self._pieces.is_whole[run.piece]:
-            return 0 if run.piece in self._holders else int(self._pieces.bytes[run.piece])
+            return int(self._pieces.bytes[run.piece])
         return int(self._bytes_per_sample[run.piece] * (run.last - run.first)) + 1
-
-
-def fill(data: memoryview, file: File, ranges: Sequence[Range]) -> None:
-    """Read what lies at these ranges, one behind the other."""
-    at = 0
-    for part in ranges:
-        file.read_into(part.offset, data[at : at + part.length])
-        at += part.length

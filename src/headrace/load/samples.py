@@ -17,8 +17,9 @@ from headrace.errors import StateError
 from headrace.load.job import num_readers
 from headrace.load.marks import Lane
 from headrace.load.memory import memory_bytes
-from headrace.load.reader import PlannedRun, ReadAhead
+from headrace.load.reader import ReadAhead
 from headrace.load.rows import Chain, make_rows
+from headrace.load.runs import PlannedRun
 from headrace.load.state import VERSION, check_same, check_samples_state, partitions_of
 from headrace.load.tasks import Source, raw_rows
 from headrace.order import MixedOrder, Order, Share, check_world_size
@@ -109,7 +110,7 @@ class Samples(Iterator[Sample]):
         stream, share = self._stream, self._share
         num_peers = self._rank.world_size * self._num_workers
         memory = memory_bytes(
-            *(share.order, stream.dataset.pieces, share.num_open, num_peers, local_world_size() * self._num_workers)
+            *(share.order, stream.dataset, share.num_open, num_peers, local_world_size() * self._num_workers)
         )
         last = None if stream.epochs is None else self._first_epoch + stream.epochs
         epochs = range(self._epoch, last) if last is not None else itertools.count(self._epoch)

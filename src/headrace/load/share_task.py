@@ -22,9 +22,10 @@ from headrace.load.job import Array, Job, num_readers
 from headrace.load.marks import Doing, Lane, Where
 from headrace.load.pages import PagesAhead
 from headrace.load.plan import planned_runs
-from headrace.load.reader import LoadedRun, ReadAhead
+from headrace.load.reader import ReadAhead
 from headrace.load.row_task import arrays_in, portable
 from headrace.load.rows import Chain, Made, make_rows
+from headrace.load.runs import LoadedRun
 from headrace.load.slots import Slot
 from headrace.load.tabled import Columns, Picked, gather
 from headrace.load.tasks import Source, make_all

@@ -12,8 +12,9 @@ from headrace.load.column_batch import ColumnBatch
 from headrace.load.decoded import KeptSamples, Origin
 from headrace.load.job import unexpected
 from headrace.load.marks import Lane, Where
-from headrace.load.reader import LoadedRun, ReadAhead
+from headrace.load.reader import ReadAhead
 from headrace.load.rows import Made, Row, condemned_row, damaged
+from headrace.load.runs import LoadedRun
 from headrace.load.tabled import Picked
 from headrace.order import Run
 
