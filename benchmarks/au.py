@@ -40,12 +40,13 @@ from typing import Any
 import headrace as hr
 from au_held import Search, search
 from au_ranks import Feed, FeedError, Task, null_feed, run_ranks
-from au_store import BUCKET, STORE_PEERS, serving, store_rate
+from au_store import STORE_PEERS, store_rate
 from au_workloads import WORKLOADS, Workload
 from feed_raw import memcpy_rate, read_rate
 from measure import Spread, finish, rounds, scaled
 from peers import versions
 from raw_peers import PEERS, WORKERS, Share, installed, records, write_peers
+from s3_server import BUCKET, serving
 
 MAX_STEPS = 1 << 30
 LEAST_STEPS = 4

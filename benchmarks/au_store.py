@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,26 +15,10 @@ from au_ranks import Feed
 from measure import SECONDS
 from peers import load_streaming
 from raw_peers import AsBytes, Column, Share, as_list, read_litdata_items, read_mds_columns, read_webdataset_urls
+from s3_server import BUCKET
 
 RANGE_BYTES, REQUESTS = 4 << 20, 16
 """Of the ceiling: bytes of each, and how many at once."""
-BUCKET = "data"
-"""The folder of this name in what is served."""
-
-
-@contextlib.contextmanager
-def serving(folder: Path, delay_ms: float) -> Iterator[dict[str, str]]:
-    """The environment that a client of `s3_server.py` needs."""
-    program = Path(__file__).with_name("s3_server.py")
-    command = [sys.executable, str(program), str(folder), f"--delay-ms={delay_ms}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            url = f"http://127.0.0.1:{int(server.stdout.readline())}"
-            keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
-            yield keys | {"AWS_ENDPOINT_URL": url, "S3_ENDPOINT_URL": url}  # MDS looks for the second
-        finally:
-            server.kill()
 
 
 def store_rate(folder: Path) -> float:

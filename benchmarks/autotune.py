@@ -7,7 +7,7 @@ A fixed setting is `threads=`, and from the store a number of reads in flight th
 constants of the loader process between which it is tuned are made one. "tuned" is a loader that is told nothing. Every
 measurement is a process of its own that begins anew; the tuned one is measured after the warm-up, in which it must have
 found what it keeps, and notes when three seconds in a row first gave 0.95 of the round's best fixed rate (where they
-never did, the whole run's length). Candidates take turns. The store is a server on this machine (`late_store.py`); it
+never did, the whole run's length). Candidates take turns. The store is a server on this machine (`s3_server.py`); it
 takes a share of the processors, and so does the loop that takes the batches. A run of three rounds, and one before them
 that is not counted, takes about 45 minutes.
 """
@@ -32,9 +32,9 @@ import headrace as hr
 import headrace.load.client as client
 import headrace.load.job as job_module
 import headrace.load.reader as reader_module
-from late_store import BUCKET, late_store
 from make_images import make_images
 from measure import Spread, finish, ratio, rounds
+from s3_server import BUCKET, serving
 
 CELLS = [f"{where} {what}" for where in ("local", "s3") for what in ("raw", "jpeg", "tokens")]
 BATCH_SIZES = {"raw": 400, "jpeg": 128, "tokens": 64}
@@ -167,11 +167,10 @@ def main() -> None:
         return
     figures, found = {}, {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_all(folder)
-        with late_store(folder, DELAY_MS) as environment:
+        write_all(Path(name, BUCKET))
+        with serving(Path(name), DELAY_MS) as environment:
             os.environ.update(environment)
-            urls = {"local": name, "s3": f"s3://{BUCKET}"}
+            urls = {"local": f"{name}/{BUCKET}", "s3": f"s3://{BUCKET}"}
             for cell in options.cells:
                 some, found[cell] = sweep(cell, urls[cell.split()[0]], options)
                 figures |= some

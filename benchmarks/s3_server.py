@@ -14,7 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +25,23 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+BUCKET = "data"
+"""The folder of this name in what the benchmarks serve."""
 LONG_AGO = "2026-01-01T00:00:00.000Z", "Thu, 01 Jan 2026 00:00:00 GMT"
+
+
+@contextlib.contextmanager
+def serving(folder: Path, delay_ms: float) -> Iterator[dict[str, str]]:
+    """The environment that a client needs of a server that is a process of its own."""
+    command = [sys.executable, __file__, str(folder), f"--delay-ms={delay_ms}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+            yield keys | {"AWS_ENDPOINT_URL": url, "S3_ENDPOINT_URL": url}  # MDS looks for the second
+        finally:
+            server.kill()
 
 
 class Server(ThreadingHTTPServer):
