@@ -132,6 +132,34 @@ def test_killed_worker_processes_cost_no_batch(dataset, undisturbed):
         assert {one.process for one in loader.restarts} == {"worker"}
 
 
+class Unreadable(Exception):
+    """Pickles, and does not unpickle: it is made of two values, and keeps one."""
+
+    def __init__(self, one, other):
+        super().__init__(one)
+
+
+def with_number(sample, refused):
+    number = int(sample["__key__"])
+    return {"__key__": sample["__key__"], "n": number, "what": Unreadable(1, 2) if number == refused else None}
+
+
+@pytest.mark.timeout(120)
+def test_an_answer_that_cannot_be_read_is_not_followed_by_those_of_other_orders(tmp_path):
+    """Orders are in flight when one fails: what they get is not taken for the answers to later ones."""
+    hr.pack(({"__key__": f"{i:06d}", "bin": b"x" * 100} for i in range(960)), tmp_path / "d")
+    stream = hr.Stream(hr.open(tmp_path / "d"), seed=1).map(partial(with_number, refused=500), shapes={"what": None})
+    with hr.Loader(stream, batch_size=48, processes=2) as loader:
+        for _ in range(3):
+            with pytest.raises(hr.HeadraceError):
+                pairs_of(loader)
+
+
+def pairs_of(loader):
+    for batch in loader:
+        assert [int(key) for key in batch["__key__"]] == list(batch["n"])
+
+
 def test_nothing_is_left_of_processes_that_were_replaced(stream):
     """Law 9: neither descriptors nor processes, whatever the number of replacements."""
 

@@ -1,5 +1,6 @@
 """From a store, runs that lie side by side are read by one request; the samples are the same, whatever goes wrong."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,14 @@ from hypothesis import strategies as st
 
 import headrace as hr
 from faulty import FaultyServer
-from headrace.load.runs import PlannedRun
+from headrace.load.buffers import BufferPool
+from headrace.load.marks import Lane
+from headrace.load.plan import planned_runs
+from headrace.load.reader import ReadAhead
+from headrace.load.runs import PlannedRun, RunReader
 from headrace.load.upcoming import Upcoming
 from headrace.order import Run
+from headrace.telemetry import Meter
 
 
 @st.composite
@@ -105,6 +111,51 @@ def test_the_same_batches_come_by_larger_requests(packed, request, processes):
 def span_bytes(asked):
     first, last = asked.removeprefix("bytes=").split("-")
     return int(last) - int(first) + 1
+
+
+def test_what_lies_between_chosen_samples_is_not_read(packed, request):
+    """Neighbours in a selection may lie far apart in their shard."""
+    kind = request.node.callspec.params["packed"]
+    with FaultyServer(served(packed)) as server:
+        remote = opened(f"{server.url}/d", kind)
+        chosen = remote.select(list(range(0, len(remote), 200)))
+        server.requests.clear()
+        with hr.Loader(hr.Stream(chosen), batch_size=5, memory="64MiB", drop_last=False) as loader:
+            keys = [key for batch in loader for key in batch["__key__"]]
+        sizes = [span_bytes(asked) for _, path, asked in server.requests if Path(path).suffix in DATA and asked]
+    assert len(keys) == len(chosen)
+    assert max(sizes) <= 2 * (128 << 10), "a sample, or the blocks of tokens that two lie in"
+
+
+def test_a_store_that_refuses_is_asked_once_for_runs_that_are_read_together(packed, request):
+    kind = request.node.callspec.params["packed"]
+    with FaultyServer(served(packed)) as server:
+        remote = opened(f"{server.url}/d", kind)
+        reader = RunReader(remote, BufferPool(1 << 20), {"read": Meter(), "verify": Meter()})
+        runs = [Run(number, 0, 3 * number, 3 * number + 3, 0, 1) for number in range(10)]
+        assert [run.error for run in reader.load_all(runs, Lane.unseen())] == [None] * 10
+        server.requests.clear()
+        server.always = lambda handler: handler.refuse(403)
+        errors = {str(run.error) for run in reader.load_all(runs, Lane.unseen())}
+        reader.close()
+    assert len(errors) == len(server.requests) == 1
+    assert "403" in errors.pop()
+
+
+def test_the_plan_is_made_ahead_for_as_much_as_the_dataset_has(packed, request):
+    kind = request.node.callspec.params["packed"]
+    with FaultyServer(served(packed)) as server:
+        remote = opened(f"{server.url}/d", kind)
+        job = hr.Loader(streamed(remote), batch_size=48, memory="2GiB", rank=0, world_size=1)._job(1)
+        made = []
+        plan = (made.append(one) or one for one in planned_runs(job, 0, 0))
+        meters = {"read": Meter(), "verify": Meter()}
+        lanes = [Lane.unseen() for _ in range(2)]
+        reader = ReadAhead(remote, itertools.islice(plan, 100_000), 2 << 30, lanes, meters)
+        at_first = len(made)
+        reader.stop()
+    runs_of_an_epoch = sum(1 for _ in job.order.epoch(0).runs(0, 1))
+    assert at_first <= 4 * runs_of_an_epoch
 
 
 def test_bytes_broken_on_the_way_are_read_again(packed, request):

@@ -25,8 +25,15 @@ def expected(arrays, which, at):
     return np.stack([arrays[run][row] for run, row in zip(which, at, strict=True)])
 
 
-@given(st.integers(0, 2**32 - 1), SHAPES, DTYPES, st.integers(1, 6), st.booleans())
-def test_rows_are_taken_wherever_they_lie(seed, shape, dtype, num_arrays, to_some):
+@given(st.integers(0, 2**32 - 1), SHAPES, DTYPES, st.integers(1, 6), st.booleans(), st.sampled_from([1, 2**63]))
+def test_rows_are_taken_wherever_they_lie(seed, shape, dtype, num_arrays, to_some, most_bytes):
+    """Also where they lie too far apart for one array."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headrace.load.rows_at._MOST_BYTES", most_bytes)
+        check_taken(seed, shape, dtype, num_arrays, to_some)
+
+
+def check_taken(seed, shape, dtype, num_arrays, to_some):
     rng = np.random.default_rng(seed)
     arrays = [array(rng, int(rng.integers(1, 9)), shape, dtype, int(rng.integers(0, 9))) for _ in range(num_arrays)]
     which = rng.integers(0, num_arrays, 20)
@@ -44,6 +51,26 @@ def test_more_than_is_copied_at_once_becomes_another_type():
     target = np.zeros((300, 3000), np.int64)
     copy_rows([RowsAt(one) for one in arrays], which, at, target, slice(None))
     assert np.array_equal(target, expected(arrays, which, at))
+
+
+def test_wide_rows_in_memory_far_apart_are_taken():
+    """Of overlapping rows from one to the other numpy would make no array: it would have more than 2^63 bytes."""
+    wide = np.arange(2 << 20, dtype=np.uint8).reshape(2, 1 << 20)
+
+    class Far(RowsAt):
+        """As if it lay at the other end of the address space, where nothing may be looked at."""
+
+        def __init__(self, array):
+            super().__init__(array)
+            self.address += 1 << 46
+
+    target = np.zeros((3, 1 << 20), np.uint8)
+    copy_rows([RowsAt(wide), Far(wide + 1)], np.array([0, 1, 0]), np.array([1, 0, 0]), target, slice(None))
+    assert np.array_equal(target, np.stack([wide[1], wide[0] + 1, wide[0]]))
+
+
+def test_rows_without_a_byte_are_nothing_to_copy():
+    copy_rows([RowsAt(np.zeros((3, 0), np.int32))], np.array([0]), np.array([2]), np.zeros((1, 0), np.int32), slice(1))
 
 
 def test_rows_that_are_not_in_one_piece_are_copied_first():

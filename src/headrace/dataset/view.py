@@ -16,7 +16,7 @@ from headrace.dataset.some_samples import SomeSamples
 from headrace.formats import Field, Manifest, ShardIndex
 from headrace.formats.columns import I64
 from headrace.formats.tokens.bins import bin_fields
-from headrace.formats.tokens.index import FIELD, count_windows
+from headrace.formats.tokens.index import FIELD, checked_bytes, count_windows
 from headrace.order import default_block_bytes
 
 LEAST_BLOCKS = 256
@@ -85,12 +85,17 @@ class View:
 
     def least_block_bytes(self, manifest: Manifest, pieces: Pieces) -> int:
         """What a block of a stream has to hold at least, so that nothing is read many times over."""
-        if self.binning is None:
+        if self.binning is not None:
+            # Bins of one group are made of the same bytes.
+            together = self.binning.group_bytes(_itemsize(manifest))
+        elif self.windows is not None:
+            # What a checksum covers is read whole.
+            together = checked_bytes(int(manifest.shards.bytes.max(initial=0)))
+        else:
             return pieces.largest_whole_bytes
-        # Bins of one group are made of the same bytes: they are read together, unless the dataset is so small that
-        # this would leave it few blocks to shuffle.
-        group, num_bytes = self.binning.group_bytes(_itemsize(manifest)), int(pieces.bytes.sum())
-        return max(default_block_bytes(num_bytes), min(group, num_bytes // LEAST_BLOCKS))
+        # They are read together, unless the dataset is so small that this would leave it few blocks to shuffle.
+        num_bytes = int(pieces.bytes.sum())
+        return max(default_block_bytes(num_bytes), min(together, num_bytes // LEAST_BLOCKS))
 
     def schema(self, manifest: Manifest) -> Mapping[str, Field]:
         """What samples have, by field name, `__key__` aside."""

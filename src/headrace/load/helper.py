@@ -103,6 +103,12 @@ class Helper:
         self._cases.went_on(*first.where)
         return self.asked.popleft(), answer
 
+    def give_up(self, err: BaseException) -> None:
+        """What it was asked gets no answer: neither the process nor another will be listened to for it."""
+        self._end()
+        while self.asked:
+            self.asked.popleft().fail(err)
+
     def _send(self, asked: Asked) -> None:
         order = asked.order(self._cases.condemned)
         if order is None:

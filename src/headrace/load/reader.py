@@ -64,7 +64,12 @@ class ReadAhead:
         self._memory = memory_bytes
         self._joins = dataset.is_remote
         self._joined_bytes = min(JOINED_BYTES, memory_bytes // 8)
-        self._upcoming = Upcoming(plan, int(LOOK_SHARE * memory_bytes) if self._joins else 0, self._size_of)
+        look_bytes = min(int(LOOK_SHARE * memory_bytes), int(dataset.pieces.bytes.sum())) if self._joins else 0
+        self._upcoming = Upcoming(plan, look_bytes, self._size_of)
+        self._growth = 1.0
+        """How many times as much as expected runs turned out to hold, if more."""
+        self._passing: dict[int, int] = {}
+        """Bytes that what a thread reads together takes once more, until each run has its own."""
         self._buffers = BufferPool(memory_bytes)
         self._runs = RunReader(dataset, self._buffers, meters, columns, need_not_read)
         self._meters = meters
@@ -81,7 +86,8 @@ class ReadAhead:
         self._pace = Pace(min(len(lanes), REMOTE_READERS) if dataset.is_remote else len(lanes), len(lanes))
         self._num_idle = 0
         self._threads: list[threading.Thread] = []
-        self._start_threads()
+        with self._changed:
+            self._start_threads()
 
     @property
     def num_reading(self) -> int:
@@ -89,7 +95,7 @@ class ReadAhead:
         return self._pace.active
 
     def _start_threads(self) -> None:
-        """Those that the pace asks for."""
+        """Those that the pace asks for; with the lock held."""
         for number in range(len(self._threads), self._pace.active):
             work = threading.Thread(target=self._work, args=(number, self._lanes[number]), name="read", daemon=True)
             self._threads.append(work)
@@ -149,6 +155,7 @@ class ReadAhead:
             while taken := self._take(number):
                 loaded = self._runs.load_all([planned.run for planned in taken], lane)
                 with self._changed:
+                    self._held_bytes -= self._passing.pop(number, 0)
                     self._put(taken, loaded)
                     self._start_threads()
                     self._changed.notify_all()
@@ -163,8 +170,15 @@ class ReadAhead:
                 self._loaded[planned.key] = run
                 if not run.is_unread:  # which counts as if it were read: the plan goes on without end
                     self._count(planned.key, run.num_bytes)
-        self._held_bytes -= self._passing(taken)
-        self._pace.read(sum(run.num_bytes for run in loaded), self._num_idle)
+                    self._learn(planned.run, run.num_bytes)
+        num_bytes = sum(
+            self._share_of(planned.run) for planned, run in zip(taken, loaded, strict=True) if not run.is_unread
+        )
+        self._pace.read(num_bytes, self._num_idle)
+
+    def _learn(self, run: Run, num_bytes: int) -> None:
+        """What a run holds is known beforehand but for the blocks that its checksums cover."""
+        self._growth = max(1.0, 0.9 * self._growth + 0.1 * num_bytes / self._share_of(run))
 
     def _take(self, number: int) -> list[PlannedRun]:
         """The next runs to read, some at a time where they are small, in storage order; none at the end."""
@@ -179,7 +193,9 @@ class ReadAhead:
             self._num_idle -= 1
             if not self._stopped:
                 taken = self._side_by_side() if self._joins else self._next_ones()
-                self._held_bytes += self._passing(taken)
+                if self._joins and len(taken) > 1:
+                    self._passing[number] = sum(self._expected_bytes(planned.run) for planned in taken)
+                    self._held_bytes += self._passing[number]
         self._meters["read"].add(wait_sec=time.perf_counter() - began)
         return taken
 
@@ -203,7 +219,7 @@ class ReadAhead:
         if planned.need < self._first_batch:
             return [planned]  # which comes sooner without its neighbours
         while planned := self._upcoming.behind(taken[-1]) or self._upcoming.before(taken[0]):
-            num_bytes += self._size_of(planned.run)
+            num_bytes += self._expected_bytes(planned.run)
             if num_bytes > self._joined_bytes or not self._fits(2 * num_bytes):
                 break
             if planned.run.first == taken[-1].run.last:
@@ -212,10 +228,6 @@ class ReadAhead:
                 taken.appendleft(planned)
             self._hold(planned)
         return list(taken)
-
-    def _passing(self, taken: Sequence[PlannedRun]) -> int:
-        """Bytes that runs which are read together take once more until each has its own."""
-        return sum(self._size_of(planned.run) for planned in taken) if self._joins and len(taken) > 1 else 0
 
     def _hold(self, planned: PlannedRun) -> int:
         num_bytes = self._expected_bytes(planned.run)
@@ -256,10 +268,14 @@ class ReadAhead:
         return self._held_bytes + num_bytes <= self._memory
 
     def _expected_bytes(self, run: Run) -> int:
-        return 0 if run.piece in self._holders and self._pieces.is_whole[run.piece] else self._size_of(run)
+        if self._pieces.is_whole[run.piece]:
+            return 0 if run.piece in self._holders else self._size_of(run)
+        return int(self._growth * self._size_of(run))
 
     def _size_of(self, run: Run) -> int:
-        """What it is expected to hold: samples of a piece are taken to be of one size."""
-        if self._pieces.is_whole[run.piece]:
-            return int(self._pieces.bytes[run.piece])
+        """What it takes to have it: all of a piece that is unpacked as a whole."""
+        return int(self._pieces.bytes[run.piece]) if self._pieces.is_whole[run.piece] else self._share_of(run)
+
+    def _share_of(self, run: Run) -> int:
+        """Its own bytes, above 0: samples of a piece are taken to be of one size."""
         return int(self._bytes_per_sample[run.piece] * (run.last - run.first)) + 1

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
 
+_MOST_BYTES = 1 << 63
+"""numpy makes no array of more, even where rows overlap: wide rows in memory that lies far apart would be one."""
 _AT_ONCE_BYTES = 256 << 10
 """Rows are copied twice, the first time to where the processor's cache still has them the second time."""
 
@@ -68,9 +70,22 @@ def copy_rows(arrays: Sequence[RowsAt], which: I64, at: I64, target: NDArray[Any
     steps = np.fromiter((array.step for array in arrays), np.int64, len(arrays))
     lowest = int(begins.min())
     offsets = (begins - lowest)[which] + steps[which] * at
-    span = np.asarray(_Span(lowest, int(offsets.max()) + 1, first.width))
+    if not first.width:
+        return
+    num_rows = int(offsets.max()) + 1
+    if num_rows * first.width >= _MOST_BYTES:
+        _copy_by_array(arrays, which, at, target, rows)
+        return
+    span = np.asarray(_Span(lowest, num_rows, first.width))
     at_once = max(1, _AT_ONCE_BYTES // first.width)
     for begin in range(0, len(offsets), at_once):
         part = slice(begin, min(begin + at_once, len(offsets)))
         taken = span[offsets[part]].view(first.dtype).reshape(-1, *first.shape)
         target[part if isinstance(rows, slice) else rows[part]] = taken
+
+
+def _copy_by_array(arrays: Sequence[RowsAt], which: I64, at: I64, target: NDArray[Any], rows: I64 | slice) -> None:
+    places = np.arange(len(which)) if isinstance(rows, slice) else rows
+    for number in np.unique(which).tolist():
+        here = which == number
+        target[places[here]] = arrays[number].array[at[here]]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.dataset import Dataset, Joined
-from headrace.errors import HeadraceError
+from headrace.errors import DamagedError, HeadraceError
 from headrace.formats import Opened, ShardIndex
 from headrace.formats.index import Range
 from headrace.load.buffers import BufferPool
@@ -23,6 +23,13 @@ from headrace.load.whole import WholePieces
 from headrace.order import Run
 from headrace.storage import File
 from headrace.telemetry import Meter
+
+GAP_BYTES = 64 << 10
+"""What may be read besides, and let go, so that several runs need one request."""
+
+
+JOINED_FREE_BYTES = 32 << 20
+"""Of buffers for such requests, kept to be used again."""
 
 
 class PlannedRun(NamedTuple):
@@ -83,6 +90,7 @@ class RunReader:
         self._files = OpenFiles(dataset)
         self._whole = WholePieces(dataset, self._files, meters)
         self._buffers, self._meters = buffers, meters
+        self._joined = BufferPool(JOINED_FREE_BYTES)
 
     def close(self) -> None:
         """Close the files."""
@@ -94,17 +102,20 @@ class RunReader:
             return self._load(run)
 
     def load_all(self, runs: Sequence[Run], lane: Lane) -> list[LoadedRun]:
-        """The same of some runs, those that lie side by side by one request; unread are those that need not be read."""
+        """The same of some runs, in a store those that lie side by side by one request; those are unread that need not
+        be read.
+        """
         loaded: list[LoadedRun] = []
         for needs_reading, some in itertools.groupby(runs, self._needs_reading):
-            for beside in _side_by_side(some):
-                if not needs_reading:
-                    loaded += [self._unread(run) for run in beside]
-                elif len(beside) == 1:
-                    loaded.append(self.load(beside[0], lane))
-                else:
-                    with lane.reading(self._dataset.is_remote):
-                        loaded += self._load_together(beside) or [self._load(run) for run in beside]
+            if not needs_reading:
+                loaded += map(self._unread, some)
+            elif not self._dataset.is_remote:
+                loaded += [self.load(run, lane) for run in some]
+            else:
+                for beside in _side_by_side(some):
+                    with lane.reading(is_remote=True):
+                        together = self._load_together(beside) if len(beside) > 1 else None
+                        loaded += together or [self._load(run) for run in beside]
         return loaded
 
     def _needs_reading(self, run: Run) -> bool:
@@ -146,33 +157,39 @@ class RunReader:
         return LoadedRun(name, index, opened, size, buffer)
 
     def _load_together(self, runs: Sequence[Run]) -> list[LoadedRun] | None:
-        """Neighbouring runs of one piece; None if they cannot be read together, or not without trouble: which of them
-        it concerns is found by reading each alone.
+        """Neighbouring runs of one piece; None if they cannot be read together, or some are damaged: which, is found by
+        reading each alone. What the store refuses, it would refuse for each.
         """
         shard = self._pieces.place(runs[0].piece)[0]
+        name = self._dataset.shard_name(shard)
         try:
             index = self._dataset.piece(runs[0].piece)
             parts = self._parts(index, runs)
             if parts is None:
                 return None
             began = time.perf_counter()
-            fill_together(self._files.get(shard), parts, self._buffers)
+            fill_together(self._files.get(shard), parts, self._joined)
             read = time.perf_counter()
             opened = [index.open(part.run.first, part.run.last, part.data) for part in parts]
-        except HeadraceError:
+        except DamagedError:
             return None
+        except HeadraceError as err:
+            return [LoadedRun(name, None, None, error=err) for _ in runs]
         if any(one.damage for one in opened):
             return None
         self._count(runs[-1].last - runs[0].first, sum(part.at.length for part in parts), began, read)
-        name = self._dataset.shard_name(shard)
         return [
             LoadedRun(name, index, one, part.at.length, part.buffer, self._columns_of(part.run, one))
             for part, one in zip(parts, opened, strict=True)
         ]
 
     def _parts(self, index: ShardIndex, runs: Sequence[Run]) -> list[Part] | None:
+        """None where one range does not hold them, or much besides: neighbours in a selection may lie far apart."""
         ranges = [index.ranges(run.first, run.last) for run in runs] if index.is_ranged else []
         if not ranges or any(len(some) != 1 for some in ranges):
+            return None
+        begin, end = min(at.offset for (at,) in ranges), max(at.offset + at.length for (at,) in ranges)
+        if end - begin > sum(at.length for (at,) in ranges) + GAP_BYTES:
             return None
         return [Part(run, at, self._buffers.take(at.length)) for run, (at,) in zip(runs, ranges, strict=True)]
 

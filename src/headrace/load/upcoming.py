@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from headrace.load.runs import PlannedRun
 from headrace.order import Run
 
+LOOK_RUNS = 8192
+"""At most so many runs of the plan are made ahead, however small they are."""
+
 
 class Upcoming:
     """The rest of a plan. Not thread-safe: used under its reader's lock."""
@@ -48,7 +51,7 @@ class Upcoming:
         return None if key is None else self._coming[key]
 
     def _look(self) -> None:
-        while not self._coming or self._num_bytes < self._look_bytes:
+        while not self._coming or (self._num_bytes < self._look_bytes and len(self._coming) < LOOK_RUNS):
             planned = next(self._plan, None)
             if planned is None:
                 return

@@ -210,7 +210,7 @@ class Workers:
         try:
             helper.send(asked)
         except BaseException as err:
-            _fail_all(helper, err)
+            helper.give_up(err)
 
     def _asked(self, task: Task | ShareRows, lane: Lane) -> Asked:
         if isinstance(task, ShareRows):
@@ -222,7 +222,7 @@ class Workers:
         try:
             asked, answer = helper.receive()
         except BaseException as err:
-            _fail_all(helper, err)
+            helper.give_up(err)
             return time.perf_counter()
         now = time.perf_counter()
         rest = None
@@ -249,12 +249,6 @@ def _next(tasks: Tasks, wait: bool) -> Task | ShareRows | None:
         return None
     assert not isinstance(task, FromRuns | Rows)  # processes have shares instead
     return task
-
-
-def _fail_all(helper: Helper, err: BaseException) -> None:
-    """The process will not answer any more, nor will another for what it was asked."""
-    while helper.asked:
-        helper.asked.popleft().fail(err)
 
 
 class Caution:

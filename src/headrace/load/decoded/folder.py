@@ -105,6 +105,8 @@ class FolderStore(Store):
                 fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder_fd)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=self._folder_fd)):
+                        continue  # another process has removed it, and a third made it anew
                     os.unlink(name, dir_fd=self._folder_fd)
                     return True
                 except BlockingIOError:
