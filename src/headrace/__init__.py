@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from headrace.formats import Manifest
     from headrace.load import Loader, Stream, class_balanced, mix
     from headrace.packing import pack
-    from headrace.train import Trainer, adamw, constant, cosine, sgd
+    from headrace.train import (
+        Trainer,
+        adafactor,
+        adamw,
+        constant,
+        cosine,
+        lamb,
+        linear,
+        muon,
+        one_cycle,
+        parallelize,
+        sgd,
+        wsd,
+    )
 
 _HOMES = {
     "Dataset": "dataset",
@@ -26,15 +39,22 @@ _HOMES = {
     "Manifest": "formats",
     "Stream": "load",
     "Trainer": "train",
+    "adafactor": "train",
     "adamw": "train",
     "class_balanced": "load",
     "constant": "train",
     "cosine": "train",
     "index": "dataset",
+    "lamb": "train",
+    "linear": "train",
     "mix": "load",
+    "muon": "train",
+    "one_cycle": "train",
     "open": "dataset",
     "pack": "packing",
+    "parallelize": "train",
     "sgd": "train",
+    "wsd": "train",
 }
 _MODULES = ("errors", "ondevice", "transform")
 
@@ -46,18 +66,25 @@ __all__ = [
     "Stream",
     "Trainer",
     "__version__",
+    "adafactor",
     "adamw",
     "class_balanced",
     "constant",
     "cosine",
     "errors",
     "index",
+    "lamb",
+    "linear",
     "mix",
+    "muon",
     "ondevice",
+    "one_cycle",
     "open",
     "pack",
+    "parallelize",
     "sgd",
     "transform",
+    "wsd",
 ]
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from memory_loader import MemoryLoader
 from torch import nn
 
 import headrace as hr
+
+OPTIMIZERS = {
+    "sgd": hr.sgd(0.1, momentum=0.9, weight_decay=0.01),
+    "adamw": hr.adamw(0.01, weight_decay=0.1),
+    "lamb": hr.lamb(0.02, weight_decay=0.1),
+    "adafactor": hr.adafactor(0.02, weight_decay=0.1),
+    "muon": hr.muon(0.01, weight_decay=0.1),
+}
 
 
 def fields(num_rows=96, seed=1):
@@ -20,6 +30,23 @@ def fields(num_rows=96, seed=1):
 def network(dropout=0.0, seed=3):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3))
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width + 1), nn.Linear(2 * width + 1, width)
+
+    def forward(self, x):
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+def layered(seed=3):
+    """Repeated blocks, some of whose dimensions divide by nothing."""
+    torch.manual_seed(seed)
+    blocks = [Block(7) for _ in range(3)]
+    return nn.Sequential(nn.Linear(6, 7), nn.Sequential(*blocks), nn.LayerNorm(7), nn.Linear(7, 3))
 
 
 def inputs(batch):
@@ -43,13 +70,19 @@ def correct(output, batch):
 
 
 def trainer(model=None, loader=None, loss=cross_entropy, **options):
-    options = {"inputs": inputs, "optimizer": hr.sgd(0.1), "device": "cpu", **options}
+    mesh = os.environ.get("TEST_MESH", "dp")
+    options = {"inputs": inputs, "optimizer": hr.sgd(0.1), "device": "cpu", "mesh": mesh, **options}
     loader = MemoryLoader(fields(), 12, epochs=None) if loader is None else loader
     return hr.Trainer(network() if model is None else model, loss, loader, **options)
 
 
 def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
+    """All of them, whole. Collective where they are sharded."""
+    return {name: whole(value).clone() for name, value in model.state_dict().items()}
+
+
+def whole(value):
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def largest_difference(one, other):

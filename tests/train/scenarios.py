@@ -6,6 +6,7 @@ Each scenario returns values that a test compares; as a script each rank leaves 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 from pathlib import Path
@@ -57,10 +58,44 @@ def token_weighted(folder):
 
 
 @scenario
+def in_blocks(folder):
+    model = p.layered()
+    result = p.trainer(model, steps=20, clip_grad_norm=0.3, micro_batch_size=1, evaluate=_held_out()).fit()
+    return {"weights": p.weights(model), "loss": result.loss, "samples": result.samples}
+
+
+@scenario
+def unequal_parts(folder):
+    """Ranks cut their batches into different numbers of parts, in training and in evaluation."""
+    model = p.layered()
+    loader = MemoryLoader(p.fields(), 24, epochs=None, keep=lambda row: row % 5 != 1 and row % 8 != 2)
+    held_out = _held_out(lambda row: row < 12 or row % 2 == 1)
+    result = p.trainer(model, loader, steps=10, micro_batch_size=2, evaluate=held_out, evaluate_every=1).fit()
+    return {"weights": p.weights(model), "loss": result.loss, "samples": result.samples}
+
+
+@scenario
+def by_hand(folder):
+    """A loop of the user's own."""
+    model = p.layered()
+    module = hr.parallelize(model, os.environ.get("TEST_MESH", "dp"), device="cpu")
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for batch, _ in zip(MemoryLoader(p.fields(), 12, epochs=None), range(10), strict=False):
+        p.cross_entropy(module(batch["x"]), batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return p.weights(model)
+
+
+def _held_out(keep=None):
+    return MemoryLoader(p.fields(53, seed=2), 12, shuffle=False, drop_last=False, keep=keep)
+
+
+@scenario
 def filtered(folder):
     """Batches shrink differently on each rank."""
     model = p.network()
-    loader = MemoryLoader(p.fields(), 12, epochs=None, keep=lambda row: row % 3 != 1)
+    loader = MemoryLoader(p.fields(), 24, epochs=None, keep=lambda row: row % 3 != 1)
     result = p.trainer(model, loader, steps=20).fit()
     return {"weights": p.weights(model), "loss": result.loss, "samples": result.samples}
 

@@ -1,4 +1,4 @@
-"""Two processes train the model that one trains, whatever cuts the global batch into unequal parts."""
+"""Several processes train the model that one trains, on any mesh, whatever cuts the global batch into unequal parts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ TOLERANCE = 1e-6
 NAMES = sorted(SCENARIOS.keys() - {"begun", "continued"})
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    """What each scenario gave on rank 0 and rank 1 of two gloo processes."""
-    folder = tmp_path_factory.mktemp("two_ranks")
-    run_ranks(2, [HERE / "scenarios.py", *NAMES, "--out", folder])
-    return {name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)] for name in NAMES}
+@pytest.fixture(scope="module", params=[("dp", 2), ("fsdp", 2), ("dp=2,fsdp=2", 4)], ids=lambda param: param[0])
+def ranks(request, tmp_path_factory):
+    """What each scenario gave on every rank of some gloo processes, scenario -> values by rank."""
+    mesh, size = request.param
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(size, [HERE / "scenarios.py", *NAMES, "--out", folder], TEST_MESH=mesh)
+    return {
+        name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(size)] for name in NAMES
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,21 +31,35 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["clipped_momentum", "accumulated"])
-def test_weights_are_those_of_one_process(name, two_ranks, tmp_path):
-    rank_0, rank_1 = two_ranks[name]
-    assert largest_difference(rank_0, rank_1) == 0
+@pytest.mark.parametrize("name", ["clipped_momentum", "accumulated", "by_hand"])
+def test_weights_are_those_of_one_process(name, ranks, tmp_path):
+    rank_0, *others = ranks[name]
+    assert {largest_difference(rank_0, other) for other in others} == {0}
     assert largest_difference(rank_0, SCENARIOS[name](tmp_path)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "token_weighted", "filtered", "padded", "empty_on_one_rank", "nothing_at_all"]
+    "name",
+    [
+        "plain",
+        "in_blocks",
+        "unequal_parts",
+        "token_weighted",
+        "filtered",
+        "padded",
+        "empty_on_one_rank",
+        "nothing_at_all",
+    ],
 )
-def test_weights_losses_and_counts_are_those_of_one_process(name, two_ranks, tmp_path):
+def test_weights_losses_and_counts_are_those_of_one_process(name, ranks, tmp_path):
     alone = SCENARIOS[name](tmp_path)
-    for found in two_ranks[name]:
-        assert largest_difference(found.pop("weights"), alone["weights"]) <= TOLERANCE
-        assert found == pytest.approx({key: value for key, value in alone.items() if key != "weights"}, abs=TOLERANCE)
+    for found in ranks[name]:
+        assert largest_difference(found["weights"], alone["weights"]) <= TOLERANCE
+        assert without_weights(found) == pytest.approx(without_weights(alone), abs=TOLERANCE)
+
+
+def without_weights(found):
+    return {key: value for key, value in found.items() if key != "weights"}
 
 
 def test_accumulation_gives_the_gradients_of_the_whole_batch(tmp_path):
@@ -50,23 +67,23 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(tmp_path):
     assert largest_difference(whole, parts) <= TOLERANCE
 
 
-def test_only_real_samples_are_counted(two_ranks):
-    assert two_ranks["padded"][0]["samples"] == 2 * 77
-    assert two_ranks["empty_on_one_rank"][0]["samples"] == 2 * (8 + 8)
-    assert two_ranks["nothing_at_all"][0]["samples"] == 2 * 8
+def test_only_real_samples_are_counted(ranks):
+    assert ranks["padded"][0]["samples"] == 2 * 77
+    assert ranks["empty_on_one_rank"][0]["samples"] == 2 * (8 + 8)
+    assert ranks["nothing_at_all"][0]["samples"] == 2 * 8
 
 
-def test_evaluation_is_exact_over_ranks_with_padding(two_ranks, tmp_path):
+def test_evaluation_is_exact_over_ranks_with_padding(ranks, tmp_path):
     alone = SCENARIOS["evaluated"](tmp_path)
-    rank_0, rank_1 = two_ranks["evaluated"]
-    assert rank_0 == rank_1
+    rank_0, *others = ranks["evaluated"]
+    assert all(rank_0 == other for other in others)
     assert rank_0 == pytest.approx(alone, abs=TOLERANCE)
     assert rank_0["accuracy"] * 53 == pytest.approx(round(rank_0["accuracy"] * 53), abs=1e-9)
 
 
-def test_resume_is_bit_for_bit_on_two_processes(two_ranks):
+def test_resume_is_bit_for_bit_on_several_processes(ranks):
     """With dropout, batch norm, AdamW, a schedule, and draws from every global generator."""
-    for found in two_ranks["resumed"]:
+    for found in ranks["resumed"]:
         assert found["failed"] == "the power is off"
         assert found["resumed_from"] == "step-00000012"
         assert largest_difference(found["straight"], found["broken"]) == 0
@@ -78,26 +95,26 @@ def test_resume_is_bit_for_bit_on_one_process(tmp_path):
     assert largest_difference(found["straight"], found["broken"]) == 0
 
 
-def test_a_second_fit_goes_on_where_the_first_ended(two_ranks, tmp_path):
-    for straight, in_two in (*two_ranks["resumed_with_momentum"], SCENARIOS["resumed_with_momentum"](tmp_path)):
+def test_a_second_fit_goes_on_where_the_first_ended(ranks, tmp_path):
+    for straight, in_two in (*ranks["resumed_with_momentum"], SCENARIOS["resumed_with_momentum"](tmp_path)):
         assert largest_difference(straight, in_two) == 0
 
 
-def test_gradients_that_are_not_finite_name_step_and_rank(two_ranks):
-    for found in two_ranks["exploding"]:
+def test_gradients_that_are_not_finite_name_step_and_rank(ranks):
+    for found in ranks["exploding"]:
         assert found["message"].startswith("the gradients of step 3 must be finite: got ")
-        assert "the loss of rank 1 is not finite" in found["message"]
+        assert f"the loss of rank {len(ranks['exploding']) - 1} is not finite" in found["message"]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(two_ranks, tmp_path):
-    for found in two_ranks["exploding_without_clipping"]:
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(ranks, tmp_path):
+    for found in ranks["exploding_without_clipping"]:
         assert found["message"].startswith("the loss of step 3 must be finite: got inf")
     assert "the loss of step 3 must be finite" in SCENARIOS["exploding_without_clipping"](tmp_path)["message"]
     assert max(path.name for path in (tmp_path / "exploded/checkpoints").iterdir()) == "step-00000002"
 
 
-def test_a_parameter_that_takes_no_part_is_named_at_the_first_step(two_ranks):
-    for found in two_ranks["unused"]:
+def test_a_parameter_that_takes_no_part_is_named_at_the_first_step(ranks):
+    for found in ranks["unused"]:
         assert (
             "every parameter must take part in the loss: spare.weight, spare.bias got no gradient" in found["message"]
         )

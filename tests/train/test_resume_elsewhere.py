@@ -1,4 +1,4 @@
-"""A run goes on at another number of processes than it began with."""
+"""A run goes on at another number of processes, and on another mesh, than it began with."""
 
 from __future__ import annotations
 
@@ -13,16 +13,29 @@ import headrace as hr
 OPTIMIZER = hr.adamw(0.01)
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def run(name, mesh, size, folder):
+    if size > 1:
+        run_ranks(size, [HERE / "scenarios.py", name, "--out", folder], TEST_MESH=mesh)
+    else:
+        torch.save(SCENARIOS[name](folder), folder / f"{name}-0.pt")
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (("dp", 2), ("dp", 1)),
+        (("dp", 1), ("dp", 2)),
+        (("fsdp", 4), ("fsdp", 2)),
+        (("fsdp", 2), ("dp=2,fsdp=2", 4)),
+        (("dp", 2), ("fsdp", 2)),
+        (("fsdp", 2), ("dp", 1)),
+    ],
+)
 def test_ten_steps_here_and_ten_there_are_twenty(first, then, tmp_path):
     straight = network()
     trainer(straight, steps=20, optimizer=OPTIMIZER).fit()
-    if first == 1:
-        SCENARIOS["begun"](tmp_path)
-        run_ranks(2, [HERE / "scenarios.py", "continued", "--out", tmp_path])
-    else:
-        run_ranks(2, [HERE / "scenarios.py", "begun", "--out", tmp_path])
-        torch.save(SCENARIOS["continued"](tmp_path), tmp_path / "continued-0.pt")
+    run("begun", *first, tmp_path)
+    run("continued", *then, tmp_path)
     found = torch.load(tmp_path / "continued-0.pt", weights_only=False)
     assert found["resumed_from"] == "step-00000010"
     assert largest_difference(found["weights"], weights(straight)) <= 1e-5

@@ -25,8 +25,8 @@ def held_out(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mesh": "fsdp=2"}, "mesh must be 'dp' or 'dp=N'"),
-        ({"mesh": ""}, "mesh must be 'dp' or 'dp=N'"),
+        ({"mesh": "tp=2"}, "mesh must be axis=size pairs of dp"),
+        ({"mesh": ""}, "mesh must be axis=size pairs of dp"),
         ({"precision": "fp16"}, "precision must be one of fp32, bf16: got 'fp16'"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm must be above 0"),

@@ -1,6 +1,7 @@
 """Training: one model on any number of processes, with the loss curve of one.
 
-`Trainer` runs the loop; `adamw` and `sgd` make optimizers, `cosine` and `constant` schedules. The names are loaded when
+`Trainer` runs the loop; `adamw`, `sgd`, `lamb`, `adafactor` and `muon` make optimizers, `cosine`, `linear`, `wsd`,
+`one_cycle` and `constant` schedules. The names are loaded when
 first used, so that what needs no torch here (reading a recipe, a worker that ends because a peer failed) does not
 wait for it.
 """
@@ -11,20 +12,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headrace.train.optimizers import adamw, sgd
-    from headrace.train.schedules import constant, cosine
+    from headrace.train.optimizers import adafactor, adamw, lamb, muon, sgd
+    from headrace.train.parallel import parallelize
+    from headrace.train.schedules import constant, cosine, linear, one_cycle, wsd
     from headrace.train.trainer import FitResult, Trainer
 
 _HOMES = {
     "FitResult": "trainer",
     "Trainer": "trainer",
+    "adafactor": "optimizers",
     "adamw": "optimizers",
     "constant": "schedules",
     "cosine": "schedules",
+    "lamb": "optimizers",
+    "linear": "schedules",
+    "muon": "optimizers",
+    "one_cycle": "schedules",
+    "parallelize": "parallel",
     "sgd": "optimizers",
+    "wsd": "schedules",
 }
 
-__all__ = ["FitResult", "Trainer", "adamw", "constant", "cosine", "sgd"]
+__all__ = [
+    "FitResult",
+    "Trainer",
+    "adafactor",
+    "adamw",
+    "constant",
+    "cosine",
+    "lamb",
+    "linear",
+    "muon",
+    "one_cycle",
+    "parallelize",
+    "sgd",
+    "wsd",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ dimension) belongs to every part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,11 @@ def micro_batches(batch: Batch, rows: int, size: int | None) -> Iterator[tuple[B
     for first in range(0, rows, size):
         last = min(first + size, rows)
         yield _rows(batch, first, last, rows), last - first
+
+
+def num_parts(rows: float, size: int | None) -> int:
+    """Into how many parts of at most `size` samples a batch of `rows` is cut, rounded up."""
+    return 1 if size is None else max(1, math.ceil(math.ceil(rows) / size))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

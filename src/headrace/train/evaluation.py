@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import TrainingError
-from headrace.train.batches import Batch, micro_batches, real_rows, to_device
+from headrace.train.batches import Batch, micro_batches, num_parts, num_rows, real_rows, to_device
 from headrace.train.contract import LoaderLike
 from headrace.train.objective import Objective
+from headrace.train.parallel import Distributed
 from headrace.train.world import World
 
 Metric = Callable[[Any, Batch], Tensor]
@@ -42,16 +43,21 @@ class Evaluator:
     def __init__(
         self,
         world: World,
+        distributed: Distributed,
         objective: Objective,
         loader: LoaderLike,
         metrics: Mapping[str, Metric],
         micro_batch_size: int | None,
     ) -> None:
         self._world = world
+        self._distributed = distributed
         self._objective = objective
         self._loader = loader
         self._metrics = metrics
         self._micro = micro_batch_size
+        rank_batch_size = loader.global_batch_size / world.size
+        self._passes = num_parts(rank_batch_size, micro_batch_size) if distributed.needs_equal_passes else 0
+        self._spare: Batch | None = None
 
     def run(self, model: nn.Module) -> Evaluation:
         """Evaluate the model, every rank its share. Collective; the model's modes are as before afterwards."""
@@ -60,21 +66,43 @@ class Evaluator:
         sums = _Sums()
         with evaluating(model), torch.no_grad():
             for batch in self._loader:
-                real, rows = real_rows(batch)
-                if rows:
-                    self._add(model, to_device(real, self._world.device), rows, sums)
+                parts = self._parts(batch)
+                for part, part_rows in parts:
+                    self._add(model, part, part_rows, sums)
+                for _ in range(self._passes - len(parts)):
+                    self._objective(model, self._spare_part(batch), 0)
+            self._distributed.settle()
         means, samples = _combine(self._world.gather(sums.on_host()))
         loss = means.pop("loss", None)
         return Evaluation(loss, means, samples, time.perf_counter() - began)
 
-    def _add(self, model: nn.Module, batch: Batch, rows: int, sums: _Sums) -> None:
-        for part, part_rows in micro_batches(batch, rows, self._micro):
-            judged = self._objective(model, part, part_rows)
-            sums.samples += part_rows
-            for name, value in {**judged.metrics, "loss": judged.loss}.items():
-                sums.add(name, value * judged.weight, judged.weight)
-            for name, metric in self._metrics.items():
-                sums.add(name, _per_sample(name, metric(judged.output, part), part_rows).sum(), part_rows)
+    def _parts(self, batch: Batch) -> list[tuple[Batch, int]]:
+        real, rows = real_rows(batch)
+        parts = list(micro_batches(to_device(real, self._world.device), rows, self._micro)) if rows else []
+        if parts and self._passes:
+            self._spare = parts[0][0]
+        return parts
+
+    def _spare_part(self, batch: Batch) -> Batch:
+        """What a rank whose share is smaller than others' runs the model on, so that all call it equally often."""
+        if self._spare is None:
+            rows = num_rows(batch)
+            if not rows:
+                raise TrainingError(
+                    f"rank {self._world.rank} got no sample in the first batch of the evaluation: all were filtered or "
+                    "skipped; use a larger batch, or filter before streaming (ds.select)"
+                )
+            whole = to_device(batch, self._world.device)
+            self._spare, _ = next(micro_batches(whole, rows, self._micro))
+        return self._spare
+
+    def _add(self, model: nn.Module, part: Batch, rows: int, sums: _Sums) -> None:
+        judged = self._objective(model, part, rows)
+        sums.samples += rows
+        for name, value in {**judged.metrics, "loss": judged.loss}.items():
+            sums.add(name, value * judged.weight, judged.weight)
+        for name, metric in self._metrics.items():
+            sums.add(name, _per_sample(name, metric(judged.output, part), rows).sum(), rows)
 
 
 @contextmanager

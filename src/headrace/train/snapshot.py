@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from headrace.errors import CheckpointError, StateError
@@ -71,8 +72,15 @@ class Learner:
                 assert isinstance(entry, TensorStorageMetadata)
                 if name.startswith("optimizer.") and not any(name.startswith(prefix) for prefix in known):
                     raise StateError(f"the checkpoint has {name!r}, but this model does not train that parameter")
-                found[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+                found[name] = self._room_for(name, entry)
         return found
+
+    def _room_for(self, name: str, entry: TensorStorageMetadata) -> Tensor:
+        """What an optimizer keeps of a sharded parameter, a value for each of its own, is sharded in the same way."""
+        for param_name, param in self._params().items():
+            if name.startswith(f"optimizer.{param_name}.") and isinstance(param, DTensor) and entry.size == param.shape:
+                return torch.empty_like(param, dtype=entry.properties.dtype, requires_grad=False)
+        return torch.empty(entry.size, dtype=entry.properties.dtype)
 
     def adopt(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, Any]], seed: int) -> None:
         """Go on from what was read into `room`; the model has it already."""

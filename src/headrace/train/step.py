@@ -15,12 +15,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from headrace.errors import TrainingError
-from headrace.train.batches import Batch, micro_batches
+from headrace.train.batches import Batch, micro_batches, num_parts
+from headrace.train.dtensors import part, squared_norms
 from headrace.train.objective import Objective
-from headrace.train.replica import Exposed, Replica
+from headrace.train.parallel import Distributed, Exposed
 from headrace.train.tally import Sum, Tally, Totals
 from headrace.train.world import World
 
@@ -60,7 +62,7 @@ class Stepper:
     def __init__(
         self,
         world: World,
-        replica: Replica,
+        distributed: Distributed,
         objective: Objective,
         optimizer: Optimizer,
         *,
@@ -71,7 +73,7 @@ class Stepper:
     ) -> None:
         """`rank_batch_size` is the weight of a full batch of a rank; `full_batches`: there are no others."""
         self._world = world
-        self._replica = replica
+        self._distributed = distributed
         self._objective = objective
         self._optimizer = optimizer
         self._expected = float(rank_batch_size)
@@ -82,6 +84,7 @@ class Stepper:
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._spare: tuple[Batch, int] | None = None
         self._checked = world.size == 1
+        self._passes = num_parts(rank_batch_size, micro_batch_size) if distributed.needs_equal_passes else None
 
     def set_rate(self, multiplier: float) -> float:
         """Multiply the optimizer's learning rates for the next step; returns the first group's."""
@@ -97,8 +100,8 @@ class Stepper:
         if not self._checked:
             self._check_used()
         sums.wait()
-        self._replica.end_backward()
-        exposed = self._replica.exposed()
+        self._distributed.end_backward()
+        exposed = self._distributed.exposed()
         some = corrected or self._correct(sums)
         norm = self._clipped() if self._clip is not None else None
         sums.fetch(norm)
@@ -112,7 +115,7 @@ class Stepper:
 
     def _check_used(self) -> None:
         """After a first backward pass: a parameter without a gradient would not be reduced, and the next step fails."""
-        named = self._replica.model.named_parameters()
+        named = self._distributed.model.named_parameters()
         unused = [name for name, param in named if param.requires_grad and param.grad is None]
         if unused:
             raise TrainingError(
@@ -133,30 +136,34 @@ class Stepper:
         alone = self._world.size == 1 and len(parts) == 1
         tally = Tally(self._world)
         weighted = False
-        for number, (part, part_rows) in enumerate(parts, start=1):
+        for number, (rows_of, part_rows) in enumerate(parts, start=1):
             last = number == len(parts)
-            with self._replica.reducing(last):
-                judged = self._objective(self._replica.module, part, part_rows)
+            with self._distributed.reducing(last):
+                judged = self._objective(self._distributed.module, rows_of, part_rows)
                 weighted = weighted or judged.weighted
-                tally.add(judged, part_rows if rows else 0)
+                tally.add(judged, part_rows)
                 if last:
                     sums = tally.launch(stop())
-                _scaled(judged.loss, 1.0 if alone else self._share(judged.weight, rows)).backward()
+                _scaled(judged.loss, 1.0 if alone else self._share(judged.weight, part_rows)).backward()
         return sums, alone or (self._full and not weighted)
 
     def _parts(self, batch: Batch, rows: int) -> list[tuple[Batch, int]]:
-        """The micro-batches; for a rank without samples one of an earlier batch, so that it takes part in the step."""
-        if rows:
-            parts = list(micro_batches(batch, rows, self._micro))
-            if not self._full and self._world.size > 1:
-                self._spare = parts[0]
+        """The micro-batches, with the number of samples of each.
+
+        A rank that has fewer than the step needs takes one of an earlier batch, with 0, so that it takes part.
+        """
+        parts = list(micro_batches(batch, rows, self._micro)) if rows else []
+        if parts and not self._full and self._world.size > 1:
+            self._spare = parts[0]
+        missing = (self._passes or 1) - len(parts)
+        if missing <= 0:
             return parts
         if self._spare is None:
             raise TrainingError(
                 f"rank {self._world.rank} got no sample in its first batch: all were filtered or skipped; "
                 "use a larger batch, or filter before streaming (ds.select)"
             )
-        return [self._spare]
+        return parts + missing * [(self._spare[0], 0)]
 
     def _share(self, weight: float | Tensor, rows: int) -> float | Tensor:
         return weight / self._expected if rows else 0.0
@@ -164,7 +171,7 @@ class Stepper:
     def _correct(self, sums: Sum) -> bool:
         """Turn the averaged gradients into those of the global mean. False: no rank had a sample, nothing to learn."""
         scale = self._world.size * self._expected
-        grads = [p.grad for p in self._params if p.grad is not None]
+        grads = [part(p.grad) for p in self._params if p.grad is not None]
         total = sums.weight()
         if isinstance(total, Tensor):
             # Without a sample the gradients are 0 and stay 0: dividing by at least a tiny weight keeps out NaN.
@@ -176,7 +183,13 @@ class Stepper:
 
     def _clipped(self) -> Tensor:
         assert self._clip is not None
-        return nn.utils.clip_grad_norm_(self._params, self._clip)
+        grads = [p.grad for p in self._params if p.grad is not None]
+        if not any(isinstance(grad, DTensor) for grad in grads):
+            return nn.utils.clip_grad_norm_(self._params, self._clip)
+        parts = [part(grad) for grad in grads]
+        norm = squared_norms(parts, grads).sum().sqrt()
+        torch._foreach_mul_(parts, (self._clip / (norm + 1e-6)).clamp(max=1.0))
+        return norm
 
 
 def _scaled(loss: Tensor, share: float | Tensor) -> Tensor:

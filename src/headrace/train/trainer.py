@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from headrace.errors import OptionError
 from headrace.train.archive import Archive, num_restarts
@@ -25,12 +24,11 @@ from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
-from headrace.train.mesh import check_mesh, parse_mesh
 from headrace.train.objective import PRECISIONS, Inputs, Loss, Objective
-from headrace.train.optimizers import OptimizerFactory
+from headrace.train.optimizers import OptimizerFactory, built, trained
+from headrace.train.parallel import Mesh, distribute, parse_mesh
 from headrace.train.randomness import seed_all
 from headrace.train.record import Journal, open_record
-from headrace.train.replica import Replica
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
 from headrace.train.skipped import SkippedList
@@ -110,7 +108,8 @@ class Trainer:
         - `loss(output, batch)` gives the mean over the batch's samples, or a pair of that and a dict of scalars, which
           are averaged and recorded too. The key `weight` in it replaces the number of samples as the mean's weight
           (the number of tokens, say). Gradients are those of the mean over the whole global batch.
-        - `optimizer(params)` gives the torch optimizer: `headrace.adamw()`, `headrace.sgd()`, or a function.
+        - `optimizer(params)` gives the torch optimizer: `headrace.adamw()`, `sgd`, `lamb`, `adafactor` or `muon`, or a
+          function.
         - `precision`: "fp32", or "bf16" (forward and loss under autocast; weights stay in fp32).
         - `micro_batch_size`: samples that one forward pass of a rank takes at most; gradients add up over a batch.
         - `evaluate`: a loader that ends, run every `evaluate_every` epochs (0.5: twice an epoch) and at the end,
@@ -235,18 +234,15 @@ class Trainer:
     def _set_up(self) -> _Parts:
         """Join the other processes and give the model its place; the order of what is collective is the same on all."""
         world = join_world(self._device)
-        check_mesh(self._mesh, world.size)
+        mesh = Mesh.of(self._mesh, world.size)
         self.model.to(world.device).train()
-        params = [param for param in self.model.parameters() if param.requires_grad]
-        if not params:
-            raise OptionError("a model needs parameters that require gradients to be trained: this one has none")
-        optimizer = self._optimizer(params)
-        if not isinstance(optimizer, Optimizer):
-            raise OptionError(f"optimizer(params) must return a torch optimizer: got a {type(optimizer).__name__}")
+        trained(self.model)  # a model without parameters to train is refused before it is distributed
+        distributed = distribute(self.model, world, mesh, self._precision)
+        optimizer = built(self._optimizer, self.model)
         objective = Objective(self._inputs, self._loss, self._precision, world.device)
         stepper = Stepper(
             world,
-            Replica(self.model, world),
+            distributed,
             objective,
             optimizer,
             rank_batch_size=self.loader.global_batch_size / world.size,
@@ -257,7 +253,7 @@ class Trainer:
         evaluator = None
         if self._evaluate is not None:
             _ = self._evaluate.steps_per_epoch  # one that cannot work at this world size is refused now
-            evaluator = Evaluator(world, objective, self._evaluate, self._metrics, self._micro_batch_size)
+            evaluator = Evaluator(world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size)
         return _Parts(world, Learner(self.model, optimizer, world), stepper, evaluator)
 
     def _plan(self, epochs: int | None, steps: int | None) -> Plan:

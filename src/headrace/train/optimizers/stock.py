@@ -1,12 +1,8 @@
-"""Optimizers as descriptions: frozen, printable, and called with the parameters to get the torch optimizer.
-
-The Trainer takes any function of the parameters that returns a torch optimizer; these are the common ones, which also
-print well in the record of a run.
-"""
+"""Those that torch has: AdamW and stochastic gradient descent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +10,12 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from headrace.errors import OptionError
-
-OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
+from headrace.train.optimizers.groups import (
+    check_above_zero,
+    check_betas,
+    check_not_negative,
+    decay_groups,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +27,18 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the running mean of the gradient and of its square; each in [0, 1)."""
     weight_decay: float = 0.01
-    """Share of lr by which weights shrink each step; 0: none."""
+    """Share of lr by which weights shrink each step; 0: none. Norms and biases have none."""
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        _check_above_zero(lr=self.lr, eps=self.eps)
-        _check_not_negative(weight_decay=self.weight_decay)
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise OptionError(f"betas must each be at least 0 and below 1: got {self.betas}")
+        check_above_zero(lr=self.lr, eps=self.eps)
+        check_not_negative(weight_decay=self.weight_decay)
+        check_betas(self.betas)
 
     def __call__(self, params: Iterable[Parameter]) -> Optimizer:
         """The optimizer over these parameters; one fused kernel a step."""
-        return torch.optim.AdamW(
-            params, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, eps=self.eps, fused=True
-        )
+        groups = decay_groups(params, self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +50,13 @@ class SGD:
     momentum: float = 0.0
     """Decay of the running sum of gradients, in [0, 1); 0: none."""
     weight_decay: float = 0.0
-    """Factor of the weights that is added to their gradient; 0: none."""
+    """Factor of the weights that is added to their gradient; 0: none. Norms and biases have none."""
     nesterov: bool = False
     """Look ahead along the momentum; needs momentum above 0."""
 
     def __post_init__(self) -> None:
-        _check_above_zero(lr=self.lr)
-        _check_not_negative(weight_decay=self.weight_decay)
+        check_above_zero(lr=self.lr)
+        check_not_negative(weight_decay=self.weight_decay)
         if not 0 <= self.momentum < 1:
             raise OptionError(f"momentum must be at least 0 and below 1: got {self.momentum}")
         if self.nesterov and self.momentum == 0:
@@ -66,9 +64,8 @@ class SGD:
 
     def __call__(self, params: Iterable[Parameter]) -> Optimizer:
         """The optimizer over these parameters."""
-        return torch.optim.SGD(
-            params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
-        )
+        groups = decay_groups(params, self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
 def adamw(
@@ -89,15 +86,3 @@ def sgd(lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: b
     SGD(lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False)
     """
     return SGD(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
-
-
-def _check_above_zero(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise OptionError(f"{name} must be above 0: got {value}")
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise OptionError(f"{name} must be at least 0: got {value}")

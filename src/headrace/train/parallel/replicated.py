@@ -17,22 +17,8 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.world import World
-
-
-class Exposed:
-    """Communication that compute did not hide; on a GPU known only when the step is done there."""
-
-    def __init__(self, sec: float = 0.0, marks: tuple[torch.cuda.Event, torch.cuda.Event] | None = None) -> None:
-        self._sec = sec
-        self._marks = marks
-
-    def sec(self) -> float:
-        """Seconds."""
-        return self._sec if self._marks is None else self._marks[0].elapsed_time(self._marks[1]) / 1e3
-
-
-_NOTHING = Exposed()
 
 
 class _HostTimer:
@@ -80,6 +66,9 @@ def _reduce(timer: _HostTimer | _DeviceTimer, bucket: GradBucket) -> torch.futur
 class Replica:
     """The model as a rank trains it. With one process that is the model itself."""
 
+    needs_equal_passes = False
+    """Whether every rank must call the model equally often in a step."""
+
     def __init__(self, model: nn.Module, world: World) -> None:
         self.model = model
         """The user's module."""
@@ -104,6 +93,9 @@ class Replica:
         no_sync: AbstractContextManager[Any] = self.module.no_sync()
         return no_sync
 
+    def settle(self) -> None:
+        """After forward passes that no backward pass follows: nothing is to be put back."""
+
     def end_backward(self) -> None:
         """Note that the step's communication is over."""
         if self._timer is not None:
@@ -111,4 +103,4 @@ class Replica:
 
     def exposed(self) -> Exposed:
         """How long the last backward pass waited for its reduction."""
-        return _NOTHING if self._timer is None else self._timer.exposed()
+        return NOTHING if self._timer is None else self._timer.exposed()

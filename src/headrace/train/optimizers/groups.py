@@ -1,0 +1,71 @@
+"""What all descriptions of optimizers have in common: groups of parameters, the making, and checks of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from headrace.errors import OptionError
+
+OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
+
+
+@runtime_checkable
+class ByRole(Protocol):
+    """An optimizer that must know what its parameters are for."""
+
+    def of_model(self, model: nn.Module) -> Optimizer:
+        """The optimizer over those parameters of a model that require gradients."""
+
+
+def built(factory: OptimizerFactory | ByRole, model: nn.Module) -> Optimizer:
+    """The optimizer of a model's trained parameters. Raises OptionError where there are none, or it is no optimizer."""
+    params = trained(model)
+    optimizer = factory.of_model(model) if isinstance(factory, ByRole) else factory(params)
+    if not isinstance(optimizer, Optimizer):
+        raise OptionError(f"optimizer(params) must return a torch optimizer: got a {type(optimizer).__name__}")
+    return optimizer
+
+
+def trained(model: nn.Module) -> list[Parameter]:
+    """The parameters that require gradients. Raises OptionError where there are none."""
+    params = [param for param in model.parameters() if param.requires_grad]
+    if not params:
+        raise OptionError("a model needs parameters that require gradients to be trained: this one has none")
+    return params
+
+
+def decay_groups(params: Iterable[Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: those of two dimensions and more with this decay, norms and biases with none."""
+    listed = list(params)
+    if not weight_decay:
+        return [{"params": listed, "weight_decay": 0.0}]
+    groups = [
+        {"params": [param for param in listed if param.dim() > 1], "weight_decay": weight_decay},
+        {"params": [param for param in listed if param.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def check_above_zero(**values: float) -> None:
+    """Raise OptionError, naming it, for a value that is not."""
+    for name, value in values.items():
+        if not value > 0:
+            raise OptionError(f"{name} must be above 0: got {value}")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raise OptionError, naming it, for a value below 0."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise OptionError(f"{name} must be at least 0: got {value}")
+
+
+def check_betas(betas: tuple[float, float]) -> None:
+    """Raise OptionError for decays that are not in [0, 1)."""
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise OptionError(f"betas must be two numbers, each at least 0 and below 1: got {betas}")

@@ -1,0 +1,7 @@
+"""A model on several processes: which of them hold what, and how their gradients come together."""
+
+from headrace.train.parallel.distribute import Distributed, distribute, parallelize
+from headrace.train.parallel.exposed import Exposed
+from headrace.train.parallel.mesh import Mesh, parse_mesh
+
+__all__ = ["Distributed", "Exposed", "Mesh", "distribute", "parallelize", "parse_mesh"]
