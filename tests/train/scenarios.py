@@ -65,6 +65,13 @@ def in_blocks(folder):
 
 
 @scenario
+def recomputed(folder):
+    model = p.layered()
+    p.trainer(model, steps=10, micro_batch_size=2, activation_checkpointing="full").fit()
+    return p.weights(model)
+
+
+@scenario
 def unequal_parts(folder):
     """Ranks cut their batches into different numbers of parts, in training and in evaluation."""
     model = p.layered()

@@ -31,7 +31,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["clipped_momentum", "accumulated", "by_hand"])
+@pytest.mark.parametrize("name", ["clipped_momentum", "accumulated", "by_hand", "recomputed"])
 def test_weights_are_those_of_one_process(name, ranks, tmp_path):
     rank_0, *others = ranks[name]
     assert {largest_difference(rank_0, other) for other in others} == {0}

@@ -89,9 +89,13 @@ def test_inputs_are_a_tensor_arguments_or_keywords(arguments):
 def test_the_trainer_does_what_a_loop_by_hand_does():
     loader = MemoryLoader(fields(), 12, epochs=None)
     by_hand = network()
-    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=0.01, fused=True)
+    biases = [param for param in by_hand.parameters() if param.dim() == 1]
+    matrices = [param for param in by_hand.parameters() if param.dim() > 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": biases, "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, fused=True)
     for number, batch in zip(range(20), MemoryLoader(fields(), 12, epochs=None), strict=False):
-        optimizer.param_groups[0]["lr"] = 0.01 * hr.cosine(3).multiplier(number, 20)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * hr.cosine(3).multiplier(number, 20)
         cross_entropy(by_hand(inputs(batch)), batch).backward()
         nn.utils.clip_grad_norm_(by_hand.parameters(), 0.5)
         optimizer.step()

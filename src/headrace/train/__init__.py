@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headrace.train.optimizers import adafactor, adamw, lamb, muon, sgd
     from headrace.train.parallel import parallelize
+    from headrace.train.result import FitResult
     from headrace.train.schedules import constant, cosine, linear, one_cycle, wsd
-    from headrace.train.trainer import FitResult, Trainer
+    from headrace.train.trainer import Trainer
 
 _HOMES = {
-    "FitResult": "trainer",
+    "FitResult": "result",
     "Trainer": "trainer",
     "adafactor": "optimizers",
     "adamw": "optimizers",

@@ -80,7 +80,8 @@ class Stepper:
         self._full = full_batches
         self._micro = micro_batch_size
         self._clip = clip_grad_norm
-        self._params = [p for group in optimizer.param_groups for p in group["params"]]
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._params = [p for p in distributed.model.parameters() if id(p) in trained]
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._spare: tuple[Batch, int] | None = None
         self._checked = world.size == 1

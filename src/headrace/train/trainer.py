@@ -20,44 +20,23 @@ from torch import nn
 
 from headrace.errors import OptionError
 from headrace.train.archive import Archive, num_restarts
+from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
-from headrace.train.objective import PRECISIONS, Inputs, Loss, Objective
+from headrace.train.objective import Inputs, Loss, Objective
 from headrace.train.optimizers import OptimizerFactory, built, trained
-from headrace.train.parallel import Mesh, distribute, parse_mesh
+from headrace.train.parallel import Mesh, distribute
 from headrace.train.randomness import seed_all
 from headrace.train.record import Journal, open_record
+from headrace.train.result import FitResult
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
 from headrace.train.skipped import SkippedList
 from headrace.train.snapshot import Learner
 from headrace.train.step import Stepper
 from headrace.train.world import World, join_world
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitResult:
-    """What a run came to."""
-
-    steps: int
-    """Completed steps, those before a resume included."""
-    epochs: float
-    """Completed passes over the data; a whole number unless `steps` ended the run within one."""
-    samples: int
-    """Real samples of these steps over all ranks."""
-    sec: float
-    """Seconds that this call took."""
-    loss: float | None
-    """Of the last evaluation; without one, of the last step. None when nothing was left to do."""
-    metrics: dict[str, float | None]
-    """Of the last evaluation; without one, of the last step."""
-    stopped: str | None
-    """Why the run ended early ("sigterm"); None: it is complete."""
-    resumed_from: Path | None
-    """The checkpoint that this call went on from."""
-    run_dir: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +68,8 @@ class Trainer:
         schedule: Schedule | None = None,
         mesh: str = "dp",
         precision: str = "fp32",
+        activation_checkpointing: str | None = None,
+        compile: bool = False,
         micro_batch_size: int | None = None,
         evaluate: LoaderLike | None = None,
         evaluate_every: float = 1,
@@ -111,6 +92,10 @@ class Trainer:
         - `optimizer(params)` gives the torch optimizer: `headrace.adamw()`, `sgd`, `lamb`, `adafactor` or `muon`, or a
           function.
         - `precision`: "fp32", or "bf16" (forward and loss under autocast; weights stay in fp32).
+        - `mesh`: "dp" (replicas), "fsdp" (sharded), or both with sizes, "dp=2,fsdp=4"; see the page on training.
+        - `activation_checkpointing`: the model's repeated blocks make their activations again in the backward pass: all
+          of them ("full"), or all but products of matrices, convolutions and attention ("selective").
+        - `compile`: blocks, or a model without any, run through torch.compile; the first step takes long.
         - `micro_batch_size`: samples that one forward pass of a rank takes at most; gradients add up over a batch.
         - `evaluate`: a loader that ends, run every `evaluate_every` epochs (0.5: twice an epoch) and at the end,
           over real samples only.
@@ -121,18 +106,22 @@ class Trainer:
         - `keep_checkpoints`: how many of the newest stay.
         - `device`: None takes this process's GPU, or the CPU where there is none.
         """
-        _check_options(precision=precision, mesh=mesh, metrics=metrics, evaluate=evaluate)
-        _check_counts(
+        check_options(
+            precision=precision,
+            mesh=mesh,
+            activation_checkpointing=activation_checkpointing,
+            metrics=metrics,
+            evaluate=evaluate,
+            evaluate_every=evaluate_every,
+            clip_grad_norm=clip_grad_norm,
+        )
+        check_counts(
             micro_batch_size=micro_batch_size,
             checkpoint_every=checkpoint_every,
             keep_checkpoints=keep_checkpoints,
             epochs=epochs,
             steps=steps,
         )
-        if not evaluate_every > 0:
-            raise OptionError(f"evaluate_every must be above 0, in epochs: got {evaluate_every}")
-        if clip_grad_norm is not None and not clip_grad_norm > 0:
-            raise OptionError(f"clip_grad_norm must be above 0, or None: got {clip_grad_norm}")
         self.model = model
         self.loader = loader
         self.run_dir = Path(run_dir) if run_dir is not None else None
@@ -144,6 +133,8 @@ class Trainer:
         self._schedule = schedule or Constant()
         self._mesh = mesh
         self._precision = precision
+        self._activation_checkpointing = activation_checkpointing
+        self._compile = compile
         self._micro_batch_size = micro_batch_size
         self._evaluate = evaluate
         self._evaluate_every = evaluate_every
@@ -176,7 +167,7 @@ class Trainer:
         goes on where the last one ended. Collective: every process calls it.
         """
         began = time.perf_counter()
-        _check_counts(epochs=epochs, steps=steps)
+        check_counts(epochs=epochs, steps=steps)
         parts = self._parts = self._parts or self._set_up()
         plan = self._plan(*((epochs, steps) if epochs or steps else self._goal))
         archive = self._archive(parts.learner)
@@ -237,7 +228,14 @@ class Trainer:
         mesh = Mesh.of(self._mesh, world.size)
         self.model.to(world.device).train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
-        distributed = distribute(self.model, world, mesh, self._precision)
+        distributed = distribute(
+            self.model,
+            world,
+            mesh,
+            self._precision,
+            activation_checkpointing=self._activation_checkpointing,
+            compile=self._compile,
+        )
         optimizer = built(self._optimizer, self.model)
         objective = Objective(self._inputs, self._loss, self._precision, world.device)
         stepper = Stepper(
@@ -316,6 +314,8 @@ class Trainer:
             "parameters": sum(param.numel() for param in self.model.parameters()),
             "optimizer": _shown(self._optimizer),
             "schedule": _shown(self._schedule),
+            "activation_checkpointing": self._activation_checkpointing,
+            "compile": self._compile,
             "micro_batch_size": self._micro_batch_size,
             "clip_grad_norm": self._clip_grad_norm,
             "seed": self._seed,
@@ -342,21 +342,3 @@ class Trainer:
 def _shown(part: Any) -> str:
     """A description as it prints; of a function its name, since its address would differ in every run."""
     return getattr(part, "__qualname__", None) or repr(part)
-
-
-def _check_options(
-    *, precision: str, mesh: str, metrics: Mapping[str, Metric] | None, evaluate: LoaderLike | None
-) -> None:
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
-    parse_mesh(mesh)
-    if metrics and evaluate is None:
-        raise OptionError(f"metrics need a loader to be evaluated on: got {', '.join(metrics)}; set evaluate")
-    if evaluate is not None and evaluate.epochs is None:
-        raise OptionError("evaluate must be a loader that ends: its stream has epochs=None; say epochs=1")
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise OptionError(f"{name} must be at least 1, or None: got {value}")

@@ -3,5 +3,6 @@
 from headrace.train.parallel.distribute import Distributed, distribute, parallelize
 from headrace.train.parallel.exposed import Exposed
 from headrace.train.parallel.mesh import Mesh, parse_mesh
+from headrace.train.parallel.recompute import check_recompute
 
-__all__ = ["Distributed", "Exposed", "Mesh", "distribute", "parallelize", "parse_mesh"]
+__all__ = ["Distributed", "Exposed", "Mesh", "check_recompute", "distribute", "parallelize", "parse_mesh"]

@@ -10,8 +10,10 @@ from torch import nn
 
 from headrace.errors import OptionError
 from headrace.train.objective import PRECISIONS
+from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.exposed import Exposed
 from headrace.train.parallel.mesh import Mesh
+from headrace.train.parallel.recompute import check_recompute, recompute_activations
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
 from headrace.train.world import World, join_world
@@ -44,28 +46,58 @@ class Distributed(Protocol):
         """How long the last backward pass waited for communication."""
 
 
-def distribute(model: nn.Module, world: World, mesh: Mesh, precision: str) -> Distributed:
-    """Replicate the model or cut it, as the mesh says. Collective; to be done before its optimizer is made."""
+def distribute(
+    model: nn.Module,
+    world: World,
+    mesh: Mesh,
+    precision: str,
+    *,
+    activation_checkpointing: str | None = None,
+    compile: bool = False,
+) -> Distributed:
+    """Replicate the model or cut it, as the mesh says. Collective; to be done before its optimizer is made.
+
+    Raises OptionError for `activation_checkpointing` of a model without blocks.
+    """
+    recompute_activations(model, activation_checkpointing)
+    if compile:
+        for block in repeated_blocks(model) or [model]:
+            block.compile()
     if mesh.fsdp > 1:
         return Sharded(model, world, mesh, precision)
     return Replica(model, world)
 
 
 def parallelize(
-    model: nn.Module, mesh: str = "dp", *, precision: str = "fp32", device: str | torch.device | None = None
+    model: nn.Module,
+    mesh: str = "dp",
+    *,
+    precision: str = "fp32",
+    activation_checkpointing: str | None = None,
+    compile: bool = False,
+    device: str | torch.device | None = None,
 ) -> nn.Module:
     """The model on the processes of a mesh, for a training loop of your own: call what is returned in its place.
 
     Gradients are averaged over all processes, each of which has its share of the data. Joins the processes that a
     launcher describes, and moves the model to `device`: None takes this process's GPU, or the CPU where there is none.
     Make the optimizer afterwards, of the parameters of what is returned. `precision="bf16"` has sharded parameters
-    gathered in bf16; autocast is the loop's own. Collective. Raises OptionError for a mesh that does not fit.
+    gathered in bf16; autocast is the loop's own. `activation_checkpointing` and `compile` are the Trainer's. It is
+    collective. Raises OptionError for a mesh that does not fit.
 
     >>> parallelize(nn.Linear(2, 1), "dp", device="cpu")
     Linear(in_features=2, out_features=1, bias=True)
     """
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
+    check_recompute(activation_checkpointing)
     world = join_world(device)
     sizes = Mesh.of(mesh, world.size)
-    return distribute(model.to(world.device), world, sizes, precision).module
+    return distribute(
+        model.to(world.device),
+        world,
+        sizes,
+        precision,
+        activation_checkpointing=activation_checkpointing,
+        compile=compile,
+    ).module
