@@ -51,7 +51,7 @@ MATRIX = {
     "stall": in_stores(passing(stall_after(1000))),
     "cut body": {"local": (cut, STOPS), **in_stores(passing(end_after(1000), reset_after(5000), end_after(0)))},
     "corrupt bytes": {"local": (flipped, STOPS), **in_stores(passing(flip, ending=".tar"))},
-    "wrong length": {"local": (lengthen_each, GOES_ON), **in_stores(passing(short(1000), short(1000)))},
+    "wrong length": {"local": (lengthen_each, GOES_ON), **in_stores(passing(short(1000), short(1000), ending=".tar"))},
     "store down": in_stores(down, STOPS),
     "store damaged": in_stores(damaged, STOPS),
     "expired cache": {"cache": (expired, GOES_ON)},
