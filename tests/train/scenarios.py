@@ -72,6 +72,13 @@ def recomputed(folder):
 
 
 @scenario
+def in_bf16(folder):
+    model = p.layered()
+    result = p.trainer(model, steps=10, precision="bf16", micro_batch_size=2, evaluate=_held_out()).fit()
+    return {"weights": p.weights(model), "loss": result.loss}
+
+
+@scenario
 def unequal_parts(folder):
     """Ranks cut their batches into different numbers of parts, in training and in evaluation."""
     model = p.layered()

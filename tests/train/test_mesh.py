@@ -46,7 +46,6 @@ def test_two_axes_without_a_size_are_refused():
 )
 def test_an_axis_without_a_size_has_what_the_others_leave(text, world_size, mesh):
     assert Mesh.of(text, world_size) == mesh
-    assert Mesh.of(str(mesh), world_size) == mesh
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,14 @@ def without_weights(found):
     return {key: value for key, value in found.items() if key != "weights"}
 
 
+def test_bf16_trains_nearly_the_same(ranks, tmp_path):
+    alone = SCENARIOS["in_bf16"](tmp_path)
+    for found in ranks["in_bf16"]:
+        assert {value.dtype for value in found["weights"].values()} == {torch.float32}
+        assert largest_difference(found["weights"], alone["weights"]) <= 3e-3
+        assert found["loss"] == pytest.approx(alone["loss"], abs=1e-2)
+
+
 def test_accumulation_gives_the_gradients_of_the_whole_batch(tmp_path):
     whole, parts = SCENARIOS["plain"](tmp_path)["weights"], SCENARIOS["accumulated"](tmp_path)
     assert largest_difference(whole, parts) <= TOLERANCE

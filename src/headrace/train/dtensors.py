@@ -61,11 +61,12 @@ def summed(sums: Tensor, like: Sequence[Tensor]) -> Tensor:
         if isinstance(tensor, DTensor):
             alike.setdefault((tensor.device_mesh, tensor.placements), []).append(number)
     for (mesh, placements), numbers in alike.items():
-        some = sums[numbers]
+        some = sums if len(numbers) == len(like) else sums[numbers]
         for axis, placement in enumerate(placements):
             if placement.is_partial():
                 raise TrainingError(f"a sharded parameter must be summed before it is used: got {placements}")
             if not placement.is_replicate():
                 dist.all_reduce(some, group=mesh.get_group(axis))
-        sums[numbers] = some
+        if some is not sums:
+            sums[numbers] = some
     return sums

@@ -40,9 +40,6 @@ class Mesh:
             )
         return cls(**{axis: world_size // given if size is None else size for axis, size in axes.items()})
 
-    def __str__(self) -> str:
-        return ",".join(f"{axis}={getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1) or "dp=1"
-
 
 def parse_mesh(text: str) -> dict[str, int | None]:
     """The axes of a mesh like "dp", "fsdp=2" or "dp=2,fsdp=4" and their sizes; None: what the others leave.

@@ -30,26 +30,26 @@ class Sharded:
 
     def __init__(self, model: nn.Module, world: World, mesh: Mesh, precision: str) -> None:
         """Cut it, after giving every rank rank 0's parameters and buffers. Collective."""
-        self.model = self.module = model
         _share(model)
         sizes = {name: size for name, size in (("dp", mesh.dp), ("fsdp", mesh.fsdp)) if name == "fsdp" or size > 1}
         devices = init_device_mesh(world.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
         policy = _POLICIES[precision]
         for block in repeated_blocks(model):
             fully_shard(block, mesh=devices, mp_policy=policy)
-        fully_shard(model, mesh=devices, mp_policy=policy)
+        self._root = fully_shard(model, mesh=devices, mp_policy=policy)
+        self.model = self.module = model
+        self._cut = [module for module in model.modules() if isinstance(module, FSDPModule)]
 
     @contextmanager
     def reducing(self, reduce: bool) -> Iterator[None]:
         """Whether the backward pass inside reduces gradients (the last of a step) or only adds them up."""
-        for module in self._cut():
-            module.set_requires_gradient_sync(reduce, recurse=False)
-            module.set_is_last_backward(reduce)
+        self._root.set_requires_gradient_sync(reduce)
+        self._root.set_is_last_backward(reduce)
         yield
 
     def settle(self) -> None:
         """After forward passes that no backward pass follows: let go of what they gathered."""
-        for module in self._cut():
+        for module in self._cut:
             module.reshard()
 
     def end_backward(self) -> None:
@@ -58,9 +58,6 @@ class Sharded:
     def exposed(self) -> Exposed:
         """Not known apart from compute."""
         return NOTHING
-
-    def _cut(self) -> Iterator[FSDPModule]:
-        return (module for module in self.model.modules() if isinstance(module, FSDPModule))
 
 
 def _share(model: nn.Module) -> None:
