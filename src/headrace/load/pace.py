@@ -2,8 +2,8 @@
 
 A store answers after tens of milliseconds whatever is asked, so that requests in flight decide its rate, up to what
 the network, the store or the processors give. Where that lies nobody knows beforehand: it is tried. A trial lies
-between two looks at what there was before and has to beat both, so that a feed which begins, or a network which changes,
-proves nothing.
+between two looks at what there was before and has to beat both, so that a feed which begins, or a network which
+changes, proves nothing.
 """
 
 from __future__ import annotations
