@@ -44,7 +44,9 @@ class Pace:
         self._is_settling = False
         """Whether the present look does not count, since reads that began before the change come in it."""
         self._rest_until = 0.0
-        self._begin()
+        self._since = clock()
+        self._num_bytes = self._num_idle = 0
+        self._waited_sec = 0.0
 
     def waited(self, sec: float) -> None:
         """Somebody waited for bytes."""
