@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from headrace.errors import OptionError
 from headrace.train.dtensors import part, part_like, place, squared_norms, whole
+from headrace.train.optimizers.base import GroupOptimizer
 from headrace.train.optimizers.groups import check_above_zero, check_not_negative, decay_groups
 
 
@@ -59,7 +60,7 @@ def adafactor(
     return Adafactor(lr=lr, beta2_decay=beta2_decay, weight_decay=weight_decay, clipping=clipping, eps=eps)
 
 
-class AdafactorOptimizer(Optimizer):
+class AdafactorOptimizer(GroupOptimizer):
     """Algorithms 4 and 5 of the paper without momentum, as `torch.optim.Adafactor` has them, which takes no DTensor.
 
     Rows and columns lie whole on every rank. Where some parameters are sharded `step` is collective.
@@ -67,19 +68,6 @@ class AdafactorOptimizer(Optimizer):
 
     def __init__(self, params: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> None:
         super().__init__(params, {"weight_decay": 0.0, **defaults})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; a closure is evaluated first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
-            if params:
-                self._step(group, params)
-        return loss
 
     def _step(self, group: dict[str, Any], params: list[Tensor]) -> None:
         weights = [part(param) for param in params]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from headrace.train.dtensors import part, squared_norms
+from headrace.train.optimizers.base import GroupOptimizer
 from headrace.train.optimizers.groups import (
     check_above_zero,
     check_betas,
@@ -55,7 +56,7 @@ def lamb(
     return LAMB(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
 
 
-class LAMBOptimizer(Optimizer):
+class LAMBOptimizer(GroupOptimizer):
     """Algorithm 2 of the paper, with its correction of the means' bias; phi is the identity.
 
     Parameters of one dimension (norms, biases) take Adam's step as it is, as the authors' own program has it. Where
@@ -64,19 +65,6 @@ class LAMBOptimizer(Optimizer):
 
     def __init__(self, params: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> None:
         super().__init__(params, {"weight_decay": 0.0, **defaults})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; a closure is evaluated first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
-            if params:
-                self._step(group, params)
-        return loss
 
     def _step(self, group: dict[str, Any], params: list[Tensor]) -> None:
         weights = [part(param) for param in params]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from headrace.errors import OptionError
 from headrace.train.dtensors import part, part_like, place, whole
+from headrace.train.optimizers.base import GroupOptimizer
 from headrace.train.optimizers.groups import (
     check_above_zero,
     check_betas,
@@ -86,7 +87,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     return [param for param in trained(model) if param.dim() == 2 and id(param) not in outer]
 
 
-class MuonOptimizer(Optimizer):
+class MuonOptimizer(GroupOptimizer):
     """For matrices; as `torch.optim.Muon` with Nesterov's momentum and `match_rms_adamw`.
 
     Each rank makes the whole step of a sharded matrix and takes its part: in bfloat16 the parts' own arithmetic would
@@ -96,20 +97,11 @@ class MuonOptimizer(Optimizer):
     def __init__(self, params: Iterable[nn.Parameter], defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; a closure is evaluated first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._step(group, param)
-        return loss
+    def _step(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for param in params:
+            self._move(group, param)
 
-    def _step(self, group: dict[str, Any], param: Tensor) -> None:
+    def _move(self, group: dict[str, Any], param: Tensor) -> None:
         assert param.grad is not None
         weight, gradient = part(param), part(param.grad)
         kept = self.state[param].setdefault("momentum_buffer", torch.zeros_like(param))
@@ -132,7 +124,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.T if is_tall else x
 
 
-class Together(Optimizer):
+class Together(GroupOptimizer):
     """Several optimizers of one model's parameters as one. Their groups are its own, and their state."""
 
     def __init__(self, optimizers: list[Optimizer]) -> None:
@@ -142,15 +134,9 @@ class Together(Optimizer):
         self.param_groups = groups
         self._share()
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of each; a closure is evaluated first, once."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _step_all(self) -> None:
         for optimizer in self._optimizers:
             optimizer.step()
-        return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
