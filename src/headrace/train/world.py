@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,14 +19,12 @@ import torch.distributed as dist
 
 from headrace.errors import HeadraceError, OptionError, StorageError
 from headrace.rank import resolve_rank
+from headrace.train.gloo import settle
 
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=5)
 """Longer than any rank may be ahead of another: a slow first read, a checkpoint, an evaluation."""
-
-
-_SETTLE_SEC = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +72,11 @@ class World:
     def part(self) -> None:
         """Wait for all ranks at the end of their common work. Collective.
 
-        Leaving while a peer still communicates would end it with an abort. And gloo's threads need the interpreter
-        lock to let go of the last collective's tensors, while destroying a group holds that lock and waits for the
-        threads: so they get a moment in which nothing is destroyed.
+        Leaving while a peer still communicates would end it with an abort.
         """
         if self.size > 1:
             dist.barrier()
-            time.sleep(_SETTLE_SEC)
+            settle()
 
 
 def join_world(device: str | torch.device | None = None) -> World:
@@ -109,6 +104,7 @@ def join_world(device: str | torch.device | None = None) -> World:
 def leave_world() -> None:
     """Leave torch.distributed, if joined."""
     if dist.is_initialized():
+        settle()  # collectives may have followed the run: a whole state of sharded parameters, say
         dist.destroy_process_group()
 
 
