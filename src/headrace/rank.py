@@ -1,7 +1,8 @@
 """Which rank of how many this process is, for the data axes, without importing torch.
 
-The one place outside `train` that knows launchers. The first that is set wins: arguments, an initialised
-torch.distributed, then the environment of torchrun, Slurm (inside a step only), Open MPI, Horovod or Ray.
+The one place outside `train` that knows launchers. The first that is set wins: arguments, what a mesh with tensor or
+pipeline parallel processes said of this one, an initialised torch.distributed, then the environment of torchrun, Slurm
+(inside a step only), Open MPI, Horovod or Ray.
 """
 
 from __future__ import annotations
@@ -39,15 +40,27 @@ class Rank:
             )
 
 
+_of_mesh: Rank | None = None
+
+
+def set_data_rank(rank: Rank | None) -> None:
+    """Say which share of the data this process has, where processes share one; None: as many shares as processes.
+
+    For loaders that have not been asked for their length or a batch.
+    """
+    global _of_mesh
+    _of_mesh = rank
+
+
 def resolve_rank(
     rank: int | None = None, world_size: int | None = None, environ: Mapping[str, str] = os.environ
 ) -> Rank:
-    """The rank and world size given, else torch.distributed's, else the launcher's, else 0 of 1."""
+    """The rank and world size given, else the mesh's, torch.distributed's, the launcher's, else 0 of 1."""
     if (rank is None) != (world_size is None):
         raise OptionError(f"rank and world_size go together: got rank={rank}, world_size={world_size}")
     if rank is not None and world_size is not None:
         return Rank(rank, world_size)
-    return _from_torch() or _from_environment(environ) or Rank()
+    return _of_mesh or _from_torch() or _from_environment(environ) or Rank()
 
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:

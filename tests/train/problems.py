@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from memory_loader import MemoryLoader
 from torch import nn
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleOutput, RowwiseParallel
 
 import headrace as hr
 
@@ -36,7 +38,7 @@ class Block(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 2 * width + 1), nn.Linear(2 * width + 1, width)
+        self.up, self.down = nn.Linear(width, 2 * width + 2), nn.Linear(2 * width + 2, width)
 
     def forward(self, x):
         return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
@@ -47,6 +49,33 @@ def layered(seed=3):
     torch.manual_seed(seed)
     blocks = [Block(7) for _ in range(3)]
     return nn.Sequential(nn.Linear(6, 7), nn.Sequential(*blocks), nn.LayerNorm(7), nn.Linear(7, 3))
+
+
+class OverSequence(nn.Module):
+    """Six places of a sequence, blocks over them, and a mean: (batch, 6) to (batch, 3)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.spread = nn.Linear(1, 8)
+        self.blocks = nn.Sequential(Block(8), Block(8))
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.norm(self.blocks(self.spread(x[:, :, None])))).mean(1)[:, :3]
+
+    @staticmethod
+    def plan():
+        over = Shard(1)
+        return {
+            "spread": PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=over),
+            "blocks.*.norm": "sequence",
+            "blocks.*.up": ColwiseParallel(input_layouts=over),
+            "blocks.*.down": RowwiseParallel(output_layouts=over),
+            "norm": "sequence",
+            "head": ColwiseParallel(input_layouts=over, output_layouts=Replicate()),
+        }
 
 
 def inputs(batch):

@@ -18,9 +18,9 @@ from memory_loader import MemoryLoader
 from torch import nn
 
 import headrace as hr
-from headrace.rank import resolve_rank
 
 SCENARIOS = {}
+RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def scenario(fn):
@@ -72,6 +72,15 @@ def recomputed(folder):
 
 
 @scenario
+def in_sequence(folder):
+    """With tensor parallel processes, norms and what is added up are cut along the sequence."""
+    model = p.OverSequence()
+    options = {"tp_plan": p.OverSequence.plan()} if "tp" in os.environ.get("TEST_MESH", "") else {}
+    p.trainer(model, steps=10, clip_grad_norm=0.3, micro_batch_size=2, **options).fit()
+    return p.weights(model)
+
+
+@scenario
 def in_bf16(folder):
     model = p.layered()
     result = p.trainer(model, steps=10, precision="bf16", micro_batch_size=2, evaluate=_held_out()).fit()
@@ -86,6 +95,16 @@ def unequal_parts(folder):
     held_out = _held_out(lambda row: row < 12 or row % 2 == 1)
     result = p.trainer(model, loader, steps=10, micro_batch_size=2, evaluate=held_out, evaluate_every=1).fit()
     return {"weights": p.weights(model), "loss": result.loss, "samples": result.samples}
+
+
+@scenario
+def by_every_optimizer(folder):
+    found = {}
+    for name, optimizer in p.OPTIMIZERS.items():
+        model = p.layered()
+        p.trainer(model, steps=6, optimizer=optimizer, clip_grad_norm=0.5).fit()
+        found |= {f"{name}.{key}": value for key, value in p.weights(model).items()}
+    return found
 
 
 @scenario
@@ -235,10 +254,16 @@ def exploding_without_clipping(folder):
 @scenario
 def unused(folder):
     """A model with a layer that takes no part."""
-    model = p.network()
-    model.register_module("spare", torch.nn.Linear(3, 3))
-    model.forward = lambda x: [x := layer(x) for name, layer in model.named_children() if name != "spare"][-1]
-    return {"message": message_of(p.trainer(model, steps=6))}
+    return {"message": message_of(p.trainer(WithSpare(), steps=6))}
+
+
+class WithSpare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.spare = p.network(), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.used(x)
 
 
 def message_of(trainer):
@@ -253,8 +278,7 @@ class Exploding:
 
     def __call__(self, output, batch):
         self.calls += 1
-        place = resolve_rank()
-        last = place.rank == place.world_size - 1
+        last = RANK == WORLD_SIZE - 1
         return p.cross_entropy(output, batch) * (float("inf") if last and self.calls == 3 else 1)
 
 
@@ -266,7 +290,7 @@ def main():
     torch.set_num_threads(1)
     for name in options.names:
         found = SCENARIOS[name](options.out)
-        torch.save(found, options.out / f"{name}-{resolve_rank().rank}.pt")
+        torch.save(found, options.out / f"{name}-{RANK}.pt")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,11 @@ TOLERANCE = 1e-6
 NAMES = sorted(SCENARIOS.keys() - {"begun", "continued"})
 
 
-@pytest.fixture(scope="module", params=[("dp", 2), ("fsdp", 2), ("dp=2,fsdp=2", 4)], ids=lambda param: param[0])
+@pytest.fixture(
+    scope="module",
+    params=[("dp", 2), ("fsdp", 2), ("dp=2,fsdp=2", 4), ("tp", 2), ("dp=2,tp=2", 4), ("fsdp=2,tp=2", 4)],
+    ids=lambda param: param[0],
+)
 def ranks(request, tmp_path_factory):
     """What each scenario gave on every rank of some gloo processes, scenario -> values by rank."""
     mesh, size = request.param
@@ -31,7 +35,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["clipped_momentum", "accumulated", "by_hand", "recomputed"])
+@pytest.mark.parametrize("name", ["clipped_momentum", "accumulated", "by_hand", "recomputed", "in_sequence"])
 def test_weights_are_those_of_one_process(name, ranks, tmp_path):
     rank_0, *others = ranks[name]
     assert {largest_difference(rank_0, other) for other in others} == {0}
@@ -60,6 +64,12 @@ def test_weights_losses_and_counts_are_those_of_one_process(name, ranks, tmp_pat
 
 def without_weights(found):
     return {key: value for key, value in found.items() if key != "weights"}
+
+
+def test_every_optimizer_makes_the_steps_of_one_process(ranks, tmp_path):
+    alone = SCENARIOS["by_every_optimizer"](tmp_path)
+    for found in ranks["by_every_optimizer"]:
+        assert largest_difference(found, alone) <= 2e-6
 
 
 def test_bf16_trains_nearly_the_same(ranks, tmp_path):

@@ -29,6 +29,9 @@ def run(name, mesh, size, folder):
         (("fsdp", 2), ("dp=2,fsdp=2", 4)),
         (("dp", 2), ("fsdp", 2)),
         (("fsdp", 2), ("dp", 1)),
+        (("tp", 2), ("fsdp", 2)),
+        (("fsdp=2,tp=2", 4), ("tp", 2)),
+        (("dp", 1), ("dp=2,tp=2", 4)),
     ],
 )
 def test_ten_steps_here_and_ten_there_are_twenty(first, then, tmp_path):

@@ -48,14 +48,17 @@ class Evaluator:
         loader: LoaderLike,
         metrics: Mapping[str, Metric],
         micro_batch_size: int | None,
+        data_size: int,
     ) -> None:
+        """`data_size`: into how many shares the loader's batches are cut."""
         self._world = world
+        self._copies = world.size // data_size
         self._distributed = distributed
         self._objective = objective
         self._loader = loader
         self._metrics = metrics
         self._micro = micro_batch_size
-        rank_batch_size = loader.global_batch_size / world.size
+        rank_batch_size = loader.global_batch_size / data_size
         self._passes = num_parts(rank_batch_size, micro_batch_size) if distributed.needs_equal_passes else 0
         self._spare: Batch | None = None
 
@@ -74,7 +77,7 @@ class Evaluator:
             self._distributed.settle()
         means, samples = _combine(self._world.gather(sums.on_host()))
         loss = means.pop("loss", None)
-        return Evaluation(loss, means, samples, time.perf_counter() - began)
+        return Evaluation(loss, means, samples // self._copies, time.perf_counter() - began)
 
     def _parts(self, batch: Batch) -> list[tuple[Batch, int]]:
         real, rows = real_rows(batch)

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from headrace.errors import CheckpointError, StateError
+from headrace.rank import resolve_rank
 from headrace.train.randomness import random_state, seed_all, set_random_state
 from headrace.train.world import World
 
@@ -103,7 +104,7 @@ class Learner:
             own = {name: value[self.world.rank].clone() for name, value in rows.items()}
             set_random_state(own, self.world.device)
         else:
-            seed_all(seed, self.world.rank)
+            seed_all(seed, resolve_rank().rank)
 
     def _params(self) -> dict[str, nn.Parameter]:
         """The optimizer's parameters by the model's names for them, in the optimizer's order."""

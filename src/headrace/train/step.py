@@ -2,8 +2,8 @@
 
 Ranks and micro-batches may differ in size (a filter, the padded end of an epoch, tokens as weights), so a mean of their
 means would be wrong. Each micro-batch's mean goes backward times weight / expected, where `expected` is the weight a
-full rank has; the reduction averages that over the ranks; and the sum of all weights, which arrives meanwhile, gives
-the factor world size * expected / total that makes it the global mean. The factor is exactly 1, and left out, whenever
+full rank has; the reduction averages that over the shares of the data; and the sum of all weights, which arrives meanwhile, gives
+the factor shares * expected / total that makes it the global mean. The factor is exactly 1, and left out, whenever
 all batches are full.
 """
 
@@ -22,7 +22,7 @@ from headrace.errors import TrainingError
 from headrace.train.batches import Batch, micro_batches, num_parts
 from headrace.train.dtensors import part, squared_norms
 from headrace.train.objective import Objective
-from headrace.train.parallel import Distributed, Exposed
+from headrace.train.parallel import Distributed, Exposed, Mesh
 from headrace.train.tally import Sum, Tally, Totals
 from headrace.train.world import World
 
@@ -66,6 +66,7 @@ class Stepper:
         objective: Objective,
         optimizer: Optimizer,
         *,
+        mesh: Mesh,
         rank_batch_size: float,
         full_batches: bool,
         micro_batch_size: int | None,
@@ -73,6 +74,8 @@ class Stepper:
     ) -> None:
         """`rank_batch_size` is the weight of a full batch of a rank; `full_batches`: there are no others."""
         self._world = world
+        self._copies = world.size // mesh.data_size
+        self._data_size = mesh.data_size
         self._distributed = distributed
         self._objective = objective
         self._optimizer = optimizer
@@ -126,7 +129,7 @@ class Stepper:
         self._checked = True
 
     def _no_step(self, number: int, stop: Callable[[], bool]) -> Outcome:
-        sums = Tally(self._world).launch(stop())
+        sums = Tally(self._world, self._copies).launch(stop())
         sums.wait()
         sums.fetch(None)
         return Outcome(number, sums, Exposed())
@@ -135,7 +138,7 @@ class Stepper:
         """Gradients reduced over the ranks, the sums on their way, and whether no correction can be needed."""
         parts = self._parts(batch, rows)
         alone = self._world.size == 1 and len(parts) == 1
-        tally = Tally(self._world)
+        tally = Tally(self._world, self._copies)
         weighted = False
         for number, (rows_of, part_rows) in enumerate(parts, start=1):
             last = number == len(parts)
@@ -171,7 +174,7 @@ class Stepper:
 
     def _correct(self, sums: Sum) -> bool:
         """Turn the averaged gradients into those of the global mean. False: no rank had a sample, nothing to learn."""
-        scale = self._world.size * self._expected
+        scale = self._data_size * self._expected
         grads = [part(p.grad) for p in self._params if p.grad is not None]
         total = sums.weight()
         if isinstance(total, Tensor):

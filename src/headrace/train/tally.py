@@ -38,8 +38,10 @@ class Totals:
 class Tally:
     """Adds up one step on this rank; `launch` sends it to all."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, copies: int = 1) -> None:
+        """`copies`: how many ranks have each share of the data, and count it."""
         self._world = world
+        self._copies = copies
         self._on_host = world.device.type == "cpu"
         self._samples = 0
         self._weight: Any = 0.0
@@ -60,6 +62,8 @@ class Tally:
         names = (*_FIXED, *sorted(self._metrics))
         values = [self._samples, self._weight, float(stop), self._loss]
         values += [self._metrics[name] for name in names[len(_FIXED) :]]
+        if self._copies > 1:
+            values = [value / self._copies for value in values]
         if self._world.size == 1 and self._on_host:
             return Sum(names, values, None, None, self._loss)
         vector = self._vector(values)
@@ -147,4 +151,4 @@ class Sum:
         samples, weight, stop, loss, *metrics = self._values
         means = [value / weight if weight else None for value in (loss, *metrics)]
         names = self._names[len(_FIXED) :]
-        return Totals(int(samples), weight, stop > 0, means[0], dict(zip(names, means[1:], strict=True)), norm)
+        return Totals(round(samples), weight, stop > 0, means[0], dict(zip(names, means[1:], strict=True)), norm)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from headrace.errors import OptionError
+from headrace.rank import resolve_rank
 from headrace.train.archive import Archive, num_restarts
 from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
@@ -27,7 +28,7 @@ from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
 from headrace.train.objective import Inputs, Loss, Objective
 from headrace.train.optimizers import OptimizerFactory, built, trained
-from headrace.train.parallel import Mesh, distribute
+from headrace.train.parallel import Mesh, TensorPlan, distribute, take_place
 from headrace.train.randomness import seed_all
 from headrace.train.record import Journal, open_record
 from headrace.train.result import FitResult
@@ -67,6 +68,7 @@ class Trainer:
         optimizer: OptimizerFactory,
         schedule: Schedule | None = None,
         mesh: str = "dp",
+        tp_plan: TensorPlan | None = None,
         precision: str = "fp32",
         activation_checkpointing: str | None = None,
         compile: bool = False,
@@ -92,7 +94,10 @@ class Trainer:
         - `optimizer(params)` gives the torch optimizer: `headrace.adamw()`, `sgd`, `lamb`, `adafactor` or `muon`, or a
           function.
         - `precision`: "fp32", or "bf16" (forward and loss under autocast; weights stay in fp32).
-        - `mesh`: "dp" (replicas), "fsdp" (sharded), or both with sizes, "dp=2,fsdp=4"; see the page on training.
+        - `mesh`: "dp" (replicas), "fsdp" (sharded), "tp" (tensor parallel), or several with sizes, "dp=2,fsdp=4"; see
+          the page on training.
+        - `tp_plan`: module names, with * for a part, and how each is cut: "colwise", "rowwise", "colwise_gather",
+          "embedding", "sequence" or a torch ParallelStyle. None: the model's own plan, or one for its MLPs.
         - `activation_checkpointing`: the model's repeated blocks make their activations again in the backward pass: all
           of them ("full"), or all but products of matrices, convolutions and attention ("selective").
         - `compile`: blocks, or a model without any, run through torch.compile; the first step takes long.
@@ -109,6 +114,7 @@ class Trainer:
         check_options(
             precision=precision,
             mesh=mesh,
+            tp_plan=tp_plan,
             activation_checkpointing=activation_checkpointing,
             metrics=metrics,
             evaluate=evaluate,
@@ -132,6 +138,7 @@ class Trainer:
         self._optimizer = optimizer
         self._schedule = schedule or Constant()
         self._mesh = mesh
+        self._tp_plan = tp_plan
         self._precision = precision
         self._activation_checkpointing = activation_checkpointing
         self._compile = compile
@@ -226,6 +233,7 @@ class Trainer:
         """Join the other processes and give the model its place; the order of what is collective is the same on all."""
         world = join_world(self._device)
         mesh = Mesh.of(self._mesh, world.size)
+        take_place(mesh, world)
         self.model.to(world.device).train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
         distributed = distribute(
@@ -233,6 +241,7 @@ class Trainer:
             world,
             mesh,
             self._precision,
+            tp_plan=self._tp_plan,
             activation_checkpointing=self._activation_checkpointing,
             compile=self._compile,
         )
@@ -243,7 +252,8 @@ class Trainer:
             distributed,
             objective,
             optimizer,
-            rank_batch_size=self.loader.global_batch_size / world.size,
+            mesh=mesh,
+            rank_batch_size=self.loader.global_batch_size / mesh.data_size,
             full_batches=self.loader.full_batches,
             micro_batch_size=self._micro_batch_size,
             clip_grad_norm=self._clip_grad_norm,
@@ -251,7 +261,9 @@ class Trainer:
         evaluator = None
         if self._evaluate is not None:
             _ = self._evaluate.steps_per_epoch  # one that cannot work at this world size is refused now
-            evaluator = Evaluator(world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size)
+            evaluator = Evaluator(
+                world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size, mesh.data_size
+            )
         return _Parts(world, Learner(self.model, optimizer, world), stepper, evaluator)
 
     def _plan(self, epochs: int | None, steps: int | None) -> Plan:
@@ -291,7 +303,7 @@ class Trainer:
                 f"this Trainer has trained {self._position.step} steps already, and there is no checkpoint to go back "
                 "to: make a new one, with a new model, to start anew"
             )
-        seed_all(self._seed, world.rank)
+        seed_all(self._seed, resolve_rank().rank)
         return None
 
     def _announce(self, journal: Journal, world: World, plan: Plan, resumed: Resumed | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -40,15 +41,18 @@ def trained(model: nn.Module) -> list[Parameter]:
 
 
 def decay_groups(params: Iterable[Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: those of two dimensions and more with this decay, norms and biases with none."""
-    listed = list(params)
-    if not weight_decay:
-        return [{"params": listed, "weight_decay": 0.0}]
-    groups = [
-        {"params": [param for param in listed if param.dim() > 1], "weight_decay": weight_decay},
-        {"params": [param for param in listed if param.dim() <= 1], "weight_decay": 0.0},
+    """Parameter groups: those of two dimensions and more with this decay, norms and biases with none.
+
+    Parameters that are cut over processes have groups of their own beside whole ones, because no kernel takes both.
+    """
+    groups: dict[tuple[bool, bool], list[Parameter]] = {}
+    for param in params:
+        decays = bool(weight_decay) and param.dim() > 1
+        groups.setdefault((not decays, isinstance(param, DTensor)), []).append(param)
+    return [
+        {"params": listed, "weight_decay": 0.0 if bare else weight_decay}
+        for (bare, _), listed in sorted(groups.items(), key=lambda item: item[0])
     ]
-    return [group for group in groups if group["params"]]
 
 
 def check_above_zero(**values: float) -> None:

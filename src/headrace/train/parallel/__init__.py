@@ -1,8 +1,20 @@
 """A model on several processes: which of them hold what, and how their gradients come together."""
 
-from headrace.train.parallel.distribute import Distributed, distribute, parallelize
+from headrace.train.parallel.distribute import Distributed, distribute, parallelize, take_place
 from headrace.train.parallel.exposed import Exposed
 from headrace.train.parallel.mesh import Mesh, parse_mesh
 from headrace.train.parallel.recompute import check_recompute
+from headrace.train.parallel.tensor import TensorPlan, check_plan
 
-__all__ = ["Distributed", "Exposed", "Mesh", "check_recompute", "distribute", "parallelize", "parse_mesh"]
+__all__ = [
+    "Distributed",
+    "Exposed",
+    "Mesh",
+    "TensorPlan",
+    "check_plan",
+    "check_recompute",
+    "distribute",
+    "parallelize",
+    "parse_mesh",
+    "take_place",
+]

@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from headrace.errors import OptionError
+from headrace.rank import set_data_rank
 from headrace.train.objective import PRECISIONS
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.exposed import Exposed
@@ -16,6 +18,7 @@ from headrace.train.parallel.mesh import Mesh
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
+from headrace.train.parallel.tensor import TensorPlan, Whole, cut_layers
 from headrace.train.world import World, join_world
 
 
@@ -52,20 +55,41 @@ def distribute(
     mesh: Mesh,
     precision: str,
     *,
+    tp_plan: TensorPlan | None = None,
     activation_checkpointing: str | None = None,
     compile: bool = False,
 ) -> Distributed:
     """Replicate the model or cut it, as the mesh says. Collective; to be done before its optimizer is made.
 
-    Raises OptionError for `activation_checkpointing` of a model without blocks.
+    Raises OptionError for `activation_checkpointing` of a model without blocks, and for `tp_plan` as `cut_layers`.
     """
+    cut = mesh.fsdp > 1 or mesh.tp > 1
+    if cut:
+        _share(model)
+        devices = mesh.devices(world.device)
+    if mesh.tp > 1:
+        cut_layers(model, devices["tp"], tp_plan)
     recompute_activations(model, activation_checkpointing)
     if compile:
         for block in repeated_blocks(model) or [model]:
             block.compile()
-    if mesh.fsdp > 1:
-        return Sharded(model, world, mesh, precision)
-    return Replica(model, world)
+    if not cut:
+        return Replica(model, world)
+    if mesh.data_size == 1:
+        return Whole(model)
+    return Sharded(model, devices["dp", "fsdp"] if mesh.dp > 1 else devices["fsdp"], precision)
+
+
+def _share(model: nn.Module) -> None:
+    """Give every rank rank 0's parameters and buffers."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor, src=0)
+
+
+def take_place(mesh: Mesh, world: World) -> None:
+    """Tell loaders whose share of the data this process has, where several have one."""
+    set_data_rank(mesh.data_rank(world.rank) if mesh.data_size != world.size else None)
 
 
 def parallelize(
@@ -73,6 +97,7 @@ def parallelize(
     mesh: str = "dp",
     *,
     precision: str = "fp32",
+    tp_plan: TensorPlan | None = None,
     activation_checkpointing: str | None = None,
     compile: bool = False,
     device: str | torch.device | None = None,
@@ -93,11 +118,13 @@ def parallelize(
     check_recompute(activation_checkpointing)
     world = join_world(device)
     sizes = Mesh.of(mesh, world.size)
+    take_place(sizes, world)
     return distribute(
         model.to(world.device),
         world,
         sizes,
         precision,
+        tp_plan=tp_plan,
         activation_checkpointing=activation_checkpointing,
         compile=compile,
     ).module

@@ -1,8 +1,8 @@
 """The mesh: along which axes the processes of a run divide the work, written as `axis=size` pairs.
 
 Along `dp` every process holds the whole model, along `fsdp` a part of each parameter; along both each has its share of
-every global batch. With both, `fsdp` counts the processes that hold one model together, and they are neighbours: the
-ranks of one machine.
+every global batch. Along `tp` processes compute each layer together, along `pp` one after the other, on the same share.
+Ranks count fastest along `tp`, which communicates most, then `fsdp`, `dp` and `pp`: neighbours are on one machine.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ import math
 import re
 from dataclasses import dataclass
 
-from headrace.errors import OptionError
+import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-AXES = ("dp", "fsdp")
+from headrace.errors import OptionError
+from headrace.rank import Rank
+
+AXES = ("pp", "dp", "fsdp", "tp")
+"""From the slowest of the ranks to the fastest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,26 @@ class Mesh:
 
     dp: int = 1
     fsdp: int = 1
+    tp: int = 1
+    pp: int = 1
+
+    @property
+    def data_size(self) -> int:
+        """Into how many shares a global batch is cut."""
+        return self.dp * self.fsdp
+
+    def data_rank(self, rank: int) -> Rank:
+        """Whose share a process has: those that compute together, or one after the other, have the same."""
+        return Rank(rank // self.tp % self.data_size, self.data_size)
+
+    def devices(self, device: torch.device) -> DeviceMesh:
+        """Groups of processes along every axis that a model is cut or copied along. Collective.
+
+        `fsdp` is always among them: a model that is copied beside being cut otherwise is sharded over one process.
+        """
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        kept = {axis: size for axis, size in sizes.items() if size > 1 or axis == "fsdp"}
+        return init_device_mesh(device.type, tuple(kept.values()), mesh_dim_names=tuple(kept))
 
     @classmethod
     def of(cls, text: str, world_size: int) -> Mesh:
@@ -42,7 +67,7 @@ class Mesh:
 
 
 def parse_mesh(text: str) -> dict[str, int | None]:
-    """The axes of a mesh like "dp", "fsdp=2" or "dp=2,fsdp=4" and their sizes; None: what the others leave.
+    """The axes of a mesh like "dp", "fsdp=2" or "dp=2,tp=4" and their sizes; None: what the others leave.
 
     Raises OptionError for anything else.
     """
@@ -51,8 +76,8 @@ def parse_mesh(text: str) -> dict[str, int | None]:
         match = re.fullmatch(r"\s*([a-z]+)\s*(?:=\s*([1-9][0-9]*))?\s*", part)
         if match is None or match[1] not in AXES or match[1] in axes:
             raise OptionError(
-                "mesh must be axis=size pairs of dp (replicas) and fsdp (sharded), such as 'dp=2,fsdp=4', which are "
-                f"the axes of this release: got {text!r}"
+                "mesh must be axis=size pairs of dp (replicas), fsdp (sharded), tp (tensor parallel) and pp (pipeline), "
+                f"such as 'dp=2,fsdp=4': got {text!r}"
             )
         axes[match[1]] = int(match[2]) if match[2] else None
     if list(axes.values()).count(None) > 1:

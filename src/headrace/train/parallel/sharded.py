@@ -11,15 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.exposed import NOTHING, Exposed
-from headrace.train.parallel.mesh import Mesh
-from headrace.train.world import World
 
 
 class Sharded:
@@ -28,11 +25,11 @@ class Sharded:
     needs_equal_passes = True
     """Every forward and backward pass gathers parameters, so all ranks must make equally many."""
 
-    def __init__(self, model: nn.Module, world: World, mesh: Mesh, precision: str) -> None:
-        """Cut it, after giving every rank rank 0's parameters and buffers. Collective."""
-        _share(model)
-        sizes = {name: size for name, size in (("dp", mesh.dp), ("fsdp", mesh.fsdp)) if name == "fsdp" or size > 1}
-        devices = init_device_mesh(world.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    def __init__(self, model: nn.Module, devices: DeviceMesh, precision: str) -> None:
+        """Cut it over a mesh of one axis, or of two, along whose first it is copied. Collective.
+
+        Every rank must have the same model.
+        """
         policy = _POLICIES[precision]
         for block in repeated_blocks(model):
             fully_shard(block, mesh=devices, mp_policy=policy)
@@ -58,12 +55,6 @@ class Sharded:
     def exposed(self) -> Exposed:
         """Not known apart from compute."""
         return NOTHING
-
-
-def _share(model: nn.Module) -> None:
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor, src=0)
 
 
 _POLICIES = {
