@@ -106,8 +106,15 @@ def trainer(model=None, loader=None, loss=cross_entropy, **options):
 
 
 def weights(model):
-    """All of them, whole. Collective where they are sharded."""
-    return {name: whole(value).clone() for name, value in model.state_dict().items()}
+    """All of them, whole. Collective where processes have parts."""
+    state = model.state_dict()
+    own = {name: whole(value).clone() for name, value in state.items() if value.device.type != "meta"}
+    if len(own) == len(state):
+        return own
+    shares = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, own)
+    everything = {name: value for share in shares for name, value in share.items()}
+    return {name: everything[name] for name in state}
 
 
 def whole(value):

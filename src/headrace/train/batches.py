@@ -49,6 +49,19 @@ def micro_batches(batch: Batch, rows: int, size: int | None) -> Iterator[tuple[B
         yield _rows(batch, first, last, rows), last - first
 
 
+def first_rows(batch: Batch, rows: int, present: int) -> Batch:
+    """The first `rows` samples of a batch that has `present`."""
+    return batch if rows == present else _rows(batch, 0, rows, present)
+
+
+def filled(batch: Batch, rows: int, wanted: int) -> Batch:
+    """The batch with its first sample repeated at the end, up to `wanted` rows."""
+    if rows == wanted:
+        return batch
+    repeats = wanted - rows
+    return {name: _with_repeats(value, repeats) for name, value in batch.items()}
+
+
 def num_parts(rows: float, size: int | None) -> int:
     """Into how many parts of at most `size` samples a batch of `rows` is cut, rounded up."""
     return 1 if size is None else max(1, math.ceil(math.ceil(rows) / size))
@@ -62,6 +75,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
     }
+
+
+def _with_repeats(value: Any, repeats: int) -> Any:
+    if isinstance(value, torch.Tensor) and value.dim() > 0:
+        return torch.cat([value, value[:1].expand(repeats, *value.shape[1:])])
+    return list(value) + [value[0]] * repeats if isinstance(value, list | tuple) else value
 
 
 def _rows(batch: Batch, first: int, last: int, rows: int) -> Batch:

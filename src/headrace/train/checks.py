@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from headrace.errors import OptionError
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Metric
 from headrace.train.objective import PRECISIONS
-from headrace.train.parallel import TensorPlan, check_plan, check_recompute, parse_mesh
+from headrace.train.parallel import TensorPlan, check_plan, check_recompute, check_schedule, parse_mesh
 
 
 def check_options(
@@ -16,6 +16,8 @@ def check_options(
     precision: str,
     mesh: str,
     tp_plan: TensorPlan | None,
+    pp_schedule: str,
+    pp_stages: Sequence[str] | None,
     activation_checkpointing: str | None,
     metrics: Mapping[str, Metric] | None,
     evaluate: LoaderLike | None,
@@ -29,6 +31,9 @@ def check_options(
     check_plan(tp_plan)
     if tp_plan is not None and "tp" not in axes:
         raise OptionError(f"tp_plan is for a mesh with tp: got mesh={mesh!r}; say mesh='tp=2', or leave it away")
+    check_schedule(pp_schedule)
+    if pp_stages is not None and "pp" not in axes:
+        raise OptionError(f"pp_stages is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
     check_recompute(activation_checkpointing)
     if metrics and evaluate is None:
         raise OptionError(f"metrics need a loader to be evaluated on: got {', '.join(metrics)}; set evaluate")

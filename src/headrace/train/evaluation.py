@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from headrace.errors import TrainingError
 from headrace.train.batches import Batch, micro_batches, num_parts, num_rows, real_rows, to_device
 from headrace.train.contract import LoaderLike
-from headrace.train.objective import Objective
-from headrace.train.parallel import Distributed
+from headrace.train.objective import Judgement, Objective
+from headrace.train.parallel import Distributed, Mesh
+from headrace.train.pipelined import PipelinedPasses
 from headrace.train.world import World
 
 Metric = Callable[[Any, Batch], Tensor]
@@ -48,27 +49,32 @@ class Evaluator:
         loader: LoaderLike,
         metrics: Mapping[str, Metric],
         micro_batch_size: int | None,
-        data_size: int,
+        mesh: Mesh,
+        pipelined: PipelinedPasses | None = None,
     ) -> None:
-        """`data_size`: into how many shares the loader's batches are cut."""
         self._world = world
-        self._copies = world.size // data_size
+        self._copies = mesh.tp
+        self._pipelined = pipelined
         self._distributed = distributed
         self._objective = objective
         self._loader = loader
         self._metrics = metrics
         self._micro = micro_batch_size
-        rank_batch_size = loader.global_batch_size / data_size
+        rank_batch_size = loader.global_batch_size / mesh.data_size
+        self._runs = 0 if pipelined is None else num_parts(rank_batch_size, pipelined.rows)
         self._passes = num_parts(rank_batch_size, micro_batch_size) if distributed.needs_equal_passes else 0
         self._spare: Batch | None = None
 
     def run(self, model: nn.Module) -> Evaluation:
         """Evaluate the model, every rank its share. Collective; the model's modes are as before afterwards."""
         began = time.perf_counter()
-        self._world.share_buffers(model)
+        self._distributed.share_buffers()
         sums = _Sums()
         with evaluating(model), torch.no_grad():
             for batch in self._loader:
+                if self._pipelined is not None:
+                    self._add_runs(self._pipelined, batch, sums)
+                    continue
                 parts = self._parts(batch)
                 for part, part_rows in parts:
                     self._add(model, part, part_rows, sums)
@@ -78,6 +84,16 @@ class Evaluator:
         means, samples = _combine(self._world.gather(sums.on_host()))
         loss = means.pop("loss", None)
         return Evaluation(loss, means, samples // self._copies, time.perf_counter() - began)
+
+    def _add_runs(self, pipelined: PipelinedPasses, batch: Batch, sums: _Sums) -> None:
+        """A batch in as many runs of the pipeline as every process makes, some perhaps of no sample."""
+        real, rows = real_rows(batch)
+        parts = list(micro_batches(to_device(real, self._world.device), rows, pipelined.rows)) if rows else []
+        empty = (to_device(batch, self._world.device), 0)
+        for part, part_rows in parts + (self._runs - len(parts)) * [empty]:
+            judged = pipelined.judgement(part, part_rows)
+            if judged is not None:
+                self._count(judged, part, part_rows, sums)
 
     def _parts(self, batch: Batch) -> list[tuple[Batch, int]]:
         real, rows = real_rows(batch)
@@ -100,7 +116,9 @@ class Evaluator:
         return self._spare
 
     def _add(self, model: nn.Module, part: Batch, rows: int, sums: _Sums) -> None:
-        judged = self._objective(model, part, rows)
+        self._count(self._objective(model, part, rows), part, rows, sums)
+
+    def _count(self, judged: Judgement, part: Batch, rows: int, sums: _Sums) -> None:
         sums.samples += rows
         for name, value in {**judged.metrics, "loss": judged.loss}.items():
             sums.add(name, value * judged.weight, judged.weight)

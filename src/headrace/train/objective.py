@@ -51,9 +51,26 @@ class Objective:
 
     def __call__(self, model: nn.Module, batch: Batch, rows: int) -> Judgement:
         """The judgement of a batch of `rows` samples. With bf16 the forward pass runs under autocast."""
-        with self._casting():
+        with self.casting():
             output = _call(model, self._inputs(batch))
-            answer = self._loss(output, batch)
+            return self._judge(output, batch, rows)
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        """What a model of several stages is called with."""
+        arguments = self._inputs(batch)
+        if isinstance(arguments, dict):
+            raise TrainingError(
+                "with pipeline stages inputs must return a tensor or a tuple of tensors: got a dict of keywords"
+            )
+        return arguments if isinstance(arguments, tuple) else (arguments,)
+
+    def judge(self, output: Any, batch: Batch, rows: int) -> Judgement:
+        """The judgement of what a model gave for a batch of `rows` samples."""
+        with self.casting():
+            return self._judge(output, batch, rows)
+
+    def _judge(self, output: Any, batch: Batch, rows: int) -> Judgement:
+        answer = self._loss(output, batch)
         mean, metrics = answer if isinstance(answer, tuple) else (answer, {})
         _check_mean(mean)
         if not isinstance(metrics, Mapping):
@@ -62,7 +79,8 @@ class Objective:
         others = {name: value for name, value in metrics.items() if name != "weight"} if metrics else {}
         return Judgement(mean, metrics["weight"] if weighted else rows, weighted, others, output)
 
-    def _casting(self) -> AbstractContextManager[Any]:
+    def casting(self) -> AbstractContextManager[Any]:
+        """What the forward pass and the loss run under."""
         return torch.autocast(self._device_type, torch.bfloat16) if self._autocast else nullcontext()
 
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from headrace.errors import CheckpointError, StateError
 from headrace.rank import resolve_rank
+from headrace.train.parallel import Distributed
 from headrace.train.randomness import random_state, seed_all, set_random_state
 from headrace.train.world import World
 
@@ -27,15 +28,22 @@ _NUMBERS = (bool, int, float, type(None))
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """A model, its optimizer, and the world they learn in."""
+    """A model, as it lies on the processes, its optimizer, and the world they learn in."""
 
-    model: nn.Module
+    distributed: Distributed
     optimizer: Optimizer
     world: World
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of all tensors of the model, also those that other processes have, by name."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What this process has of the model."""
+        return self.distributed.model
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, as tensors; those of the model and optimizer are the live ones. Collective."""
-        self.world.share_buffers(self.model)
+        self.distributed.share_buffers()
         found = dict(_model_tensors(self.model))
         for name, key, value in self._optimizer_values():
             if isinstance(value, Tensor):
@@ -46,7 +54,7 @@ class Learner:
         return found
 
     def numbers(self) -> dict[str, dict[str, Any]]:
-        """What the optimizer keeps as plain numbers: parameter -> key -> value."""
+        """What the optimizer keeps as plain numbers: parameter -> key -> value. Collective."""
         found: dict[str, dict[str, Any]] = {}
         for name, key, value in self._optimizer_values():
             if isinstance(value, Tensor):
@@ -57,7 +65,9 @@ class Learner:
                     f"keeps a {type(value).__name__} as {key!r}"
                 )
             found.setdefault(name, {})[key] = value
-        return found
+        if len(self.model.state_dict()) == len(self.shapes):
+            return found
+        return {name: kept for share in self.world.gather(found) for name, kept in share.items()}
 
     def room(self, metadata: Metadata) -> dict[str, Tensor]:
         """Where a checkpoint with this table of contents is to be read to: the live model, new tensors for the rest.
@@ -66,15 +76,22 @@ class Learner:
         """
         entries = metadata.state_dict_metadata
         found = dict(_model_tensors(self.model))
-        _check_same(found, entries)
+        _check_same(self.shapes, entries)
         known = {f"optimizer.{name}." for name in self._params()}
         for name, entry in entries.items():
             if name.startswith(("optimizer.", "random.")):
                 assert isinstance(entry, TensorStorageMetadata)
                 if name.startswith("optimizer.") and not any(name.startswith(prefix) for prefix in known):
+                    if self._is_elsewhere(name, found):
+                        continue
                     raise StateError(f"the checkpoint has {name!r}, but this model does not train that parameter")
                 found[name] = self._room_for(name, entry)
         return found
+
+    def _is_elsewhere(self, name: str, own: Mapping[str, Tensor]) -> bool:
+        """Whether another process has the parameter that this is the optimizer's state of."""
+        others = (key for key in self.shapes if f"model.{key}" not in own)
+        return any(name.startswith(f"optimizer.{key}.") for key in others)
 
     def _room_for(self, name: str, entry: TensorStorageMetadata) -> Tensor:
         """What an optimizer keeps of a sharded parameter, a value for each of its own, is sharded in the same way."""
@@ -128,9 +145,14 @@ def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield f"model.{name}", value
 
 
-def _check_same(own: Mapping[str, Tensor], entries: Mapping[str, Any]) -> None:
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of a model's tensors, by name. Raises CheckpointError for state that is no tensor."""
+    return {name.removeprefix("model."): tuple(value.shape) for name, value in _model_tensors(model)}
+
+
+def _check_same(own: Mapping[str, tuple[int, ...]], entries: Mapping[str, Any]) -> None:
     saved = {name: tuple(entry.size) for name, entry in entries.items() if name.startswith("model.")}
-    mine = {name: tuple(value.shape) for name, value in own.items()}
+    mine = {f"model.{name}": shape for name, shape in own.items()}
     if saved == mine:
         return
     name = min(name for name in saved.keys() | mine.keys() if saved.get(name) != mine.get(name))

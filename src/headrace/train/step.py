@@ -23,6 +23,7 @@ from headrace.train.batches import Batch, micro_batches, num_parts
 from headrace.train.dtensors import part, squared_norms
 from headrace.train.objective import Objective
 from headrace.train.parallel import Distributed, Exposed, Mesh
+from headrace.train.pipelined import PipelinedPasses
 from headrace.train.tally import Sum, Tally, Totals
 from headrace.train.world import World
 
@@ -70,11 +71,12 @@ class Stepper:
         rank_batch_size: float,
         full_batches: bool,
         micro_batch_size: int | None,
+        pipelined: PipelinedPasses | None,
         clip_grad_norm: float | None,
     ) -> None:
         """`rank_batch_size` is the weight of a full batch of a rank; `full_batches`: there are no others."""
         self._world = world
-        self._copies = world.size // mesh.data_size
+        self._copies = mesh.tp
         self._data_size = mesh.data_size
         self._distributed = distributed
         self._objective = objective
@@ -82,6 +84,7 @@ class Stepper:
         self._expected = float(rank_batch_size)
         self._full = full_batches
         self._micro = micro_batch_size
+        self._pipelined = pipelined
         self._clip = clip_grad_norm
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._params = [p for p in distributed.model.parameters() if id(p) in trained]
@@ -121,6 +124,8 @@ class Stepper:
         """After a first backward pass: a parameter without a gradient would not be reduced, and the next step fails."""
         named = self._distributed.model.named_parameters()
         unused = [name for name, param in named if param.requires_grad and param.grad is None]
+        if self._pipelined is not None:  # ranks have different parameters, and must fail together
+            unused = [name for share in self._world.gather(unused) for name in share]
         if unused:
             raise TrainingError(
                 f"on several processes every parameter must take part in the loss: {', '.join(unused[:5])} got no "
@@ -136,6 +141,10 @@ class Stepper:
 
     def _backward(self, batch: Batch, rows: int, stop: Callable[[], bool]) -> tuple[Sum, bool]:
         """Gradients reduced over the ranks, the sums on their way, and whether no correction can be needed."""
+        if self._pipelined is not None:
+            tally = Tally(self._world, self._copies)
+            weighted = self._pipelined.learn(batch, rows, lambda weight: weight / self._expected, tally)
+            return tally.launch(stop()), self._full and not weighted
         parts = self._parts(batch, rows)
         alone = self._world.size == 1 and len(parts) == 1
         tally = Tally(self._world, self._copies)
@@ -188,10 +197,13 @@ class Stepper:
     def _clipped(self) -> Tensor:
         assert self._clip is not None
         grads = [p.grad for p in self._params if p.grad is not None]
-        if not any(isinstance(grad, DTensor) for grad in grads):
+        if self._pipelined is None and not any(isinstance(grad, DTensor) for grad in grads):
             return nn.utils.clip_grad_norm_(self._params, self._clip)
         parts = [part(grad) for grad in grads]
-        norm = squared_norms(parts, grads).sum().sqrt()
+        squared = squared_norms(parts, grads).sum()
+        if self._pipelined is not None:
+            self._pipelined.add_over_stages(squared)
+        norm = squared.sqrt()
         torch._foreach_mul_(parts, (self._clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
 

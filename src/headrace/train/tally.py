@@ -57,9 +57,19 @@ class Tally:
         for name, value in judged.metrics.items():
             self._metrics[name] = self._metrics.get(name, 0.0) + self._scalar(value) * weight
 
+    @property
+    def names(self) -> list[str]:
+        """The metrics that were added."""
+        return sorted(self._metrics)
+
+    def expect(self, names: list[str]) -> None:
+        """Have these metrics, which other ranks add."""
+        for name in names:
+            self._metrics.setdefault(name, 0.0)
+
     def launch(self, stop: bool) -> Sum:
         """Begin summing over the ranks. Collective; every rank must have the same metrics."""
-        names = (*_FIXED, *sorted(self._metrics))
+        names = (*_FIXED, *self.names)
         values = [self._samples, self._weight, float(stop), self._loss]
         values += [self._metrics[name] for name in names[len(_FIXED) :]]
         if self._copies > 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,24 @@ from headrace.train.evaluation import Evaluator, Metric
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
 from headrace.train.objective import Inputs, Loss, Objective
-from headrace.train.optimizers import OptimizerFactory, built, trained
-from headrace.train.parallel import Mesh, TensorPlan, distribute, take_place
+from headrace.train.optimizers import ByRole, OptimizerFactory, built, trained
+from headrace.train.parallel import (
+    Mesh,
+    Pipeline,
+    PipelineOptions,
+    TensorPlan,
+    distribute,
+    micro_batch_plan,
+    take_place,
+)
+from headrace.train.pipelined import PipelinedPasses
 from headrace.train.randomness import seed_all
 from headrace.train.record import Journal, open_record
 from headrace.train.result import FitResult
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
 from headrace.train.skipped import SkippedList
-from headrace.train.snapshot import Learner
+from headrace.train.snapshot import Learner, shapes_of
 from headrace.train.step import Stepper
 from headrace.train.world import World, join_world
 
@@ -69,6 +78,8 @@ class Trainer:
         schedule: Schedule | None = None,
         mesh: str = "dp",
         tp_plan: TensorPlan | None = None,
+        pp_schedule: str = "1f1b",
+        pp_stages: Sequence[str] | None = None,
         precision: str = "fp32",
         activation_checkpointing: str | None = None,
         compile: bool = False,
@@ -94,10 +105,12 @@ class Trainer:
         - `optimizer(params)` gives the torch optimizer: `headrace.adamw()`, `sgd`, `lamb`, `adafactor` or `muon`, or a
           function.
         - `precision`: "fp32", or "bf16" (forward and loss under autocast; weights stay in fp32).
-        - `mesh`: "dp" (replicas), "fsdp" (sharded), "tp" (tensor parallel), or several with sizes, "dp=2,fsdp=4"; see
-          the page on training.
+        - `mesh`: "dp" (replicas), "fsdp" (sharded), "tp" (tensor parallel), "pp" (pipeline), or several with sizes,
+          "dp=2,fsdp=4"; see the page on training.
         - `tp_plan`: module names, with * for a part, and how each is cut: "colwise", "rowwise", "colwise_gather",
           "embedding", "sequence" or a torch ParallelStyle. None: the model's own plan, or one for its MLPs.
+        - `pp_schedule`: "1f1b", "gpipe", or "interleaved" (two stages a process).
+        - `pp_stages`: the modules at which each stage but the first begins; None: stages with even parameters.
         - `activation_checkpointing`: the model's repeated blocks make their activations again in the backward pass: all
           of them ("full"), or all but products of matrices, convolutions and attention ("selective").
         - `compile`: blocks, or a model without any, run through torch.compile; the first step takes long.
@@ -115,6 +128,8 @@ class Trainer:
             precision=precision,
             mesh=mesh,
             tp_plan=tp_plan,
+            pp_schedule=pp_schedule,
+            pp_stages=pp_stages,
             activation_checkpointing=activation_checkpointing,
             metrics=metrics,
             evaluate=evaluate,
@@ -139,6 +154,8 @@ class Trainer:
         self._schedule = schedule or Constant()
         self._mesh = mesh
         self._tp_plan = tp_plan
+        self._pp_schedule = pp_schedule
+        self._pp_stages = pp_stages
         self._precision = precision
         self._activation_checkpointing = activation_checkpointing
         self._compile = compile
@@ -234,19 +251,31 @@ class Trainer:
         world = join_world(self._device)
         mesh = Mesh.of(self._mesh, world.size)
         take_place(mesh, world)
-        self.model.to(world.device).train()
+        self.model.train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
+        shapes = shapes_of(self.model)
+        objective = Objective(self._inputs, self._loss, self._precision, world.device)
+        if mesh.pp > 1 and isinstance(self._optimizer, ByRole):
+            raise OptionError(
+                f"{_shown(self._optimizer)} must see the whole model, and a stage of a pipeline is a part: take adamw(), "
+                "or a mesh without pp"
+            )
+        number, size = self._micro_batches(mesh)
         distributed = distribute(
             self.model,
             world,
             mesh,
             self._precision,
             tp_plan=self._tp_plan,
+            pipeline=PipelineOptions(self._pp_schedule, self._pp_stages, number),
+            casting=objective.casting,
             activation_checkpointing=self._activation_checkpointing,
             compile=self._compile,
         )
-        optimizer = built(self._optimizer, self.model)
-        objective = Objective(self._inputs, self._loss, self._precision, world.device)
+        optimizer = built(self._optimizer, distributed.model)
+        pipelined = None
+        if isinstance(distributed, Pipeline):
+            pipelined = PipelinedPasses(distributed, objective, number, size)
         stepper = Stepper(
             world,
             distributed,
@@ -256,15 +285,20 @@ class Trainer:
             rank_batch_size=self.loader.global_batch_size / mesh.data_size,
             full_batches=self.loader.full_batches,
             micro_batch_size=self._micro_batch_size,
+            pipelined=pipelined,
             clip_grad_norm=self._clip_grad_norm,
         )
         evaluator = None
         if self._evaluate is not None:
             _ = self._evaluate.steps_per_epoch  # one that cannot work at this world size is refused now
             evaluator = Evaluator(
-                world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size, mesh.data_size
+                world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size, mesh, pipelined
             )
-        return _Parts(world, Learner(self.model, optimizer, world), stepper, evaluator)
+        return _Parts(world, Learner(distributed, optimizer, world, shapes), stepper, evaluator)
+
+    def _micro_batches(self, mesh: Mesh) -> tuple[int, int]:
+        rank_batch_size = -(-self.loader.global_batch_size // mesh.data_size)
+        return micro_batch_plan(rank_batch_size, self._micro_batch_size, mesh.pp, self._pp_schedule)
 
     def _plan(self, epochs: int | None, steps: int | None) -> Plan:
         if epochs is not None and steps is not None:

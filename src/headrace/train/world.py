@@ -63,12 +63,6 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def share_buffers(self, model: torch.nn.Module) -> None:
-        """Give every rank rank 0's buffers (running statistics, say), so that all hold one model. Collective."""
-        if self.size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
-
     def part(self) -> None:
         """Wait for all ranks at the end of their common work. Collective.
 

@@ -3,6 +3,7 @@
 from headrace.train.parallel.distribute import Distributed, distribute, parallelize, take_place
 from headrace.train.parallel.exposed import Exposed
 from headrace.train.parallel.mesh import Mesh, parse_mesh
+from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, check_schedule, micro_batch_plan
 from headrace.train.parallel.recompute import check_recompute
 from headrace.train.parallel.tensor import TensorPlan, check_plan
 
@@ -10,10 +11,14 @@ __all__ = [
     "Distributed",
     "Exposed",
     "Mesh",
+    "Pipeline",
+    "PipelineOptions",
     "TensorPlan",
     "check_plan",
     "check_recompute",
+    "check_schedule",
     "distribute",
+    "micro_batch_plan",
     "parallelize",
     "parse_mesh",
     "take_place",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from headrace.errors import OptionError
 from headrace.rank import set_data_rank
@@ -15,11 +17,14 @@ from headrace.train.objective import PRECISIONS
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.exposed import Exposed
 from headrace.train.parallel.mesh import Mesh
+from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, build_pipeline
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
 from headrace.train.parallel.tensor import TensorPlan, Whole, cut_layers
 from headrace.train.world import World, join_world
+
+Casting = Callable[[], AbstractContextManager[Any]]
 
 
 class Distributed(Protocol):
@@ -30,7 +35,7 @@ class Distributed(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """The user's module."""
+        """The user's module; of a pipeline, the layers that this process has."""
 
     @property
     def module(self) -> nn.Module:
@@ -48,6 +53,9 @@ class Distributed(Protocol):
     def exposed(self) -> Exposed:
         """How long the last backward pass waited for communication."""
 
+    def share_buffers(self) -> None:
+        """Give all processes the first one's buffers (running statistics, say). Collective."""
+
 
 def distribute(
     model: nn.Module,
@@ -56,28 +64,61 @@ def distribute(
     precision: str,
     *,
     tp_plan: TensorPlan | None = None,
+    pipeline: PipelineOptions | None = None,
+    casting: Casting = nullcontext,
     activation_checkpointing: str | None = None,
     compile: bool = False,
 ) -> Distributed:
     """Replicate the model or cut it, as the mesh says. Collective; to be done before its optimizer is made.
 
-    Raises OptionError for `activation_checkpointing` of a model without blocks, and for `tp_plan` as `cut_layers`.
+    `casting` gives the context that stages of a pipeline run in. Raises OptionError for `activation_checkpointing` of a model without blocks, and for `tp_plan` as `cut_layers`.
     """
-    cut = mesh.fsdp > 1 or mesh.tp > 1
-    if cut:
-        _share(model)
-        devices = mesh.devices(world.device)
+    if mesh.fsdp == mesh.tp == mesh.pp == 1:
+        _prepare(model.to(world.device), activation_checkpointing, compile)
+        return Replica(model, world)
+    if mesh.pp == 1:
+        model.to(world.device)
+    _share(model)
+    devices = mesh.devices(world.device)
     if mesh.tp > 1:
         cut_layers(model, devices["tp"], tp_plan)
+    _prepare(model, activation_checkpointing, compile)
+    if mesh.pp > 1:
+        return _pipeline(model, world, mesh, devices, precision, pipeline or PipelineOptions(), casting)
+    if mesh.data_size == 1:
+        return Whole(model)
+    return Sharded(model, _data_axes(devices, mesh), precision)
+
+
+def _prepare(model: nn.Module, activation_checkpointing: str | None, compile: bool) -> None:
     recompute_activations(model, activation_checkpointing)
     if compile:
         for block in repeated_blocks(model) or [model]:
             block.compile()
-    if not cut:
-        return Replica(model, world)
-    if mesh.data_size == 1:
-        return Whole(model)
-    return Sharded(model, devices["dp", "fsdp"] if mesh.dp > 1 else devices["fsdp"], precision)
+
+
+def _data_axes(devices: DeviceMesh, mesh: Mesh) -> DeviceMesh:
+    return devices["dp", "fsdp"] if mesh.dp > 1 else devices["fsdp"]
+
+
+def _pipeline(
+    model: nn.Module,
+    world: World,
+    mesh: Mesh,
+    devices: DeviceMesh,
+    precision: str,
+    options: PipelineOptions,
+    casting: Casting,
+) -> Pipeline:
+    axes, peers = _data_axes(devices, mesh), None
+    if mesh.data_size > 1:
+        peers = (axes._flatten("data") if mesh.dp > 1 else axes).get_group()
+
+    def place(stage: nn.Module) -> None:
+        if mesh.data_size > 1:
+            Sharded(stage, axes, precision)
+
+    return build_pipeline(model, devices["pp"], world.device, options, casting, place, peers)
 
 
 def _share(model: nn.Module) -> None:
@@ -118,9 +159,11 @@ def parallelize(
     check_recompute(activation_checkpointing)
     world = join_world(device)
     sizes = Mesh.of(mesh, world.size)
+    if sizes.pp > 1:
+        raise OptionError(f"a pipeline is run by a schedule, in the Trainer: got mesh={mesh!r}; leave pp out of it")
     take_place(sizes, world)
     return distribute(
-        model.to(world.device),
+        model,
         world,
         sizes,
         precision,

@@ -17,6 +17,7 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from headrace.train.parallel.buffers import share_buffers
 from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.world import World
 
@@ -92,6 +93,10 @@ class Replica:
             return nullcontext()
         no_sync: AbstractContextManager[Any] = self.module.no_sync()
         return no_sync
+
+    def share_buffers(self) -> None:
+        """Give all processes rank 0's buffers (running statistics, say). Collective."""
+        share_buffers(self.model)
 
     def settle(self) -> None:
         """After forward passes that no backward pass follows: nothing is to be put back."""

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from headrace.train.parallel.blocks import repeated_blocks
+from headrace.train.parallel.buffers import share_buffers
 from headrace.train.parallel.exposed import NOTHING, Exposed
 
 
@@ -43,6 +44,10 @@ class Sharded:
         self._root.set_requires_gradient_sync(reduce)
         self._root.set_is_last_backward(reduce)
         yield
+
+    def share_buffers(self) -> None:
+        """Give all processes rank 0's buffers (running statistics, say). Collective."""
+        share_buffers(self.model)
 
     def settle(self) -> None:
         """After forward passes that no backward pass follows: let go of what they gathered."""

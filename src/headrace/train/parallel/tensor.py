@@ -24,6 +24,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from headrace.errors import OptionError
+from headrace.train.parallel.buffers import share_buffers
 from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.parallel.mlps import find_mlps
 
@@ -61,6 +62,10 @@ class Whole:
     def reducing(self, reduce: bool) -> AbstractContextManager[Any]:
         """Nothing is reduced."""
         return nullcontext()
+
+    def share_buffers(self) -> None:
+        """Give all processes rank 0's buffers (running statistics, say). Collective."""
+        share_buffers(self.model)
 
     def settle(self) -> None:
         """Nothing is to be put back."""

@@ -1,0 +1,159 @@
+"""Several processes compute a model's stages one after the other, on micro-batches that follow each other.
+
+torch's schedules (GPipe, 1F1B, interleaved 1F1B) send on what stages make, and say which micro-batch a stage turns to
+next. They want equally many micro-batches at each step, all of one shape: what a batch lacks is filled up with repeats
+that count for nothing. The last stage alone judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
+from headrace.train.parallel.exposed import NOTHING, Exposed
+
+STAGES_A_RANK = {"gpipe": 1, "1f1b": 1, "interleaved": 2}
+"""How many stages a process has under each schedule."""
+
+Judge = Callable[[Any, int], Tensor]
+"""From a micro-batch's output and its number to its part of the loss."""
+
+
+class Stage(nn.Module):
+    """A stage as the schedule calls it: under the run's precision, and once before the run, to learn shapes."""
+
+    def __init__(self, module: nn.Module, casting: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.module = module
+        self._casting = casting
+        self._calls = 0
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, *arguments: Any) -> Any:
+        """The stage's output. What the first call, a try on made-up values, does to statistics the second undoes."""
+        self._calls += 1
+        if self._calls == 1:
+            self._kept = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        elif self._calls == 2:
+            with torch.no_grad():
+                for buffer, value in self._kept:
+                    buffer.copy_(value)
+            self._kept = []
+        with self._casting():
+            return self.module(*arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The processes of one pipeline, of which this is one."""
+
+    group: dist.ProcessGroup
+    rank: int
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process takes in what the model is called with."""
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this process has the model's output."""
+        return self.rank == self.size - 1
+
+    def of_last(self, value: Any) -> Any:
+        """The last process's value, on all. Collective over the line."""
+        answer = [value]
+        dist.broadcast_object_list(answer, group=self.group, group_src=self.size - 1)
+        return answer[0]
+
+
+class Pipeline:
+    """The stages that this process has, run by a schedule."""
+
+    needs_equal_passes = True
+
+    def __init__(
+        self,
+        own: nn.Module,
+        stages: Mapping[int, Stage],
+        line: Line,
+        device: torch.device,
+        schedule: str,
+        num_micro_batches: int,
+        peers: dist.ProcessGroup | None,
+    ) -> None:
+        """`peers` have the same stages of other pipelines; None: there are none. `own` has the stages' layers under the model's names for them; stages are by their number among all."""
+        self.model = self.module = own
+        self.line = line
+        self._peers = peers
+        self._judge: Judge | None = None
+        self._which = torch.arange(num_micro_batches)
+        self._training = _schedule(schedule, stages, line, device, num_micro_batches, self._judged)
+        self._running = _schedule(schedule, stages, line, device, num_micro_batches, None)
+
+    def learn(self, arguments: tuple[Any, ...], judge: Judge) -> None:
+        """Forward and backward passes of all micro-batches; on the last process `judge` gives each its loss.
+
+        `arguments` are the model's for all of them together. Gradients are added up. Collective.
+        """
+        self._judge = judge
+        self._training.step(
+            *(arguments if self.line.is_first else ()),
+            target=self._which if self.line.is_last else None,
+            return_outputs=False,
+        )
+
+    def run(self, arguments: tuple[Any, ...]) -> Any:
+        """The model's output for all micro-batches together, on the last process; None on others. Collective."""
+        return self._running.step(*(arguments if self.line.is_first else ()))
+
+    def _judged(self, output: Any, which: Tensor) -> Tensor:
+        assert self._judge is not None
+        return self._judge(output, int(which))
+
+    def reducing(self, reduce: bool) -> AbstractContextManager[Any]:
+        """The schedule says itself when gradients are reduced."""
+        return nullcontext()
+
+    def share_buffers(self) -> None:
+        """Give every process the statistics of the first that has its stages. Collective."""
+        if self._peers is not None:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, group=self._peers, group_src=0)
+
+    def settle(self) -> None:
+        """After forward passes that no backward pass follows."""
+        for module in self.model.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
+
+    def end_backward(self) -> None:
+        """Nothing is measured: what stages wait for lies within the passes."""
+
+    def exposed(self) -> Exposed:
+        """Not known apart from compute."""
+        return NOTHING
+
+
+def _schedule(
+    name: str,
+    stages: Mapping[int, Stage],
+    line: Line,
+    device: torch.device,
+    num_micro_batches: int,
+    loss: Callable[[Any, Tensor], Tensor] | None,
+) -> Any:
+    total = line.size * STAGES_A_RANK[name]
+    made = [PipelineStage(stage, number, total, device, group=line.group) for number, stage in stages.items()]
+    if name == "interleaved":
+        return ScheduleInterleaved1F1B(list(made), num_micro_batches, loss_fn=loss, scale_grads=False)
+    kind = ScheduleGPipe if name == "gpipe" else Schedule1F1B
+    return kind(made[0], num_micro_batches, loss_fn=loss, scale_grads=False)
