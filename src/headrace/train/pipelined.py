@@ -47,7 +47,7 @@ class PipelinedPasses:
             scaled: Tensor = found.loss * share(found.weight)
             return scaled
 
-        self._pipeline.learn(self._arguments(whole), judge)
+        self._pipeline.learn(self._objective.arguments(whole), judge)
         for number in sorted(judged):
             tally.add(judged[number], parts[number][1])
         return self._agree(tally, any(one.weighted for one in judged.values()))
@@ -55,7 +55,7 @@ class PipelinedPasses:
     def judgement(self, batch: Batch, rows: int) -> Judgement | None:
         """What the last stage's process finds of at most `rows` samples; None on others, and of none. Collective."""
         whole = self._whole(batch, rows)
-        output = self._pipeline.run(self._arguments(whole))
+        output = self._pipeline.run(self._objective.arguments(whole))
         if not self._pipeline.line.is_last or rows == 0:
             return None
         real = first_rows(whole, rows, self.rows)
@@ -64,9 +64,6 @@ class PipelinedPasses:
     def add_over_stages(self, value: Tensor) -> None:
         """Make a value the sum over the processes of the pipeline. Collective."""
         dist.all_reduce(value, group=self._pipeline.line.group)
-
-    def _arguments(self, whole: Batch) -> tuple[Any, ...]:
-        return self._objective.arguments(whole) if self._pipeline.line.is_first else ()
 
     def _whole(self, batch: Batch, rows: int) -> Batch:
         if rows:

@@ -2,9 +2,9 @@
 
 Ranks and micro-batches may differ in size (a filter, the padded end of an epoch, tokens as weights), so a mean of their
 means would be wrong. Each micro-batch's mean goes backward times weight / expected, where `expected` is the weight a
-full rank has; the reduction averages that over the shares of the data; and the sum of all weights, which arrives meanwhile, gives
-the factor shares * expected / total that makes it the global mean. The factor is exactly 1, and left out, whenever
-all batches are full.
+full rank has; the reduction averages that over the shares of the data; and the sum of all weights, which arrives
+meanwhile, gives the factor shares * expected / total that makes it the global mean. The factor is exactly 1, and left
+out, whenever all batches are full.
 """
 
 from __future__ import annotations

@@ -257,8 +257,8 @@ class Trainer:
         objective = Objective(self._inputs, self._loss, self._precision, world.device)
         if mesh.pp > 1 and isinstance(self._optimizer, ByRole):
             raise OptionError(
-                f"{_shown(self._optimizer)} must see the whole model, and a stage of a pipeline is a part: take adamw(), "
-                "or a mesh without pp"
+                f"{_shown(self._optimizer)} must see the whole model, and a stage of a pipeline is a part: take "
+                "adamw(), or a mesh without pp"
             )
         number, size = self._micro_batches(mesh)
         distributed = distribute(

@@ -71,7 +71,8 @@ def distribute(
 ) -> Distributed:
     """Replicate the model or cut it, as the mesh says. Collective; to be done before its optimizer is made.
 
-    `casting` gives the context that stages of a pipeline run in. Raises OptionError for `activation_checkpointing` of a model without blocks, and for `tp_plan` as `cut_layers`.
+    `casting` gives the context that stages of a pipeline run in. Raises OptionError for `activation_checkpointing` of a
+    model without blocks, and for plans and stages that do not fit it.
     """
     if mesh.fsdp == mesh.tp == mesh.pp == 1:
         _prepare(model.to(world.device), activation_checkpointing, compile)

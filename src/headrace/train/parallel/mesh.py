@@ -76,8 +76,8 @@ def parse_mesh(text: str) -> dict[str, int | None]:
         match = re.fullmatch(r"\s*([a-z]+)\s*(?:=\s*([1-9][0-9]*))?\s*", part)
         if match is None or match[1] not in AXES or match[1] in axes:
             raise OptionError(
-                "mesh must be axis=size pairs of dp (replicas), fsdp (sharded), tp (tensor parallel) and pp (pipeline), "
-                f"such as 'dp=2,fsdp=4': got {text!r}"
+                "mesh must be axis=size pairs of dp (replicas), fsdp (sharded), tp (tensor parallel) and pp "
+                f"(pipeline), such as 'dp=2,fsdp=4': got {text!r}"
             )
         axes[match[1]] = int(match[2]) if match[2] else None
     if list(axes.values()).count(None) > 1:

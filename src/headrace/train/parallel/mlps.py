@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 _MODULES = (
     nn.ReLU,
@@ -30,7 +30,19 @@ _MODULES = (
     nn.Identity,
 )
 _FUNCTIONS = (
-    *(F.relu, F.gelu, F.silu, F.mish, F.tanh, F.sigmoid, F.elu, F.leaky_relu, F.hardswish, F.softplus, F.dropout),
+    *(
+        functional.relu,
+        functional.gelu,
+        functional.silu,
+        functional.mish,
+        functional.tanh,
+        functional.sigmoid,
+        functional.elu,
+        functional.leaky_relu,
+        functional.hardswish,
+        functional.softplus,
+        functional.dropout,
+    ),
     *(torch.relu, torch.tanh, torch.sigmoid, torch.mul, torch.square, operator.mul, operator.imul),
 )
 _METHODS = ("relu", "tanh", "sigmoid", "mul", "square", "float", "to", "type_as", "contiguous")

@@ -57,7 +57,7 @@ class Whole:
         self.model = self.module = model
         for param in model.parameters():
             if isinstance(param, DTensor) and param.requires_grad:
-                param.register_post_accumulate_grad_hook(_add_up)
+                param.register_post_accumulate_grad_hook(_add_up)  # type: ignore[no-untyped-call]
 
     def reducing(self, reduce: bool) -> AbstractContextManager[Any]:
         """Nothing is reduced."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from headrace.train.parallel.exposed import NOTHING, Exposed
@@ -90,7 +91,10 @@ class Pipeline:
         num_micro_batches: int,
         peers: dist.ProcessGroup | None,
     ) -> None:
-        """`peers` have the same stages of other pipelines; None: there are none. `own` has the stages' layers under the model's names for them; stages are by their number among all."""
+        """`own` has the stages' layers under the model's names; stages are by their number among all.
+
+        `peers` have the same stages of other pipelines; None: there are none.
+        """
         self.model = self.module = own
         self.line = line
         self._peers = peers
@@ -132,7 +136,7 @@ class Pipeline:
     def settle(self) -> None:
         """After forward passes that no backward pass follows."""
         for module in self.model.modules():
-            if hasattr(module, "reshard"):
+            if isinstance(module, FSDPModule):
                 module.reshard()
 
     def end_backward(self) -> None:

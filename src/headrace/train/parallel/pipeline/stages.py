@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import fx, nn
@@ -27,7 +28,7 @@ def cut_stages(model: nn.Module, num_stages: int, starts: Sequence[str] | None =
     _check_shared(graph, chosen, model)
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
     bounds = [0, *(nodes.index(node) for node in chosen), len(nodes)]
-    return [_stage(model, graph, nodes[first:last]) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [_stage(model, graph, nodes[first:last]) for first, last in pairwise(bounds)]
 
 
 class _Tracer(fx.Tracer):
@@ -44,8 +45,8 @@ def _traced(model: nn.Module) -> fx.Graph:
         graphs = [_Tracer(repeated_blocks(model)).trace(model.train(mode)) for mode in (False, True)]
     except Exception as err:  # the forward pass is the user's: it may raise anything for a stand-in
         raise OptionError(
-            f"pipeline stages need a forward pass that torch.fx can follow outside the repeated blocks: {err}; make the "
-            "model a Sequential, or move what depends on values or shapes into a module of its own that repeats"
+            f"pipeline stages need a forward pass that torch.fx can follow outside the repeated blocks: {err}; make "
+            "the model a Sequential, or move what depends on values or shapes into a module of its own that repeats"
         ) from err
     if str(graphs[0]) != str(graphs[1]):
         raise OptionError(
@@ -61,8 +62,8 @@ def _check_used(graph: fx.Graph, model: nn.Module) -> None:
     unused = [name for name, param in model.named_parameters() if id(param) not in used]
     if unused:
         raise TrainingError(
-            f"on several processes every parameter must take part in the loss: {', '.join(unused[:5])} got no gradient, "
-            "being in no stage of the pipeline; use it, or remove it"
+            f"on several processes every parameter must take part in the loss: {', '.join(unused[:5])} got no "
+            "gradient, being in no stage of the pipeline; use it, or remove it"
         )
 
 
