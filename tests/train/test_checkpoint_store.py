@@ -1,4 +1,4 @@
-"""Checkpoints in a store: complete ones only are found, from anywhere, and a store that refuses is told on every rank."""
+"""Checkpoints in a store: only complete ones are found, from anywhere; a store that refuses is told on every rank."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from processes import HERE, ended, run_ranks, started_ranks
 
 import headrace as hr
 from headrace.errors import CheckpointError, OptionError
-from headrace.storage import list_folder, remove, walk, write_bytes
+from headrace.storage import list_folder, locate, remove, walk, write_bytes
 from headrace.train.checkpoint import complete_checkpoints
+from headrace.train.homes import StoreHome
+from headrace.train.saving import Checkpoints
+from headrace.train.world import World
 from waiting import wait_for
 
 
@@ -69,9 +72,16 @@ def test_a_store_that_refuses_is_one_message_on_every_rank(s3_strict, tmp_path):
     with started_ranks(2, [HERE / "saving_run.py", tmp_path, json.dumps(options)]) as ranks:
         found = ended(ranks)
     assert [code for code, _, _ in found] == [1, 1]
-    last = [err.strip().splitlines()[-1] for _, _, err in found]
+    last = [err.strip().splitlines()[-1].partition("]: ")[2] for _, _, err in found]
     assert last[0] == last[1]
-    assert f"{place}: there is no such bucket" in last[0]
+    assert f"cannot list {place}" in last[0]
+
+
+def test_a_store_that_refuses_in_the_middle_of_a_run_is_one_error(s3_strict, tmp_path):
+    home = StoreHome(locate(f"s3://no-such-bucket/{s3_strict.name}"), tmp_path, 0)
+    checkpoints = Checkpoints(home, World(0, 1, torch.device("cpu")), keep=2, is_async=False)
+    with pytest.raises(CheckpointError, match=r"step 1 could not be written to s3://no-such.*; earlier .* are intact"):
+        checkpoints.save(1, {"model.x": torch.ones(3)}, {"step": 1})
 
 
 def test_a_rank_killed_while_it_uploads_leaves_the_earlier_checkpoint(s3_strict, tmp_path):

@@ -119,6 +119,17 @@ def test_the_best_evaluated_checkpoint_stays_beside_the_newest(tmp_path, is_asyn
     assert evaluated(tmp_path, [0.6, 0.8], 12) == ["step-00000012"], "what was best is remembered over a resume"
 
 
+def test_the_best_is_known_to_a_second_fit_of_the_same_trainer(tmp_path):
+    held_out = MemoryLoader(fields(12, seed=2), 12, shuffle=False, drop_last=False)
+    given = iter([0.75, 0.5])
+    options = {"evaluate": held_out, "keep_best": "accuracy", "keep_checkpoints": 1, "run_dir": tmp_path}
+    made = trainer(metrics={"accuracy": lambda output, _: torch.full((len(output),), next(given))}, **options)
+    made.fit(steps=2)
+    made.fit(steps=4)
+    assert state_of(tmp_path, 4)["best"]["step"] == 2
+    assert (tmp_path / "checkpoints/step-00000002").exists()
+
+
 def test_the_best_or_the_newest_is_exported(tmp_path, capsys):
     evaluated(tmp_path, [0.75, 0.5], 4)
     assert hr.export_safetensors(tmp_path, tmp_path / "model.safetensors", best=True).step == 2

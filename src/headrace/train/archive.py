@@ -52,7 +52,7 @@ class Archive:
         config: Callable[[], dict[str, Any]],
     ) -> None:
         """`config` describes the run, for whoever reads `state.json`."""
-        self._run_dir = run_dir
+        self.run_dir = run_dir
         self._learner = learner
         self._world = learner.world
         self._loader = loader
@@ -71,7 +71,7 @@ class Archive:
 
         When the block ends by an error a save under way may still come to its end.
         """
-        run_dir = self._run_dir
+        run_dir = self.run_dir
         locks: list[RunLock] = []
         if run_dir is not None:
             self._world.agree(lambda: locks.append(RunLock(run_dir)))
@@ -153,7 +153,7 @@ class Archive:
         home = None if self._checkpoints is None else self._checkpoints.home
         if home is not None:
             home.clean()
-        return candidates(self._run_dir, home.place if home else None, resume, restarted=num_restarts() > 0)
+        return candidates(self.run_dir, home.place if home else None, resume, restarted=num_restarts() > 0)
 
     def _load(self, place: Place, state: dict[str, Any]) -> None:
         mine = type(self._learner.optimizer).__name__

@@ -158,6 +158,7 @@ class Trainer:
         self._seed = seed
         self._device = device
         self._parts: _Parts | None = None
+        self._archived: Archive | None = None
         self._position = Position()
         self._whole = True  # no fit was left by an error
 
@@ -288,9 +289,12 @@ class Trainer:
         )
 
     def _archive(self, learner: Learner) -> Archive:
+        if self._archived is not None and self._archived.run_dir == self.run_dir:
+            return self._archived  # it knows what was the best
         is_async = learner.world.device.type != "cpu" if self._checkpoint_async is None else self._checkpoint_async
         keeping = Keeping(self._keep_checkpoints, self._keep_best, self._checkpoints, is_async)
-        return Archive(self.run_dir, learner, self.loader, keeping, seed=self._seed, config=self._config)
+        self._archived = Archive(self.run_dir, learner, self.loader, keeping, seed=self._seed, config=self._config)
+        return self._archived
 
     def _go_on(self, world: World, archive: Archive, resume: str | Path) -> Resumed | None:
         """Go to where training begins: where the last `fit` ended, a checkpoint, or step 0."""
