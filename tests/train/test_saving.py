@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
 
 import pytest
@@ -136,3 +137,15 @@ def test_a_full_disk_of_one_rank_is_one_message_on_all(tmp_path, mesh, is_async)
     assert re.search(r": [^:]* \(rank 1\); earlier checkpoints are intact", found[0][1])
     assert steps(tmp_path / "checkpoints") == [failed - 2, failed - 4]
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.partial")] == []
+
+
+def test_sigterm_ends_all_ranks_with_the_checkpoint_of_their_last_step(tmp_path):
+    options = {"steps": 1_000_000, "checkpoint_async": True}
+    with started_ranks(2, [HERE / "saving_run.py", tmp_path, json.dumps(options)], TEST_MESH="fsdp") as ranks:
+        wait_for(lambda: steps(tmp_path / "checkpoints"), "a checkpoint")
+        ranks[1].send_signal(signal.SIGTERM)
+        found = ended(ranks)
+    assert [code for code, _, _ in found] == [0, 0], found
+    last = int(found[0][1].split()[0])
+    assert found[0][1] == found[1][1]
+    assert steps(tmp_path / "checkpoints")[0] == last
