@@ -101,7 +101,7 @@ def test_a_rank_killed_while_it_uploads_leaves_the_earlier_checkpoint(s3_strict,
 def test_a_place_that_is_none_is_refused_before_anything_begins(tmp_path):
     with pytest.raises(OptionError, match="must not hold a user's key or password"):
         trainer(run_dir=tmp_path, checkpoints="s3://key:secret@bucket/prefix")
-    with pytest.raises(OptionError, match="checkpoints needs a folder for what the run keeps: set run_dir"):
+    with pytest.raises(OptionError, match="checkpoints needs a place for what the run keeps: set run_dir"):
         trainer(checkpoints=str(tmp_path)).fit(steps=1)
 
 

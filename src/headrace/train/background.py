@@ -26,6 +26,11 @@ class Background(Generic[T]):
         return self._error is not None
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether something was begun that was not fetched yet."""
+        return self._thread is not None
+
+    @property
     def is_done(self) -> bool:
         """Whether there is a result to be fetched."""
         return bool(self._result)

@@ -101,8 +101,10 @@ class Checkpoints:
         """Let the save under way end, where another error ends the run; its own error is only logged."""
         try:
             self._under_way.wait(_PATIENCE_SEC)
-        except (CheckpointError, RuntimeError) as err:
+        except Exception as err:
             logger.warning("the checkpoint under way was lost: %s", err)
+        if self._under_way.is_under_way:
+            logger.warning("the checkpoint under way was left after %.0f s without an end", _PATIENCE_SEC)
 
     def _share(self, tensors: Mapping[str, Tensor]) -> Share:
         key = layout(tensors)

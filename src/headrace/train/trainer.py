@@ -280,7 +280,7 @@ class Trainer:
             needy = {"checkpoint_every": self._checkpoint_every, "keep_best": self._keep_best}
             for name, value in {**needy, "checkpoints": self._checkpoints}.items():
                 if value is not None:
-                    raise OptionError(f"{name} needs a folder for what the run keeps: set run_dir")
+                    raise OptionError(f"{name} needs a place for what the run keeps: set run_dir")
         return Plan(
             total_steps=steps or (epochs or 0) * per_epoch,
             steps_per_epoch=per_epoch,
