@@ -25,6 +25,7 @@ PUBLIC = [
     "constant",
     "cosine",
     "errors",
+    "export_safetensors",
     "index",
     "lamb",
     "linear",

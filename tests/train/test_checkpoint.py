@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from processes import HERE
 import headrace as hr
 from headrace.errors import CheckpointError, OptionError, StateError, TargetError
 from headrace.telemetry import read_events
+from headrace.train.checkpoint import read_state
 
 
 def checkpoints(run_dir):
@@ -30,7 +33,7 @@ def test_the_newest_are_kept_and_complete(tmp_path):
     run(tmp_path, keep_checkpoints=3)
     assert checkpoints(tmp_path) == ["step-00000010", "step-00000015", "step-00000020"]
     state = json.loads((tmp_path / "checkpoints/step-00000020/state.json").read_text())
-    assert (state["version"], state["step"], state["samples"]) == (1, 20, 240)
+    assert (state["version"], state["step"], state["samples"]) == (2, 20, 240)
 
 
 def test_a_half_written_checkpoint_is_never_loaded_and_is_cleaned_up(tmp_path):
@@ -43,27 +46,44 @@ def test_a_half_written_checkpoint_is_never_loaded_and_is_cleaned_up(tmp_path):
     assert "step-00000015.partial" not in checkpoints(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "table", "flipped"])
-def test_an_unreadable_checkpoint_is_passed_over_with_the_reason(tmp_path, caplog, damage):
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "flipped": lambda path: flip(path, path.stat().st_size // 2),
+    "flipped at the end": lambda path: flip(path, -1),
+    "missing": lambda path: path.unlink(),
+}
+REASONS = "should have|differs from its checksum|is missing|malformed"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(tmp_path, caplog, name, damage):
+    """Whichever of its files it is. Without `state.json` it is none, and nothing is said."""
     run(tmp_path, steps=10)
-    newest = tmp_path / "checkpoints/step-00000010"
-    data = next(newest.glob("*.distcp"))
-    if damage == "cut":
-        os.truncate(data, data.stat().st_size - 1)
-    elif damage == "missing":
-        data.unlink()
-    elif damage == "table":
-        table = newest / ".metadata"
-        table.write_bytes(b"x" * table.stat().st_size)
-    else:
-        content = bytearray(data.read_bytes())
-        middle = len(content) // 2
-        content[middle : middle + 64] = bytes(64)
-        data.write_bytes(content)
+    DAMAGE[damage](tmp_path / "checkpoints/step-00000010" / name)
     with caplog.at_level(logging.WARNING, "headrace.train"):
         result = run(tmp_path, steps=12)
     assert result.resumed_from == tmp_path / "checkpoints/step-00000005"
-    assert "checkpoint passed over" in caplog.text
+    assert bool(re.search(f"checkpoint passed over: .*({REASONS})", caplog.text)) != (
+        (name, damage) == ("state.json", "missing")
+    )
+
+
+def test_every_changed_byte_of_the_state_is_found(tmp_path):
+    run(tmp_path, steps=2)
+    path = tmp_path / "checkpoints/step-00000002/state.json"
+    straight = read_state(path.parent)
+    for at in range(path.stat().st_size):
+        flip(path, at)
+        with suppress(CheckpointError):
+            assert read_state(path.parent) == straight, "only what means nothing may be taken"
+        flip(path, at)
 
 
 def test_when_none_can_be_read_the_run_does_not_begin_anew_without_a_word(tmp_path):
@@ -93,7 +113,7 @@ def test_a_path_names_a_checkpoint_or_a_run(tmp_path):
     older = tmp_path / "a/checkpoints/step-00000005"
     assert run(tmp_path / "b", steps=12, resume=older).resumed_from == older
     assert run(tmp_path / "c", steps=12, resume=tmp_path / "a").resumed_from == tmp_path / "a/checkpoints/step-00000010"
-    with pytest.raises(CheckpointError, match="is neither of them"):
+    with pytest.raises(CheckpointError, match=r"resume must be .*nothing is neither a checkpoint nor"):
         run(tmp_path / "d", resume=tmp_path / "nothing")
 
 

@@ -11,8 +11,10 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from headrace.errors import CheckpointError
-from headrace.train.checkpoint import Checkpoints, read_state, read_tensors
+from headrace.train.checkpoint import read_state, read_tensors
+from headrace.train.homes import LocalHome
 from headrace.train.metadata import TensorReader
+from headrace.train.saving import Checkpoints
 from headrace.train.world import World
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -26,7 +28,9 @@ def checkpoint(tmp_path):
         "half": torch.ones(2, dtype=torch.bfloat16),
         "one": torch.tensor(1),
     }
-    return Checkpoints(tmp_path, WORLD, keep=2).save(3, tensors, STATE).path
+    checkpoints = Checkpoints(LocalHome(tmp_path), WORLD, keep=2, is_async=False)
+    checkpoints.save(3, tensors, STATE)
+    return checkpoints.finished()[0].path
 
 
 def change(checkpoint, edit):

@@ -1,7 +1,7 @@
 """Training: one model on any number of processes, with the loss curve of one.
 
 `Trainer` runs the loop; `adamw`, `sgd`, `lamb`, `adafactor` and `muon` make optimizers, `cosine`, `linear`, `wsd`,
-`one_cycle` and `constant` schedules. The names are loaded when
+`one_cycle` and `constant` schedules; `export_safetensors` takes a model out of a checkpoint. The names are loaded when
 first used, so that what needs no torch here (reading a recipe, a worker that ends because a peer failed) does not
 wait for it.
 """
@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headrace.train.export import export_safetensors
     from headrace.train.optimizers import adafactor, adamw, lamb, muon, sgd
     from headrace.train.parallel import parallelize
     from headrace.train.result import FitResult
@@ -25,6 +26,7 @@ _HOMES = {
     "adamw": "optimizers",
     "constant": "schedules",
     "cosine": "schedules",
+    "export_safetensors": "export",
     "lamb": "optimizers",
     "linear": "schedules",
     "muon": "optimizers",
@@ -41,6 +43,7 @@ __all__ = [
     "adamw",
     "constant",
     "cosine",
+    "export_safetensors",
     "lamb",
     "linear",
     "muon",

@@ -1,171 +1,122 @@
-"""Checkpoints of a run: one folder each, complete or not there.
+"""What a checkpoint is: a folder of the tensors' files and, written last, `state.json`.
 
-`RUN/checkpoints/step-00000120` appears by a rename after everything in it is on the disk, so the name is the mark of
-completeness: whatever is killed earlier leaves a `.partial` folder, which is never loaded and is removed when a run
-starts. Each holds the tensors (torch.distributed.checkpoint, written by all ranks), and `state.json`: the step, the
-loader's state, and the sizes of its files, by which one that was cut short later is recognised.
+The tensors are torch.distributed.checkpoint's, at least one file a rank and one with their table of contents.
+`state.json` says the step, the loader's state, and of every other file its size and xxh3-128; the last of its keys is
+the xxh3-128 of all that stands before it. So whatever is missing, cut short or changed later is found before any of it
+is used. It is the mark of completeness, too: a folder without it is never read.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import shutil
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from headrace.errors import CheckpointError
+from headrace.errors import CheckpointError, DamagedError, StorageError
+from headrace.storage import Place, exists, list_folder, locate, open_file, read_bytes
 from headrace.train.metadata import TensorReader
 from headrace.train.world import World
 
-VERSION = 1
+VERSION = 2
 FOLDER = "checkpoints"
-_STATE = "state.json"
+STATE = "state.json"
+PARTIAL = ".partial"
+"""Ends the name of a folder on a local disk that is being written."""
+
+_SEAL = "xxh3_128"
 _KEYS = ("step", "samples", "loader", "optimizer", "numbers", "files")
-_PARTIAL = ".partial"
-_ASIDE = ".set-aside"
 _NAME = re.compile(r"step-(\d{8,})")
+_CHUNK_BYTES = 1 << 20
+
+Where = str | os.PathLike[str] | Place
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """A checkpoint that was just committed."""
-
-    path: Path
-    bytes: int
-    sec: float
+def name_of(step: int) -> str:
+    """What the checkpoint of a step is called."""
+    return f"step-{step:08d}"
 
 
-class Checkpoints:
-    """The checkpoints of one run folder."""
-
-    def __init__(self, run_dir: Path, world: World, keep: int) -> None:
-        self.folder = run_dir / FOLDER
-        self._world = world
-        self._keep = keep
-
-    def clean(self) -> None:
-        """Remove what a killed process left half-written. For rank 0, before any is written."""
-        for path in self.folder.glob(f"*{_PARTIAL}"):
-            shutil.rmtree(path)
-
-    def set_aside(self, step: int) -> None:
-        """Rename those beyond `step`, where the run goes on: they are unreadable, or of a history that is left."""
-        for path in self.complete():
-            if _step_of(path) > step:
-                aside = path.with_name(path.name + _ASIDE)
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-
-    def complete(self) -> list[Path]:
-        """Paths of the complete ones, newest first."""
-        return complete_checkpoints(self.folder)
-
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Saved:
-        """Write and commit a checkpoint, and remove those beyond the newest `keep`. Collective.
-
-        Raises CheckpointError, on all ranks, when the disk is full or refuses; earlier checkpoints are untouched.
-        """
-        began = time.perf_counter()
-        final = self.folder / f"step-{step:08d}"
-        partial = final.with_name(final.name + _PARTIAL)
-        with self._told(step, partial):
-            self._world.agree(lambda: _make_new(partial))
-            _save_tensors(tensors, partial, self._world)
-            size = self._world.agree(lambda: self._commit(partial, final, state))
-        return Saved(final, size, time.perf_counter() - began)
-
-    def _commit(self, partial: Path, final: Path, state: dict[str, Any]) -> int:
-        try:
-            sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
-            _write_durably(partial / _STATE, json.dumps({"version": VERSION, **state, "files": sizes}).encode())
-            _sync_folder(partial)
-            if final.exists():
-                _remove(final)  # of a history that this run does not continue
-            partial.rename(final)
-            _sync_folder(self.folder)
-            for path in self.complete()[self._keep :]:
-                _remove(path)
-        except OSError as err:
-            raise CheckpointError(err.strerror or str(err)) from err
-        return sum(sizes.values())
-
-    @contextmanager
-    def _told(self, step: int, partial: Path) -> Iterator[None]:
-        try:
-            yield
-        except (CheckpointError, CheckpointException) as err:
-            if self._world.rank == 0:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self.folder}: {_reason(err)}; "
-                "earlier checkpoints are intact: make room, or choose another run folder, and go on from them"
-            ) from err
+def step_of(name: str) -> int | None:
+    """The step of the checkpoint of this name; None: no checkpoint is called so."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else int(found[1])
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Paths of the complete checkpoints in a folder, newest first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / _STATE).is_file()]
-    return sorted(found, key=_step_of, reverse=True)
+def shown(place: Place) -> Path | Place:
+    """A checkpoint as a person names it: a path where it is one."""
+    return place.path if place.is_local else place
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+def complete_checkpoints(folder: Where) -> list[Place]:
+    """The complete checkpoints in a folder, here or in a store, newest first."""
+    folder = locate(folder)
+    steps = {step_of(entry.name): folder / entry.name for entry in list_folder(folder) if entry.is_folder}
+    found = sorted((step for step in steps if step is not None), reverse=True)
+    return [steps[step] for step in found if exists(steps[step] / STATE)]
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def sealed(state: Mapping[str, Any]) -> bytes:
+    """The content of `state.json`; `state` has the keys that `read_state` asks for, but the version."""
+    body = {"version": VERSION, **state}
+    return json.dumps({**body, _SEAL: _seal(body)}).encode()
+
+
+def read_state(where: Where) -> dict[str, Any]:
     """What `state.json` of a complete checkpoint says.
 
-    Raises CheckpointError when it is no checkpoint, of a later version, or a file is missing or cut short.
+    Raises CheckpointError when it is no checkpoint, of another version, or not what was written.
     """
-    if path.name.endswith(_PARTIAL):
-        raise CheckpointError(f"{path} is no complete checkpoint: its writing was cut off; name another")
-    try:
-        state = json.loads((path / _STATE).read_bytes())
-        version = state["version"]
-    except OSError as err:
-        raise CheckpointError(f"{path} is no complete checkpoint: {_STATE} cannot be read ({err.strerror})") from err
-    except (ValueError, KeyError, TypeError) as err:
-        raise CheckpointError(f"{path} is no complete checkpoint: {_STATE} is malformed ({err})") from err
-    if version != VERSION:
-        raise CheckpointError(f"{path} is of version {version}, this release reads {VERSION}: use the release it is of")
+    place = locate(where)
+    if place.name.endswith(PARTIAL):
+        raise CheckpointError(f"{place} is no complete checkpoint: its writing was cut off; name another")
+    state = _parsed(place)
+    if state.get("version") != VERSION:
+        raise CheckpointError(
+            f"{place} is of version {state.get('version')}, this release reads {VERSION}: use the release it is of"
+        )
+    if state.pop(_SEAL, None) != _seal(state):
+        raise CheckpointError(f"{place / STATE} differs from its checksum: it was changed or damaged after its writing")
     missing = [key for key in _KEYS if key not in state]
     if missing:
-        raise CheckpointError(f"{path} is no complete checkpoint: {_STATE} has no {', '.join(missing)}")
-    for name, size in state["files"].items():
-        file = path / Path(name).name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            raise CheckpointError(
-                f"{file} should have {size:,} bytes: " + (f"has {found:,}" if found is not None else "missing")
-            )
-    read: dict[str, Any] = state
-    return read
+        raise CheckpointError(f"{place} is no complete checkpoint: {STATE} has no {', '.join(missing)}")
+    return state
 
 
-def read_tensors(path: Path, room: Callable[[Metadata], dict[str, Tensor]], world: World) -> dict[str, Tensor]:
+def check_files(where: Where, files: Mapping[str, Mapping[str, Any]], world: World) -> None:
+    """Read every file of a checkpoint once, each rank its share, and compare it with what its state says. Collective.
+
+    Raises CheckpointError, on all ranks, for the first that is missing, cut short or changed.
+    """
+    place = locate(where)
+    mine = sorted(files)[world.rank :: world.size]
+    fault = next(filter(None, (_fault(place / Path(name).name, files[name]) for name in mine)), None)
+    faults = [found for found in world.gather(fault) if found is not None]
+    if faults:
+        raise CheckpointError(faults[0])
+
+
+def read_tensors(
+    source: Where | TensorReader, room: Callable[[Metadata], dict[str, Tensor]], world: World
+) -> dict[str, Tensor]:
     """Read a checkpoint into the tensors that `room` gives for its table of contents. Collective.
+
+    A reader that is given has read that table already.
 
     Raises CheckpointError, on all ranks, when it cannot be read. `room` may raise StateError, on all ranks.
     """
-    reader = TensorReader(path)
+    reader = source if isinstance(source, TensorReader) else TensorReader(source)
     tensors, error = {}, None
     try:
         tensors = room(reader.read_metadata())
@@ -176,73 +127,57 @@ def read_tensors(path: Path, room: Callable[[Metadata], dict[str, Tensor]], worl
         raise CheckpointError(errors[0])
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
-        with _quietly():
+        with quietly():
             load(tensors, storage_reader=reader, planner=planner, no_dist=world.size == 1)
     except CheckpointException as err:
-        raise CheckpointError(f"{path} cannot be read: {_reason(err)}") from err
+        raise CheckpointError(f"{reader.place} cannot be read: {_reason(err)}") from err
     return tensors
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path, world: World) -> None:
-    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with _quietly():
-        save(tensors, storage_writer=FileSystemWriter(path), planner=planner, no_dist=world.size == 1)
-
-
 @contextmanager
-def _quietly() -> Iterator[None]:
-    # With one process there is no process group, which dcp takes for an oversight and says so.
+def quietly() -> Iterator[None]:
+    """Without a process group torch takes that for an oversight, and says so: not in this block."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         yield
 
 
-def _make_new(path: Path) -> None:
+def _parsed(place: Place) -> dict[str, Any]:
     try:
-        if path.exists():
-            shutil.rmtree(path)
-        path.mkdir(parents=True)
-    except OSError as err:
-        raise CheckpointError(err.strerror or str(err)) from err
+        state = json.loads(read_bytes(place / STATE))
+    except (DamagedError, StorageError) as err:
+        raise CheckpointError(f"{place} is no complete checkpoint: {err}") from err
+    except ValueError as err:
+        raise CheckpointError(f"{place} is no complete checkpoint: {STATE} is malformed ({err})") from err
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{place} is no complete checkpoint: {STATE} is malformed (a {type(state).__name__})")
+    return state
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _seal(body: Mapping[str, Any]) -> str:
+    # Of the text, which is the same after reading it and writing it again.
+    return xxhash.xxh3_128_hexdigest(json.dumps(body).encode())
 
 
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _fault(place: Place, expected: Mapping[str, Any]) -> str | None:
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        if not exists(place):
+            return f"{place} is missing: it should have {expected['bytes']:,} bytes"
+        with open_file(place) as file:
+            if file.size != expected["bytes"]:
+                return f"{place} should have {expected['bytes']:,} bytes: has {file.size:,}"
+            digest = xxhash.xxh3_128()
+            with file.stream() as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+    except (DamagedError, StorageError) as err:
+        return str(err)
+    return None if digest.hexdigest() == expected[_SEAL] else f"{place} differs from its checksum: it is damaged"
 
 
-def _remove(path: Path) -> None:
-    """Remove a checkpoint; a kill meanwhile leaves a partial one, not a damaged one."""
-    doomed = path.with_name(f"{path.name}.old{_PARTIAL}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _reason(error: BaseException) -> str:
+def _reason(error: CheckpointException) -> str:
     """One line on what went wrong first."""
-    if isinstance(error, CheckpointException):
-        rank, (cause, _) = min(error.failures.items())
-        if isinstance(cause, CheckpointError):
-            return str(cause)
-        number = getattr(cause, "errno", None)
-        if number is not None:
-            return f"{os.strerror(number)} (rank {rank})"
-        if _is_short_write(cause):
-            return f"{os.strerror(errno.ENOSPC)}, or a limit on file sizes (rank {rank})"
-        return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''} (rank {rank})"
-    return str(error)
-
-
-def _is_short_write(cause: BaseException) -> bool:
-    """torch's zip writer says only that a write went wrong, in words of its own."""
-    return isinstance(cause, RuntimeError) and "PytorchStreamWriter failed" in str(cause)
+    rank, (cause, _) = min(error.failures.items())
+    if isinstance(cause, CheckpointError | DamagedError | StorageError):
+        return str(cause)
+    return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''} (rank {rank})"

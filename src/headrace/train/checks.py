@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from headrace.errors import OptionError
+from headrace.storage import locate
+from headrace.train.best import BestRule
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Metric
 from headrace.train.objective import PRECISIONS
@@ -50,3 +53,15 @@ def check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise OptionError(f"{name} must be at least 1, or None: got {value}")
+
+
+def check_keeping(
+    keep_best: str | tuple[str, str] | None, evaluate: LoaderLike | None, checkpoints: str | Path | None
+) -> BestRule | None:
+    """What `keep_best` means. Raises OptionError where it, or the place of the checkpoints, cannot work."""
+    rule = BestRule.parse(keep_best)
+    if rule is not None and evaluate is None:
+        raise OptionError(f"keep_best={keep_best!r} needs a loader to be evaluated on: set evaluate")
+    if checkpoints is not None:
+        locate(checkpoints)
+    return rule

@@ -12,19 +12,19 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from headrace.errors import LoaderError
 from headrace.telemetry import progress
 from headrace.train.batches import Batch, real_rows, to_device
-from headrace.train.checkpoint import Saved
 from headrace.train.clock import Clock, Split
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluation, Evaluator
 from headrace.train.interrupt import StopRequest
 from headrace.train.record import Journal
+from headrace.train.saving import Saved
 from headrace.train.schedules import Schedule
 from headrace.train.step import Outcome, Stepper
 from headrace.train.tally import Totals
@@ -57,6 +57,26 @@ class Plan:
     """Steps between checkpoints; there is one after the last step anyway. None: only that."""
 
 
+class Saves(Protocol):
+    """Saves positions, if the run keeps any; see `archive.Archive`."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a save that was begun has failed; `wait` raises why."""
+
+    def is_best(self, position: Position, found: Evaluation | None) -> bool:
+        """Whether this evaluation makes a checkpoint due."""
+
+    def save(self, position: Position, found: Evaluation | None) -> bool:
+        """Save, or begin to; False: the run keeps no checkpoints."""
+
+    def wait(self) -> None:
+        """Wait for what was begun."""
+
+    def finished(self) -> list[Saved]:
+        """What was committed since the last call."""
+
+
 @dataclass(slots=True)
 class _Made:
     """A step that is made, with what is not yet known of it."""
@@ -81,10 +101,9 @@ class Loop:
         stepper: Stepper,
         schedule: Schedule,
         evaluator: Evaluator | None,
-        save: Callable[[Position], Saved | None],
+        saves: Saves,
         journal: Journal,
     ) -> None:
-        """`save` writes a checkpoint of the position, if the run keeps any."""
         self.latest: Totals | None = None
         self.evaluation: Evaluation | None = None
         self._plan = plan
@@ -95,7 +114,7 @@ class Loop:
         self._stepper = stepper
         self._schedule = schedule
         self._evaluator = evaluator
-        self._save = save
+        self._saves = saves
         self._journal = journal
         self._lag = 0 if world.device.type == "cpu" else 1
         self._unread: deque[_Made] = deque()
@@ -130,7 +149,7 @@ class Loop:
             self._clock.lap("copy")
         done = self._position.step
         lr = self._stepper.set_rate(self._schedule.multiplier(done, self._plan.total_steps))
-        outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested)
+        outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested or self._saves.failed)
         self._clock.lap("compute")
         self._position.step, self._position.making = done + 1, None
         made = _Made(done + 1, lr, outcome)
@@ -150,31 +169,36 @@ class Loop:
 
     def _after(self, stop: bool) -> None:
         step, plan = self._position.step, self._plan
+        found = None
         if not stop and (self._done() or step % plan.evaluate_every == 0):
-            self._evaluate()
-        every = plan.checkpoint_every
-        if stop or self._done() or (every is not None and step % every == 0):
-            self._checkpoint()
+            found = self._evaluate()
+        every, last = plan.checkpoint_every, stop or self._done()
+        if last or (every is not None and step % every == 0) or self._saves.is_best(self._position, found):
+            self._checkpoint(found, last)
+        for saved in self._saves.finished():
+            self._journal.checkpoint(saved)
         self._note_restarts()
         if self._journal.feed_is_due():
             self._journal.feed(step, self._loader.meters())
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> Evaluation | None:
         if self._evaluator is None:
-            return
+            return None
         self._clock.lap("rest")
         self.evaluation = self._evaluator.run(self._model)
         self._clock.skip()
         self._journal.evaluate(self._position.step, self._epoch(self._position.step), self.evaluation)
+        return self.evaluation
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, found: Evaluation | None, last: bool) -> None:
+        """Save; the last one of a run is waited for. A failed save is why a run may stop: it is raised here."""
         self._read(0)
         self._position.loader = self._loader.state_dict()
         self._clock.lap("rest")
-        saved = self._save(self._position)
-        if saved is not None:
+        if self._saves.save(self._position, found):
+            if last:
+                self._saves.wait()
             self._clock.lap("checkpoint")
-            self._journal.checkpoint(self._position.step, saved)
 
     def _write(self) -> None:
         while self._unwritten:

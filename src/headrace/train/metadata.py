@@ -8,16 +8,20 @@ with `weights_only`.
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 import re
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
 
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from headrace.errors import CheckpointError
+from headrace.errors import CheckpointError, DamagedError, StorageError
+from headrace.storage import File, Place, locate, open_file, read_bytes
 
 _ADMITTED = {
     ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
@@ -39,17 +43,30 @@ _PLAIN_NAME = re.compile(r"\w[\w.]*")
 _DTYPES = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
 
 
+_BUFFER_BYTES = 1 << 20  # of a file in a store: what torch reads of a small tensor is one request
+
+
 class TensorReader(FileSystemReader):
-    """Reads a checkpoint that holds tensors and nothing else."""
+    """Reads a checkpoint that holds tensors and nothing else, here or in a store; its table of contents once."""
+
+    def __init__(self, where: str | os.PathLike[str] | Place) -> None:
+        place = locate(where)
+        super().__init__(place.name)
+        self.place = place
+        self._table: Metadata | None = None
+        self.fs = _Files(place)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The table of contents. Raises CheckpointError for one that is not only a table of tensors."""
-        path = Path(self.path) / ".metadata"
+        if self._table is None:
+            self._table = self._read_table(self.place / ".metadata")
+        return self._table
+
+    def _read_table(self, path: Place) -> Metadata:
         try:
-            with open(path, "rb") as file:
-                metadata = _Unpickler(file).load()
-        except OSError as err:
-            raise CheckpointError(f"cannot read {path}: {err.strerror}") from err
+            metadata = _Unpickler(io.BytesIO(read_bytes(path))).load()
+        except (DamagedError, StorageError) as err:
+            raise CheckpointError(str(err)) from err
         except CheckpointError as err:
             raise CheckpointError(f"{path} {err}") from err
         except Exception as err:
@@ -59,6 +76,44 @@ class TensorReader(FileSystemReader):
         metadata.storage_meta.load_id = self.load_id
         checked: Metadata = metadata
         return checked
+
+
+class _Files(FileSystem):
+    """The files of one checkpoint, for torch's reader; of a name it is given only the last part counts."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
+        with open_file(self._place / os.path.basename(path)) as file:
+            yield cast(io.IOBase, io.BufferedReader(_Seekable(file), _BUFFER_BYTES if file.is_remote else 1 << 13))
+
+
+class _Seekable(io.RawIOBase):
+    """A file as Python's own streams are."""
+
+    def __init__(self, file: File) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.size}[whence]
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # whatever can be written to
+        view = memoryview(buffer).cast("B")
+        length = max(0, min(len(view), self._file.size - self._at))
+        if length:
+            self._file.read_into(self._at, view[:length])
+        self._at += length
+        return length
 
 
 class _Unpickler(pickle.Unpickler):
@@ -73,7 +128,7 @@ class _Unpickler(pickle.Unpickler):
         )
 
 
-def _check(metadata: Any, path: Path) -> None:
+def _check(metadata: Any, path: Place) -> None:
     tables = (getattr(metadata, "state_dict_metadata", None), getattr(metadata, "storage_data", None))
     if not isinstance(metadata, Metadata) or not all(isinstance(table, dict) for table in tables):
         raise CheckpointError(f"{path} is not a checkpoint's table of contents: it is a {type(metadata).__name__}")

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from headrace.telemetry import FILE_NAME, EventWriter
-from headrace.train.checkpoint import Saved
 from headrace.train.clock import Split
 from headrace.train.evaluation import Evaluation
+from headrace.train.saving import Saved
 from headrace.train.skipped import SkippedList
 from headrace.train.tally import Totals
 from headrace.version import __version__
@@ -93,9 +93,12 @@ class Journal:
             sec=found.sec,
         )
 
-    def checkpoint(self, step: int, saved: Saved) -> None:
+    def checkpoint(self, saved: Saved) -> None:
         """A checkpoint was committed."""
-        self._record.write("checkpoint", step=step, path=str(saved.path), sec=saved.sec, bytes=saved.bytes)
+        fields = {} if saved.best is None else {"best": saved.best}
+        self._record.write(
+            "checkpoint", step=saved.step, path=str(saved.path), sec=saved.sec, bytes=saved.bytes, **fields
+        )
 
     def feed(self, step: int, meters: Mapping[str, Any]) -> None:
         """What the loader's stages counted since the attempt began, and which samples it skipped."""

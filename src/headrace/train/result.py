@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.storage import Place
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitResult:
@@ -24,6 +26,6 @@ class FitResult:
     """Of the last evaluation; without one, of the last step."""
     stopped: str | None
     """Why the run ended early ("sigterm"); None: it is complete."""
-    resumed_from: Path | None
-    """The checkpoint that this call went on from."""
+    resumed_from: Path | Place | None
+    """The checkpoint that this call went on from; a Place where it lies in a store."""
     run_dir: Path | None

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import CheckpointError, OptionError, StateError, TargetError
+from headrace.storage import Place, exists, locate
 from headrace.telemetry import FILE_NAME
-from headrace.train.checkpoint import FOLDER, complete_checkpoints, read_state
+from headrace.train.checkpoint import FOLDER, STATE, complete_checkpoints, read_state, shown
 from headrace.train.world import World
 
 logger = logging.getLogger("headrace.train")
@@ -25,7 +26,7 @@ logger = logging.getLogger("headrace.train")
 class Resumed:
     """The checkpoint that a run goes on from."""
 
-    path: Path
+    path: Path | Place
     state: dict[str, Any]
 
 
@@ -51,60 +52,74 @@ class RunLock:
         os.close(self._fd)
 
 
-def candidates(run_dir: Path | None, resume: str | Path, restarted: bool) -> list[Path]:
-    """The checkpoints to try, in this order; none: start anew.
+def candidates(
+    run_dir: Path | None, home: Place | None, resume: str | os.PathLike[str], restarted: bool
+) -> list[Place]:
+    """The checkpoints to try, in this order; none: start anew. `home` is where the run's own lie.
 
     `restarted`: an earlier attempt of this same launch is continued, so what it wrote comes first whatever was asked.
     Raises OptionError where `resume` cannot be followed, CheckpointError where it names no checkpoint.
     """
-    own = complete_checkpoints(run_dir / FOLDER) if run_dir is not None else []
+    own = complete_checkpoints(home) if home is not None else []
     if resume == "auto" or (restarted and own):
         return own
     if resume == "never":
-        if run_dir is not None and not restarted and (own or (run_dir / FILE_NAME).exists()):
+        if not restarted and (own or (run_dir is not None and (run_dir / FILE_NAME).exists())):
             raise OptionError(
-                f"resume='never' starts anew, but {run_dir} holds a run: choose another folder, or resume='auto'"
+                f"resume='never' starts anew, but {home if own else run_dir} holds a run: "
+                "choose another folder, or resume='auto'"
             )
         return []
-    named = _named(Path(resume))
-    if own and run_dir is not None and not all(path.resolve().is_relative_to(run_dir.resolve()) for path in named):
+    try:
+        named = named_checkpoints(resume)
+    except CheckpointError as err:
+        raise CheckpointError(f"resume must be 'auto', 'never' or the path of a checkpoint or a run: {err}") from err
+    if own and home is not None and not all(_lies_in(place, home) for place in named):
         raise OptionError(
-            f"{run_dir} holds checkpoints of its own, and {resume} is of another run: choose another folder, since a "
+            f"{home} holds checkpoints of its own, and {resume} is of another run: choose another folder, since a "
             "restart could not tell the two histories apart"
         )
     return named
 
 
-def first_readable(paths: list[Path], load: Callable[[Path, dict[str, Any]], None], world: World) -> Resumed | None:
+def first_readable(places: list[Place], load: Callable[[Place, dict[str, Any]], None], world: World) -> Resumed | None:
     """Load the first of the checkpoints that can be read, and say why others were passed over. Collective.
 
     Raises CheckpointError when there are some and none can be read: starting anew would lose them without a word.
     """
     reasons: list[str] = []
-    for path in paths:
+    for place in places:
         try:
-            state = world.agree(lambda path=path: read_state(path))  # type: ignore[misc]
-            load(path, state)
+            state = world.agree(lambda place=place: read_state(place))  # type: ignore[misc]
+            load(place, state)
         except CheckpointError as err:
             reasons.append(str(err))
             if world.rank == 0:
                 logger.warning("checkpoint passed over: %s", err)
             continue
         except StateError as err:
-            raise StateError(f"cannot go on from {path}: {err}") from err
-        return Resumed(path, state)
+            raise StateError(f"cannot go on from {place}: {err}") from err
+        return Resumed(shown(place), state)
     if reasons:
         raise CheckpointError(f"no checkpoint can be read: {reasons[0]}; start anew in another run folder")
     return None
 
 
-def _named(path: Path) -> list[Path]:
-    """A checkpoint by its own path, or the newest readable one of a run by the run's."""
-    if (path / FOLDER).is_dir():
-        path = path / FOLDER
-    found = complete_checkpoints(path) or ([path] if (path / "state.json").is_file() else [])
+def named_checkpoints(where: str | os.PathLike[str] | Place) -> list[Place]:
+    """A checkpoint by its own path or URL; by that of a run, or of a folder of checkpoints, all there, newest first.
+
+    Raises CheckpointError where there is none.
+    """
+    place = locate(where)
+    found = complete_checkpoints(place / FOLDER) or complete_checkpoints(place)
+    if not found and exists(place / STATE):
+        found = [place]
     if not found:
-        raise CheckpointError(
-            f"resume must be 'auto', 'never' or the path of a checkpoint or a run: {path} is neither of them"
-        )
+        raise CheckpointError(f"{place} is neither a checkpoint nor a folder that has some")
     return found
+
+
+def _lies_in(place: Place, home: Place) -> bool:
+    if place.is_local and home.is_local:
+        return place.path.resolve().is_relative_to(home.path.resolve())
+    return str(place).startswith(f"{home}/")

@@ -20,8 +20,8 @@ from torch import nn
 
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
-from headrace.train.archive import Archive, num_restarts
-from headrace.train.checks import check_counts, check_options
+from headrace.train.archive import Archive, Keeping, num_restarts
+from headrace.train.checks import check_counts, check_keeping, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
 from headrace.train.interrupt import StopRequest
@@ -92,6 +92,9 @@ class Trainer:
         steps: int | None = None,
         checkpoint_every: int | None = None,
         keep_checkpoints: int = 2,
+        keep_best: str | tuple[str, str] | None = None,
+        checkpoints: str | Path | None = None,
+        checkpoint_async: bool | None = None,
         run_dir: str | Path | None = None,
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -122,6 +125,11 @@ class Trainer:
         - `epochs` or `steps`: how far `fit` goes; neither: the loader's own epochs.
         - `checkpoint_every`: steps between checkpoints; one is written at the end and at SIGTERM anyway.
         - `keep_checkpoints`: how many of the newest stay.
+        - `keep_best`: "loss", "accuracy", or a metric with its direction, ("f1", "max"): an evaluation better than all
+          before makes a checkpoint due, and the best one stays too.
+        - `checkpoints`: where they go, a path or a store's URL; None: into `run_dir`.
+        - `checkpoint_async`: training goes on while a checkpoint is written; it takes as much memory of the host as a
+          rank writes. None: on a GPU.
         - `device`: None takes this process's GPU, or the CPU where there is none.
         """
         check_options(
@@ -136,6 +144,7 @@ class Trainer:
             evaluate_every=evaluate_every,
             clip_grad_norm=clip_grad_norm,
         )
+        best = check_keeping(keep_best, evaluate, checkpoints)
         check_counts(
             micro_batch_size=micro_batch_size,
             checkpoint_every=checkpoint_every,
@@ -167,9 +176,13 @@ class Trainer:
         self._goal = (epochs, steps)
         self._checkpoint_every = checkpoint_every
         self._keep_checkpoints = keep_checkpoints
+        self._keep_best = best
+        self._checkpoints = checkpoints
+        self._checkpoint_async = checkpoint_async
         self._seed = seed
         self._device = device
         self._parts: _Parts | None = None
+        self._archived: Archive | None = None
         self._position = Position()
         self._whole = True  # no fit was left by an error
 
@@ -242,7 +255,7 @@ class Trainer:
             parts.stepper,
             self._schedule,
             parts.evaluator,
-            archive.save,
+            archive,
             journal,
         )
 
@@ -309,8 +322,11 @@ class Trainer:
         epochs = epochs or (None if steps else self.loader.epochs)
         if epochs is None and steps is None:
             raise OptionError("the loader is endless, so say how far to go: fit(epochs=...) or fit(steps=...)")
-        if self._checkpoint_every is not None and self.run_dir is None:
-            raise OptionError("checkpoint_every needs a place for checkpoints: set run_dir")
+        if self.run_dir is None:
+            needy = {"checkpoint_every": self._checkpoint_every, "keep_best": self._keep_best}
+            for name, value in {**needy, "checkpoints": self._checkpoints}.items():
+                if value is not None:
+                    raise OptionError(f"{name} needs a place for what the run keeps: set run_dir")
         return Plan(
             total_steps=steps or (epochs or 0) * per_epoch,
             steps_per_epoch=per_epoch,
@@ -319,8 +335,12 @@ class Trainer:
         )
 
     def _archive(self, learner: Learner) -> Archive:
-        keep, seed = self._keep_checkpoints, self._seed
-        return Archive(self.run_dir, learner, self.loader, keep=keep, seed=seed, config=self._config)
+        if self._archived is not None and self._archived.run_dir == self.run_dir:
+            return self._archived  # it knows what was the best
+        is_async = learner.world.device.type != "cpu" if self._checkpoint_async is None else self._checkpoint_async
+        keeping = Keeping(self._keep_checkpoints, self._keep_best, self._checkpoints, is_async)
+        self._archived = Archive(self.run_dir, learner, self.loader, keeping, seed=self._seed, config=self._config)
+        return self._archived
 
     def _go_on(self, world: World, archive: Archive, resume: str | Path) -> Resumed | None:
         """Go to where training begins: where the last `fit` ended, a checkpoint, or step 0."""
@@ -364,6 +384,9 @@ class Trainer:
             "compile": self._compile,
             "micro_batch_size": self._micro_batch_size,
             "clip_grad_norm": self._clip_grad_norm,
+            "checkpoints": None if self._checkpoints is None else str(self._checkpoints),
+            "checkpoint_async": self._checkpoint_async,
+            "keep_best": None if self._keep_best is None else [self._keep_best.metric, self._keep_best.mode],
             "seed": self._seed,
             **self.config,
         }

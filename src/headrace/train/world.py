@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -34,6 +34,15 @@ class World:
     rank: int
     size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
+    """In which they speak; None: the one of all training."""
+
+    def apart(self) -> World:
+        """The same processes in a group of their own, for what a thread says beside the training. Collective.
+
+        A rank that writes a large checkpoint may come late, so there they wait longer for each other.
+        """
+        return self if self.size == 1 else replace(self, group=dist.new_group(backend="gloo", timeout=6 * TIMEOUT))
 
     def agree(self, decide: Callable[[], T]) -> T:
         """On every rank what `decide` returns, or raises, on rank 0. Collective.
@@ -49,7 +58,7 @@ class World:
             except OSError as err:
                 answer[1] = StorageError(f"{err.filename}: {err.strerror}; check the run's folder")
         if self.size > 1:
-            dist.broadcast_object_list(answer, src=0)
+            dist.broadcast_object_list(answer, src=0, group=self.group)
         if answer[1] is not None:
             raise answer[1]
         result: T = answer[0]
@@ -60,7 +69,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def part(self) -> None:

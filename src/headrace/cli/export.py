@@ -1,0 +1,32 @@
+"""`headrace export`: a trained model as one safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.cli.output import Json, emit
+
+
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="The folder of a run, a folder or URL of checkpoints, or one checkpoint.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.", show_default=False)],
+    best: Annotated[bool, typer.Option("--best", help="The run's best checkpoint, not its newest.")] = False,
+    json: Json = False,
+) -> None:
+    """Write the weights of a run's newest checkpoint to one safetensors file.
+
+    It needs no GPU, no other process, and memory for the largest tensor only.
+    """
+    from headrace.train import export_safetensors
+
+    done = export_safetensors(run, output, best=best)
+    fields = {"path": str(done.path), "step": done.step, "tensors": done.tensors, "bytes": done.bytes}
+    emit(fields, json, f"step {done.step:,}: {done.tensors:,} tensors, {done.bytes:,} bytes in {done.path}")
