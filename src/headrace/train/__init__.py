@@ -1,7 +1,7 @@
 """Training: one model on any number of processes, with the loss curve of one.
 
 `Trainer` runs the loop; `adamw`, `sgd`, `lamb`, `adafactor` and `muon` make optimizers, `cosine`, `linear`, `wsd`,
-`one_cycle` and `constant` schedules. The names are loaded when
+`one_cycle` and `constant` schedules; `Guards` says what a run is watched for. The names are loaded when
 first used, so that what needs no torch here (reading a recipe, a worker that ends because a peer failed) does not
 wait for it.
 """
@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headrace.train.guards import Guards
     from headrace.train.optimizers import adafactor, adamw, lamb, muon, sgd
     from headrace.train.parallel import parallelize
     from headrace.train.result import FitResult
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FitResult": "result",
+    "Guards": "guards",
     "Trainer": "trainer",
     "adafactor": "optimizers",
     "adamw": "optimizers",
@@ -36,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "FitResult",
+    "Guards",
     "Trainer",
     "adafactor",
     "adamw",

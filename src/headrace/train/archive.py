@@ -65,7 +65,7 @@ class Archive:
         state, checkpoints = resumed.state, self._checkpoints
         if checkpoints is not None:
             self._world.agree(lambda: checkpoints.set_aside(state["step"]))
-        return resumed, Position(state["step"], state["samples"], state["loader"])
+        return resumed, Position(state["step"], state["samples"], state["loader"], guards=state.get("guards"))
 
     def save(self, position: Position) -> Saved | None:
         """Write a checkpoint; None without a run folder. Collective."""
@@ -75,6 +75,7 @@ class Archive:
             "step": position.step,
             "samples": position.samples,
             "loader": position.loader,
+            "guards": position.guards,
             "optimizer": type(self._learner.optimizer).__name__,
             "numbers": self._learner.numbers(),
             "world_size": self._world.size,

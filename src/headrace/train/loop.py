@@ -23,6 +23,7 @@ from headrace.train.checkpoint import Saved
 from headrace.train.clock import Clock, Split
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluation, Evaluator
+from headrace.train.guards import Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.record import Journal
 from headrace.train.schedules import Schedule
@@ -43,6 +44,8 @@ class Position:
     """The loader's state; None: where it is."""
     making: int | None = None
     """The step that is being made, counted from 1; None between steps."""
+    guards: dict[str, Any] | None = None
+    """The guards' state; None: there are none, or they begin anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class _Made:
     step: int
     lr: float
     outcome: Outcome
+    batch: Batch | None
+    """Of this rank, as long as guards may ask whose samples these were."""
     split: Split | None = None
     """Where its time went; None while the step is the present one."""
 
@@ -83,6 +88,7 @@ class Loop:
         evaluator: Evaluator | None,
         save: Callable[[Position], Saved | None],
         journal: Journal,
+        watch: Watch | None,
     ) -> None:
         """`save` writes a checkpoint of the position, if the run keeps any."""
         self.latest: Totals | None = None
@@ -97,6 +103,7 @@ class Loop:
         self._evaluator = evaluator
         self._save = save
         self._journal = journal
+        self._watch = watch
         self._lag = 0 if world.device.type == "cpu" else 1
         self._unread: deque[_Made] = deque()
         self._unwritten: deque[_Made] = deque()
@@ -104,6 +111,8 @@ class Loop:
 
     def run(self, request: StopRequest) -> str | None:
         """Train until the plan is done, or until a rank was asked to stop; the reason, if so. Collective."""
+        if self._watch is not None:
+            self._watch.begin(self._position.step, self._position.guards)
         self._clock.skip()
         with self._bar() as advance, closing(self._batches()) as batches:
             advance(self._position.step)
@@ -129,11 +138,12 @@ class Loop:
             real = to_device(real, self._world.device)
             self._clock.lap("copy")
         done = self._position.step
-        lr = self._stepper.set_rate(self._schedule.multiplier(done, self._plan.total_steps))
+        multiplier = self._schedule.multiplier(done, self._plan.total_steps)
+        lr = self._stepper.set_rate(multiplier if self._watch is None else multiplier * self._watch.factor)
         outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested)
         self._clock.lap("compute")
         self._position.step, self._position.making = done + 1, None
-        made = _Made(done + 1, lr, outcome)
+        made = _Made(done + 1, lr, outcome, None if self._watch is None else real)
         self._unread.append(made)
         return made
 
@@ -146,18 +156,30 @@ class Loop:
             split = made.split or self._clock.split
             split.move(made.outcome.exposed.sec(), "compute", "communication")
             self._unwritten.append(made)
+            if self._watch is not None and made.batch is not None:
+                self._watch.read(made.step, self.latest, made.outcome.sums.own_loss(), made.batch)
+                made.batch = None
         return self.latest is not None and self.latest.stop
 
     def _after(self, stop: bool) -> None:
         step, plan = self._position.step, self._plan
+        rewound = self._guard()
         if not stop and (self._done() or step % plan.evaluate_every == 0):
             self._evaluate()
         every = plan.checkpoint_every
-        if stop or self._done() or (every is not None and step % every == 0):
+        if stop or self._done() or (every is not None and (rewound or step % every == 0)):
             self._checkpoint()
         self._note_restarts()
         if self._journal.feed_is_due():
             self._journal.feed(step, self._loader.meters())
+
+    def _guard(self) -> bool:
+        """Let the guards act; whether the model went back, so that checkpoints since then are of what is left."""
+        if self._watch is None:
+            return False
+        if self._watch.settles(self._position.step):
+            self._read(0)
+        return self._watch.act(self._position.step)
 
     def _evaluate(self) -> None:
         if self._evaluator is None:
@@ -169,6 +191,9 @@ class Loop:
 
     def _checkpoint(self) -> None:
         self._read(0)
+        if self._watch is not None:
+            self._watch.act(self._position.step)  # on what was only read now
+            self._position.guards = self._watch.state_dict()
         self._position.loader = self._loader.state_dict()
         self._clock.lap("rest")
         saved = self._save(self._position)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from headrace.train.archive import Archive, num_restarts
 from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
+from headrace.train.guards import Guards, Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
 from headrace.train.objective import Inputs, Loss, Objective
@@ -79,6 +80,7 @@ class Trainer:
         steps: int | None = None,
         checkpoint_every: int | None = None,
         keep_checkpoints: int = 2,
+        guards: Guards | None = None,
         run_dir: str | Path | None = None,
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -104,6 +106,8 @@ class Trainer:
         - `epochs` or `steps`: how far `fit` goes; neither: the loader's own epochs.
         - `checkpoint_every`: steps between checkpoints; one is written at the end and at SIGTERM anyway.
         - `keep_checkpoints`: how many of the newest stay.
+        - `guards`: what is watched for and answered during the run: `headrace.Guards()`; None: nothing, and a loss that
+          is not finite is an error.
         - `device`: None takes this process's GPU, or the CPU where there is none.
         """
         check_options(
@@ -114,6 +118,7 @@ class Trainer:
             evaluate=evaluate,
             evaluate_every=evaluate_every,
             clip_grad_norm=clip_grad_norm,
+            guards=guards,
         )
         check_counts(
             micro_batch_size=micro_batch_size,
@@ -143,6 +148,7 @@ class Trainer:
         self._goal = (epochs, steps)
         self._checkpoint_every = checkpoint_every
         self._keep_checkpoints = keep_checkpoints
+        self._guards = guards
         self._seed = seed
         self._device = device
         self._parts: _Parts | None = None
@@ -220,7 +226,11 @@ class Trainer:
             parts.evaluator,
             archive.save,
             journal,
+            self._watch(parts, journal),
         )
+
+    def _watch(self, parts: _Parts, journal: Journal) -> Watch | None:
+        return None if self._guards is None else Watch(self._guards, parts.learner, journal.guard)
 
     def _set_up(self) -> _Parts:
         """Join the other processes and give the model its place; the order of what is collective is the same on all."""
@@ -247,6 +257,7 @@ class Trainer:
             full_batches=self.loader.full_batches,
             micro_batch_size=self._micro_batch_size,
             clip_grad_norm=self._clip_grad_norm,
+            guarded=self._guards is not None,
         )
         evaluator = None
         if self._evaluate is not None:
@@ -318,6 +329,7 @@ class Trainer:
             "compile": self._compile,
             "micro_batch_size": self._micro_batch_size,
             "clip_grad_norm": self._clip_grad_norm,
+            "guards": asdict(self._guards) if self._guards is not None else None,
             "seed": self._seed,
             **self.config,
         }
