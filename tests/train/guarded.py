@@ -134,6 +134,68 @@ ANYWHERE = list(SCENARIOS)
 """Those that run on any mesh."""
 
 
+def replica(folder, name, *, step=33, checkpoint_every=50, **guards):
+    """A bit is flipped in the last rank's parameters after a step; the ranks compare every ten."""
+    optimizer = injected.flipping(hr.sgd(0.1, momentum=0.9), step=step, rank=last_rank())
+    options = {"check_every": 10, "straggler_ratio": None, **guards}
+    return guarded(
+        folder,
+        name,
+        model=p.layered(),
+        optimizer=optimizer,
+        guards=hr.Guards(**options),
+        checkpoint_every=checkpoint_every,
+    )
+
+
+@scenario
+def flipped(folder):
+    return replica(folder, "flipped")
+
+
+@scenario
+def repaired(folder):
+    return replica(folder, "repaired", on_corruption="repair")
+
+
+@scenario
+def not_flipped(folder):
+    return replica(folder, "not_flipped", step=0)
+
+
+@scenario
+def found_before_it_is_saved(folder):
+    return replica(folder, "found_before_it_is_saved", check_every=None, checkpoint_every=20)
+
+
+REPLICATED = ["flipped", "repaired", "not_flipped", "found_before_it_is_saved"]
+"""Those that need ranks which hold the same."""
+
+
+@scenario
+def unsound(folder):
+    """From the 25th pass on the last rank's arithmetic does not repeat; every tenth step is computed twice before."""
+    model = nn.Sequential(p.network(), injected.Unsound(first=25, rank=last_rank()))
+    return guarded(folder, "unsound", model=model, guards=hr.Guards(replay_every=10))
+
+
+@scenario
+def unsound_and_noted(folder):
+    model = nn.Sequential(p.network(), injected.Unsound(first=25, rank=last_rank()))
+    return guarded(folder, "unsound_and_noted", model=model, guards=hr.Guards(replay_every=10, on_corruption="repair"))
+
+
+@scenario
+def slowed(folder):
+    """The last rank takes 20 ms longer for its part of a step."""
+    loss = injected.slowed(p.cross_entropy, sec=0.02, rank=last_rank())
+    return guarded(folder, "slowed", loss=loss, guards=hr.Guards(check_every=20))
+
+
+WHOLE = ["unsound", "unsound_and_noted", "slowed"]
+"""Those that need the whole model on every rank."""
+
+
 if __name__ == "__main__":
     scenarios.SCENARIOS = SCENARIOS
     sys.exit(scenarios.main())

@@ -18,16 +18,30 @@ SIZE = 2
 @pytest.fixture(scope="module", params=["dp", "fsdp"])
 def runs(request, tmp_path_factory):
     """A function that gives what a scenario left: its values by rank, and its findings."""
+    return started(request.param, SIZE, guarded.ANYWHERE, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=[("dp", 2), ("dp=2,fsdp=2", 4)], ids=lambda param: param[0])
+def replicas(request, tmp_path_factory):
+    return started(*request.param, guarded.REPLICATED, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return started("dp", SIZE, guarded.WHOLE, tmp_path_factory)
+
+
+def started(mesh, size, names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
-    run_ranks(SIZE, [HERE / "guarded.py", *guarded.ANYWHERE, "--out", folder], TEST_MESH=request.param)
-    return lambda name: Ran(folder, name)
+    run_ranks(size, [HERE / "guarded.py", *names, "--out", folder], TEST_MESH=mesh)
+    return lambda name: Ran(folder, name, size)
 
 
 class Ran:
     """A scenario that has run on every rank."""
 
-    def __init__(self, folder, name):
-        self.ranks = [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(SIZE)]
+    def __init__(self, folder, name, size):
+        self.ranks = [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(size)]
         self.loss, self.message = self.ranks[0]["loss"], self.ranks[0]["message"]
         self.events = list(read_events(folder / name / "events.jsonl"))
 
@@ -43,7 +57,7 @@ def same_on_all_ranks(ran):
 def test_guards_change_nothing_of_a_run_in_which_nothing_is_wrong(runs):
     with_guards, without = runs("nothing_wrong"), runs("nothing_guarded")
     assert p.largest_difference(with_guards.ranks[0]["weights"], without.ranks[0]["weights"]) == 0
-    assert not [event for event in with_guards.events if event["event"] == "guard"]
+    assert not [event for event in with_guards.events if event["event"] == "guard" and event["guard"] != "straggler"]
 
 
 def test_a_batch_with_a_nan_is_skipped_on_every_rank_and_its_sample_named(runs):
@@ -112,6 +126,51 @@ def test_a_run_goes_on_bit_for_bit_with_the_state_of_its_guards(runs):
         assert p.largest_difference(found["straight"], found["weights"]) == 0
 
 
+def test_a_replica_that_differs_ends_the_run_on_every_rank_after_the_next_comparison(replicas):
+    ran = replicas("flipped")
+    odd = len(ran.ranks) - 1
+    pair = [odd - len(ran.ranks) // 2, odd]  # of two nobody knows which one is right
+    [event] = ran.found("replica")
+    assert (event["step"], event["ranks"]) == (40, pair)
+    for rank in ran.ranks:
+        assert f"after step 40 the parameters of ranks {pair[0]} and {pair[1]} differ" in rank["message"]
+        assert rank["steps"] == 41
+
+
+def test_replicas_are_repaired_and_the_loss_is_nearly_that_of_a_run_without_the_fault(replicas):
+    ran = replicas("repaired")
+    assert [event["step"] for event in ran.found("replica")] == [40]
+    assert ran.message is None
+    assert same_on_all_ranks(ran)
+    assert ran.loss == pytest.approx(replicas("not_flipped").loss, rel=0.05)
+
+
+def test_no_checkpoint_is_written_of_replicas_that_differ(replicas):
+    ran = replicas("found_before_it_is_saved")
+    assert [event["step"] for event in ran.events if event["event"] == "checkpoint"] == [20]
+    assert [event["step"] for event in ran.found("replica")] == [40]
+
+
+def test_arithmetic_that_does_not_repeat_ends_the_run_with_the_rank(whole):
+    ran = whole("unsound")
+    [event] = ran.found("replay")
+    assert (event["step"], event["ranks"]) == (30, [SIZE - 1])
+    assert all(f"the second time on rank {SIZE - 1};" in rank["message"] for rank in ran.ranks)
+
+
+def test_arithmetic_that_does_not_repeat_may_be_noted_only(whole):
+    ran = whole("unsound_and_noted")
+    assert [event["step"] for event in ran.found("replay")] == [30, 40, 50, 60]
+    assert ran.message is None
+
+
+def test_a_slow_rank_is_named_with_how_slow_it_is(whole):
+    ran = whole("slowed")
+    found = [event for event in ran.found("straggler") if event["ranks"] == [SIZE - 1]]
+    assert [event["step"] for event in found] == [20, 40, 60]
+    assert all(event["ratio"] > 1.5 and 0.02 < event["p50_sec"] <= event["p90_sec"] for event in found)
+
+
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
@@ -119,6 +178,10 @@ def test_a_run_goes_on_bit_for_bit_with_the_state_of_its_guards(runs):
         ({"spike_window": 8}, "spike_window must be a whole number of at least 16: got 8"),
         ({"max_rollbacks": 1.5}, "max_rollbacks must be a whole number of at least 0: got 1.5"),
         ({"back_off": 0}, "back_off must be above 0 and at most 1: got 0"),
+        ({"check_every": 0}, "check_every must be a whole number of at least 1: got 0"),
+        ({"replay_every": 0}, "replay_every must be a whole number of at least 1: got 0"),
+        ({"on_corruption": "mend"}, "on_corruption must be one of raise, repair: got 'mend'"),
+        ({"straggler_ratio": 0.5}, "straggler_ratio must be at least 1, or None: got 0.5"),
         ({"spike_score": float("inf")}, "spike_score must be above 0, or None: got inf"),
     ],
 )

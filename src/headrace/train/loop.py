@@ -138,6 +138,8 @@ class Loop:
             real = to_device(real, self._world.device)
             self._clock.lap("copy")
         done = self._position.step
+        if self._watch is not None and rows:
+            self._watch.before(done + 1, lambda: self._stepper.alone(real, rows))
         multiplier = self._schedule.multiplier(done, self._plan.total_steps)
         lr = self._stepper.set_rate(multiplier if self._watch is None else multiplier * self._watch.factor)
         outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested)
@@ -192,7 +194,7 @@ class Loop:
     def _checkpoint(self) -> None:
         self._read(0)
         if self._watch is not None:
-            self._watch.act(self._position.step)  # on what was only read now
+            self._watch.settle(self._position.step)
             self._position.guards = self._watch.state_dict()
         self._position.loader = self._loader.state_dict()
         self._clock.lap("rest")
@@ -206,6 +208,8 @@ class Loop:
             made = self._unwritten.popleft()
             assert made.split is not None
             totals = made.outcome.totals(self._world)
+            if self._watch is not None:
+                self._watch.timed(_own_sec(made.split))
             self._journal.step(made.step, self._epoch(made.step), made.lr, totals, made.split)
 
     def _stopped(self) -> str:
@@ -242,6 +246,11 @@ class Loop:
         if self._world.rank != 0:
             return nullcontext(lambda n=1, note="": None)
         return progress("train", self._plan.total_steps, "steps")
+
+
+def _own_sec(split: Split) -> float:
+    """What a rank does not wait for others in."""
+    return split.wait + split.copy + split.compute + split.rest
 
 
 def _note(totals: Totals | None) -> str:

@@ -143,6 +143,13 @@ class Stepper:
         self._statistics.settle(finite)
         return outcome
 
+    def alone(self, batch: Batch, rows: int) -> list[Tensor]:
+        """Loss and gradients of a batch's first micro-batch, on this rank alone; nothing of them is kept."""
+        part_of, part_rows = next(micro_batches(batch, rows, self._micro))
+        loss = self._objective(self._distributed.model, part_of, part_rows).loss
+        gradients = torch.autograd.grad(loss, self._params, allow_unused=True)
+        return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
     def _check_used(self) -> None:
         """After a first backward pass: a parameter without a gradient would not be reduced, and the next step fails."""
         named = self._distributed.model.named_parameters()

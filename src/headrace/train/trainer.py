@@ -236,6 +236,11 @@ class Trainer:
         """Join the other processes and give the model its place; the order of what is collective is the same on all."""
         world = join_world(self._device)
         mesh = Mesh.of(self._mesh, world.size)
+        if self._guards is not None and self._guards.replay_every is not None and mesh.fsdp > 1:
+            raise OptionError(
+                f"a replay needs the whole model on every rank: got mesh={self._mesh!r}; say mesh='dp', or leave "
+                "replay_every away"
+            )
         self.model.to(world.device).train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
         distributed = distribute(

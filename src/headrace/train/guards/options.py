@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from headrace.errors import OptionError
 
+_ANSWERS = ("raise", "repair")
+
 _LEAST_VALUES = 16
 """So many values at least say what is usual."""
 
@@ -39,6 +41,18 @@ class Guards:
     """Steps between copies of the state in host memory, at least 1. The last two stay."""
     max_rollbacks: int = 3
     """How often a run goes back; the next time ends it with an error. 0: the first does."""
+    check_every: int | None = 100
+    """Steps between comparisons of the ranks, at least 1; there is one before every checkpoint. None: only those."""
+    on_corruption: str = "raise"
+    """What follows where replicas differ or compute does not repeat: "raise" ends the run with an error; "repair" has
+    all replicas take the parameters and the optimizer's state of the majority, of the lowest rank where there is none,
+    and notes the rest."""
+    replay_every: int | None = None
+    """Steps between those whose first micro-batch is computed twice before, at least 1; not with sharded models.
+    None: none is."""
+    straggler_ratio: float | None = 1.5
+    """A rank that takes more than so many times the ranks' median for its part of a step is noted, at least 1; None:
+    nobody looks."""
 
     def __post_init__(self) -> None:
         _check_at_least(
@@ -48,12 +62,20 @@ class Guards:
             spike_steps=self.spike_steps,
             snapshot_every=self.snapshot_every,
         )
+        _check_at_least(1, **{name: value for name, value in self._periods() if value is not None})
         _check_at_least(0, max_rollbacks=self.max_rollbacks)
         _check_at_least(_LEAST_VALUES, spike_window=self.spike_window)
         if not 0 < self.back_off <= 1:
             raise OptionError(f"back_off must be above 0 and at most 1: got {self.back_off}")
         if self.spike_score is not None and not 0 < self.spike_score < math.inf:
             raise OptionError(f"spike_score must be above 0, or None: got {self.spike_score}")
+        if self.on_corruption not in _ANSWERS:
+            raise OptionError(f"on_corruption must be one of {', '.join(_ANSWERS)}: got {self.on_corruption!r}")
+        if self.straggler_ratio is not None and not 1 <= self.straggler_ratio < math.inf:
+            raise OptionError(f"straggler_ratio must be at least 1, or None: got {self.straggler_ratio}")
+
+    def _periods(self) -> tuple[tuple[str, int | None], ...]:
+        return ("check_every", self.check_every), ("replay_every", self.replay_every)
 
 
 def _check_at_least(least: int, **counts: int) -> None:

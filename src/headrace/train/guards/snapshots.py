@@ -50,6 +50,10 @@ class Snapshots:
                 copy.numbers[name] = value
         self._copies.insert(0, copy)
 
+    def forget(self) -> None:
+        """Drop the copies: what they hold is not to be trusted."""
+        self._copies.clear()
+
     def go_back(self, step: int) -> tuple[int, dict[str, Any]]:
         """Put the state back that is good before a spike in `step`; the step it is of, and its `rest`."""
         newest, *older = self._copies

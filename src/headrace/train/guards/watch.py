@@ -6,7 +6,10 @@ that of gradients which are reduced already. So ranks skip, go back and stop tog
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 from headrace.errors import TrainingError
 from headrace.train.batches import Batch
@@ -15,6 +18,7 @@ from headrace.train.guards.finding import Finding, Note, log
 from headrace.train.guards.options import Guards
 from headrace.train.guards.snapshots import Snapshots
 from headrace.train.guards.spikes import Spikes
+from headrace.train.guards.survey import Survey
 from headrace.train.snapshot import Learner
 from headrace.train.tally import Totals
 
@@ -23,12 +27,14 @@ class Watch:
     """Takes each step's result when it is read, and acts between steps."""
 
     def __init__(self, options: Guards, learner: Learner, note: Note) -> None:
+        """`note` keeps what is found. Collective."""
         self._options = options
         self._keep = note
         self._log = learner.world.rank == 0
         self._bad_steps = BadSteps(options, learner.world, self._note)
         self._spikes = Spikes(options)
         self._snapshots = Snapshots(learner) if options.spike_score is not None else None
+        self._survey = Survey(options, learner, self._note)
         self._taken = 0
         self._num_rollbacks = 0
         self._go_back = False
@@ -62,6 +68,28 @@ class Watch:
 
     def act(self, step: int) -> bool:
         """After `step` steps: go back if that is due (and say so), else keep a copy if that is."""
+        self._repaired(step, self._survey.act(step))
+        return self._back_or_on(step)
+
+    def settle(self, step: int) -> None:
+        """Before the state after `step` steps is saved: what can be wrong with it is found now. Collective."""
+        self._repaired(step, self._survey.settle(step))
+        self._back_or_on(step)
+
+    def before(self, step: int, compute: Callable[[], list[Tensor]]) -> None:
+        """Before a step; `compute` gives loss and gradients of its first micro-batch on this rank alone."""
+        self._survey.replay(step, compute)
+
+    def timed(self, sec: float) -> None:
+        """A step took this rank so long, without what it waited for others."""
+        self._survey.timed(sec)
+
+    def _repaired(self, step: int, repaired: bool) -> None:
+        if repaired and self._snapshots is not None and not self._spikes.in_a_row:
+            self._snapshots.forget()  # of a replica that was odd they may hold what was wrong with it
+            self._take(step)
+
+    def _back_or_on(self, step: int) -> bool:
         if self._go_back:
             self._roll_back(step)
             return True
