@@ -231,7 +231,8 @@ class Stepper:
         """Of all gradients together."""
         grads = [p.grad for p in self._params if p.grad is not None]
         if not any(isinstance(grad, DTensor) for grad in grads):
-            return nn.utils.get_total_norm(grads)
+            norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            return norm
         return squared_norms([part(grad) for grad in grads], grads).sum().sqrt()
 
 
