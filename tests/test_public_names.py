@@ -13,6 +13,7 @@ from headrace import errors
 
 PUBLIC = [
     "Dataset",
+    "Guards",
     "HeadraceError",
     "Loader",
     "Manifest",

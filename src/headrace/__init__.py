@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headrace.load import Loader, Stream, class_balanced, mix
     from headrace.packing import pack
     from headrace.train import (
+        Guards,
         Trainer,
         adafactor,
         adamw,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Dataset": "dataset",
+    "Guards": "train",
     "HeadraceError": "errors",
     "Loader": "load",
     "Manifest": "formats",
@@ -61,6 +63,7 @@ _MODULES = ("errors", "ondevice", "transform")
 
 __all__ = [
     "Dataset",
+    "Guards",
     "HeadraceError",
     "Loader",
     "Manifest",

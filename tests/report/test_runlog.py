@@ -92,6 +92,17 @@ def test_no_run_is_one_clear_line(tmp_path):
         read_run(tmp_path)
 
 
+def test_what_guards_found_stays_on_record_over_restarts(tmp_path):
+    file = RunFile(tmp_path)
+    file.start()
+    file.step(1, loss=1.0, compute=0.1)
+    file.write("guard", step=1, guard="finite", detail="the loss is not finite", action="step skipped")
+    file.start(step=1, attempt=1)
+    run = read_run(file.path)
+    assert [event["action"] for event in run.guards] == ["step skipped"]
+    assert "the loss is not finite: step skipped" in write_page(tmp_path).read_text()
+
+
 def test_replaced_processes_of_the_feed_stay_on_record_over_restarts(tmp_path):
     file = RunFile(tmp_path)
     file.start()

@@ -59,6 +59,8 @@ class Run:
     """The meters of the feed, of the last attempt; they count from its start."""
     loader_restarts: tuple[Event, ...]
     """Processes of the loader that ended or hung, and were replaced, of all attempts."""
+    guards: tuple[Event, ...]
+    """What the Trainer's guards found, and what was done."""
     stops: tuple[Event, ...]
     errors: tuple[Event, ...]
     end: Event | None
@@ -124,7 +126,7 @@ class _Reader:
         self._rows: list[tuple[Any, ...]] = []
         self._metrics: list[Mapping[str, Any]] = []
         self._events: dict[str, list[Event]] = {
-            kind: [] for kind in ("evaluate", "checkpoint", "feed", "loader_restart", "stop", "error")
+            kind: [] for kind in ("evaluate", "checkpoint", "feed", "loader_restart", "guard", "stop", "error")
         }
         self._end: Event | None = None
 
@@ -173,6 +175,7 @@ class _Reader:
             checkpoints=tuple(self._events["checkpoint"]),
             feeds=tuple(self._events["feed"]),
             loader_restarts=tuple(self._events["loader_restart"]),
+            guards=tuple(self._events["guard"]),
             stops=tuple(self._events["stop"]),
             errors=tuple(self._events["error"]),
             end=self._end,

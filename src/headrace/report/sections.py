@@ -147,6 +147,9 @@ def _happened(run: Run) -> Iterable[tuple[Any, Any, str, str]]:
     for event in run.loader_restarts:
         detail = f"{event.get('process')} process: {event.get('reason')}"
         yield event.get("time"), event.get("step"), "feed replaced", detail
+    for event in run.guards:
+        detail = f"{event.get('detail')}: {event.get('action')}"
+        yield event.get("time"), event.get("step"), f"guard: {event.get('guard')}", detail
     for event in run.stops:
         yield event.get("time"), event.get("step"), "stop", str(event.get("reason") or "")
     for event in run.errors:

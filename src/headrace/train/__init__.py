@@ -1,7 +1,8 @@
 """Training: one model on any number of processes, with the loss curve of one.
 
 `Trainer` runs the loop; `adamw`, `sgd`, `lamb`, `adafactor` and `muon` make optimizers, `cosine`, `linear`, `wsd`,
-`one_cycle` and `constant` schedules; `export_safetensors` takes a model out of a checkpoint. The names are loaded when
+`one_cycle` and `constant` schedules; `Guards` says what a run is watched for; `export_safetensors` takes a model out of
+a checkpoint. The names are loaded when
 first used, so that what needs no torch here (reading a recipe, a worker that ends because a peer failed) does not
 wait for it.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headrace.train.export import export_safetensors
+    from headrace.train.guards import Guards
     from headrace.train.optimizers import adafactor, adamw, lamb, muon, sgd
     from headrace.train.parallel import parallelize
     from headrace.train.result import FitResult
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FitResult": "result",
+    "Guards": "guards",
     "Trainer": "trainer",
     "adafactor": "optimizers",
     "adamw": "optimizers",
@@ -38,6 +41,7 @@ _HOMES = {
 
 __all__ = [
     "FitResult",
+    "Guards",
     "Trainer",
     "adafactor",
     "adamw",

@@ -96,7 +96,7 @@ class Archive:
         if checkpoints is not None:
             self._world.agree(lambda: checkpoints.home.set_aside(state["step"]))
             self._best = self._world.agree(lambda: self._remembered(checkpoints, state))
-        return resumed, Position(state["step"], state["samples"], state["loader"])
+        return resumed, Position(state["step"], state["samples"], state["loader"], guards=state.get("guards"))
 
     def is_best(self, position: Position, found: Evaluation | None) -> bool:
         """Whether an evaluation at this position is one whose checkpoint is to be kept as the best."""
@@ -115,6 +115,7 @@ class Archive:
             "step": position.step,
             "samples": position.samples,
             "loader": position.loader,
+            "guards": position.guards,
             "optimizer": type(self._learner.optimizer).__name__,
             "numbers": self._learner.numbers(),
             "world_size": self._world.size,

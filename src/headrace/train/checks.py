@@ -10,6 +10,7 @@ from headrace.storage import locate
 from headrace.train.best import BestRule
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Metric
+from headrace.train.guards import Guards
 from headrace.train.objective import PRECISIONS
 from headrace.train.parallel import TensorPlan, check_plan, check_recompute, check_schedule, parse_mesh
 
@@ -26,6 +27,7 @@ def check_options(
     evaluate: LoaderLike | None,
     evaluate_every: float,
     clip_grad_norm: float | None,
+    guards: Guards | None,
 ) -> None:
     """Raise OptionError for values, and combinations of them, that cannot work."""
     if precision not in PRECISIONS:
@@ -46,6 +48,8 @@ def check_options(
         raise OptionError(f"evaluate_every must be above 0, in epochs: got {evaluate_every}")
     if clip_grad_norm is not None and not clip_grad_norm > 0:
         raise OptionError(f"clip_grad_norm must be above 0, or None: got {clip_grad_norm}")
+    if guards is not None and not isinstance(guards, Guards):
+        raise OptionError(f"guards must be headrace.Guards(...), or None: got {guards!r}")
 
 
 def check_counts(**counts: int | None) -> None:

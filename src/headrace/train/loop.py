@@ -22,6 +22,7 @@ from headrace.train.batches import Batch, real_rows, to_device
 from headrace.train.clock import Clock, Split
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluation, Evaluator
+from headrace.train.guards import Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.record import Journal
 from headrace.train.saving import Saved
@@ -43,6 +44,8 @@ class Position:
     """The loader's state; None: where it is."""
     making: int | None = None
     """The step that is being made, counted from 1; None between steps."""
+    guards: dict[str, Any] | None = None
+    """The guards' state; None: there are none, or they begin anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class _Made:
     step: int
     lr: float
     outcome: Outcome
+    batch: Batch | None
+    """Of this rank, as long as guards may ask whose samples these were."""
     split: Split | None = None
     """Where its time went; None while the step is the present one."""
 
@@ -103,6 +108,7 @@ class Loop:
         evaluator: Evaluator | None,
         saves: Saves,
         journal: Journal,
+        watch: Watch | None,
     ) -> None:
         self.latest: Totals | None = None
         self.evaluation: Evaluation | None = None
@@ -116,6 +122,7 @@ class Loop:
         self._evaluator = evaluator
         self._saves = saves
         self._journal = journal
+        self._watch = watch
         self._lag = 0 if world.device.type == "cpu" else 1
         self._unread: deque[_Made] = deque()
         self._unwritten: deque[_Made] = deque()
@@ -123,6 +130,8 @@ class Loop:
 
     def run(self, request: StopRequest) -> str | None:
         """Train until the plan is done, or until a rank was asked to stop; the reason, if so. Collective."""
+        if self._watch is not None:
+            self._watch.begin(self._position.step, self._position.guards)
         self._clock.skip()
         with self._bar() as advance, closing(self._batches()) as batches:
             advance(self._position.step)
@@ -148,11 +157,14 @@ class Loop:
             real = to_device(real, self._world.device)
             self._clock.lap("copy")
         done = self._position.step
-        lr = self._stepper.set_rate(self._schedule.multiplier(done, self._plan.total_steps))
+        if self._watch is not None and rows:
+            self._watch.before(done + 1, lambda: self._stepper.alone(real, rows))
+        multiplier = self._schedule.multiplier(done, self._plan.total_steps)
+        lr = self._stepper.set_rate(multiplier if self._watch is None else multiplier * self._watch.factor)
         outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested or self._saves.failed)
         self._clock.lap("compute")
         self._position.step, self._position.making = done + 1, None
-        made = _Made(done + 1, lr, outcome)
+        made = _Made(done + 1, lr, outcome, None if self._watch is None else real)
         self._unread.append(made)
         return made
 
@@ -165,21 +177,33 @@ class Loop:
             split = made.split or self._clock.split
             split.move(made.outcome.exposed.sec(), "compute", "communication")
             self._unwritten.append(made)
+            if self._watch is not None and made.batch is not None:
+                self._watch.read(made.step, self.latest, made.outcome.sums.own_loss(), made.batch)
+                made.batch = None
         return self.latest is not None and self.latest.stop
 
     def _after(self, stop: bool) -> None:
         step, plan = self._position.step, self._plan
-        found = None
+        rewound, found = self._guard(), None
         if not stop and (self._done() or step % plan.evaluate_every == 0):
             found = self._evaluate()
         every, last = plan.checkpoint_every, stop or self._done()
-        if last or (every is not None and step % every == 0) or self._saves.is_best(self._position, found):
+        due = every is not None and (rewound or step % every == 0)
+        if last or due or self._saves.is_best(self._position, found):
             self._checkpoint(found, last)
         for saved in self._saves.finished():
             self._journal.checkpoint(saved)
         self._note_restarts()
         if self._journal.feed_is_due():
             self._journal.feed(step, self._loader.meters())
+
+    def _guard(self) -> bool:
+        """Let the guards act; whether the model went back, so that checkpoints since then are of what is left."""
+        if self._watch is None:
+            return False
+        if self._watch.settles(self._position.step):
+            self._read(0)
+        return self._watch.act(self._position.step)
 
     def _evaluate(self) -> Evaluation | None:
         if self._evaluator is None:
@@ -193,6 +217,9 @@ class Loop:
     def _checkpoint(self, found: Evaluation | None, last: bool) -> None:
         """Save; the last one of a run is waited for. A failed save is why a run may stop: it is raised here."""
         self._read(0)
+        if self._watch is not None:
+            self._watch.settle(self._position.step)
+            self._position.guards = self._watch.state_dict()
         self._position.loader = self._loader.state_dict()
         self._clock.lap("rest")
         if self._saves.save(self._position, found):
@@ -205,6 +232,8 @@ class Loop:
             made = self._unwritten.popleft()
             assert made.split is not None
             totals = made.outcome.totals(self._world)
+            if self._watch is not None:
+                self._watch.timed(_own_sec(made.split))
             self._journal.step(made.step, self._epoch(made.step), made.lr, totals, made.split)
 
     def _stopped(self) -> str:
@@ -241,6 +270,11 @@ class Loop:
         if self._world.rank != 0:
             return nullcontext(lambda n=1, note="": None)
         return progress("train", self._plan.total_steps, "steps")
+
+
+def _own_sec(split: Split) -> float:
+    """What a rank does not wait for others in."""
+    return split.wait + split.copy + split.compute + split.rest
 
 
 def _note(totals: Totals | None) -> str:

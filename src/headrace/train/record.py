@@ -19,6 +19,7 @@ import torch
 from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.train.clock import Split
 from headrace.train.evaluation import Evaluation
+from headrace.train.guards.finding import Finding
 from headrace.train.saving import Saved
 from headrace.train.skipped import SkippedList
 from headrace.train.tally import Totals
@@ -119,6 +120,17 @@ class Journal:
             fields["batch"] = fields.pop("step")
             self._record.write("loader_restart", step=step, **fields)
         self._restarts_written = len(restarts)
+
+    def guard(self, finding: Finding) -> None:
+        """A guard found something."""
+        self._record.write(
+            "guard",
+            step=finding.step,
+            guard=finding.guard,
+            action=finding.action,
+            detail=finding.detail,
+            **finding.fields,
+        )
 
     def stop(self, step: int, reason: str) -> None:
         """The run stopped early, with a checkpoint."""

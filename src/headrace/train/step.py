@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from headrace.errors import TrainingError
 from headrace.train.batches import Batch, micro_batches, num_parts
 from headrace.train.dtensors import part, squared_norms
+from headrace.train.guards import RunningStatistics, step_if
 from headrace.train.objective import Objective
 from headrace.train.parallel import Distributed, Exposed, Mesh
 from headrace.train.pipelined import PipelinedPasses
@@ -35,13 +36,17 @@ class Outcome:
     number: int
     sums: Sum
     exposed: Exposed
+    guarded: bool = False
+    """Whether a step that is not finite was left out, so that it is no error."""
 
     def totals(self, world: World) -> Totals:
         """The step over all ranks; on a GPU waits until the device is done with it.
 
-        Raises TrainingError, on all ranks, when the loss or the norm of the gradients is not finite.
+        Raises TrainingError, on all ranks, when the loss or the norm of the gradients is not finite and nobody guards.
         """
         totals = self.sums.totals()
+        if self.guarded:
+            return totals
         for name, value in (("gradients", totals.grad_norm), ("loss", totals.loss)):
             if value is not None and not math.isfinite(value):
                 raise self._not_finite(world, name, value)
@@ -73,8 +78,12 @@ class Stepper:
         micro_batch_size: int | None,
         pipelined: PipelinedPasses | None,
         clip_grad_norm: float | None,
+        guarded: bool = False,
     ) -> None:
-        """`rank_batch_size` is the weight of a full batch of a rank; `full_batches`: there are no others."""
+        """`rank_batch_size` is the weight of a full batch of a rank; `full_batches`: there are no others.
+
+        `guarded`: a step that is not finite changes nothing, and is no error.
+        """
         self._world = world
         self._copies = mesh.tp
         self._data_size = mesh.data_size
@@ -86,6 +95,7 @@ class Stepper:
         self._micro = micro_batch_size
         self._pipelined = pipelined
         self._clip = clip_grad_norm
+        self._statistics = RunningStatistics(distributed.model) if guarded else None
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._params = [p for p in distributed.model.parameters() if id(p) in trained]
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -103,6 +113,8 @@ class Stepper:
         """Learn from a batch of `rows` real samples; `stop` says whether this rank was asked to stop. Collective."""
         if rows == 0 and self._world.size == 1:
             return self._no_step(number, stop)
+        if self._statistics is not None:
+            self._statistics.keep()
         sums, corrected = self._backward(batch, rows, stop)
         if not self._checked:
             self._check_used()
@@ -110,15 +122,39 @@ class Stepper:
         self._distributed.end_backward()
         exposed = self._distributed.exposed()
         some = corrected or self._correct(sums)
+        if self._statistics is not None:
+            outcome = self._guarded(Outcome(number, sums, exposed, guarded=True), some)
+        else:
+            outcome = self._unguarded(Outcome(number, sums, exposed), some)
+        self._optimizer.zero_grad(set_to_none=True)
+        return outcome
+
+    def _unguarded(self, outcome: Outcome, some: bool) -> Outcome:
         norm = self._clipped() if self._clip is not None else None
-        sums.fetch(norm)
-        outcome = Outcome(number, sums, exposed)
+        outcome.sums.fetch(norm)
         if some:
             if norm is not None and self._world.device.type == "cpu":
                 outcome.totals(self._world)
             self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         return outcome
+
+    def _guarded(self, outcome: Outcome, some: bool) -> Outcome:
+        """The norm says of all gradients whether they are finite, and the same on every rank: they are reduced."""
+        assert self._statistics is not None
+        norm = self._norm() if self._clip is None else self._clipped()
+        finite = outcome.sums.finite(norm)
+        outcome.sums.fetch(norm)
+        if some:
+            step_if(self._optimizer, finite)
+        self._statistics.settle(finite)
+        return outcome
+
+    def alone(self, batch: Batch, rows: int) -> list[Tensor]:
+        """Loss and gradients of a batch's first micro-batch, on this rank alone; nothing of them is kept."""
+        part_of, part_rows = next(micro_batches(batch, rows, self._micro))
+        loss = self._objective(self._distributed.model, part_of, part_rows).loss
+        gradients = torch.autograd.grad(loss, self._params, allow_unused=True)
+        return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
 
     def _check_used(self) -> None:
         """After a first backward pass: a parameter without a gradient would not be reduced, and the next step fails."""
@@ -137,7 +173,7 @@ class Stepper:
         sums = Tally(self._world, self._copies).launch(stop())
         sums.wait()
         sums.fetch(None)
-        return Outcome(number, sums, Exposed())
+        return Outcome(number, sums, Exposed(), guarded=self._statistics is not None)
 
     def _backward(self, batch: Batch, rows: int, stop: Callable[[], bool]) -> tuple[Sum, bool]:
         """Gradients reduced over the ranks, the sums on their way, and whether no correction can be needed."""
@@ -199,13 +235,20 @@ class Stepper:
         grads = [p.grad for p in self._params if p.grad is not None]
         if self._pipelined is None and not any(isinstance(grad, DTensor) for grad in grads):
             return nn.utils.clip_grad_norm_(self._params, self._clip)
-        parts = [part(grad) for grad in grads]
-        squared = squared_norms(parts, grads).sum()
+        norm = self._norm()
+        torch._foreach_mul_([part(grad) for grad in grads], (self._clip / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def _norm(self) -> Tensor:
+        """Of all gradients together."""
+        grads = [p.grad for p in self._params if p.grad is not None]
+        if self._pipelined is None and not any(isinstance(grad, DTensor) for grad in grads):
+            norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+            return norm
+        squared = squared_norms([part(grad) for grad in grads], grads).sum()
         if self._pipelined is not None:
             self._pipelined.add_over_stages(squared)
-        norm = squared.sqrt()
-        torch._foreach_mul_(parts, (self._clip / (norm + 1e-6)).clamp(max=1.0))
-        return norm
+        return squared.sqrt()
 
 
 def _scaled(loss: Tensor, share: float | Tensor) -> Tensor:

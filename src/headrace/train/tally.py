@@ -8,6 +8,7 @@ the host never waits for the device within a step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,12 @@ class Totals:
     """Weighted mean; None where no rank had a sample."""
     metrics: dict[str, float | None]
     grad_norm: float | None
-    """Global norm before clipping; None without clipping."""
+    """Global norm before clipping; None where nobody asked for it."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and norm are, as far as there are any."""
+        return all(value is None or math.isfinite(value) for value in (self.loss, self.grad_norm))
 
 
 class Tally:
@@ -131,6 +137,13 @@ class Sum:
     def own_loss(self) -> float:
         """This rank's own weighted loss."""
         return float(self._own_loss)
+
+    def finite(self, grad_norm: Tensor) -> bool | Tensor:
+        """Whether loss and norm are, once waited for: known on the CPU, still on the device on a GPU."""
+        if self._values is not None:
+            return math.isfinite(self._values[3]) and math.isfinite(grad_norm.item())
+        assert self._vector is not None
+        return self._vector[3].isfinite() & grad_norm.isfinite()
 
     def fetch(self, grad_norm: Tensor | None) -> None:
         """Start bringing the sums and the norm to the host."""

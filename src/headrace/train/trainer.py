@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.checks import check_counts, check_keeping, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
+from headrace.train.guards import Guards, Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
 from headrace.train.objective import Inputs, Loss, Objective
@@ -95,6 +96,7 @@ class Trainer:
         keep_best: str | tuple[str, str] | None = None,
         checkpoints: str | Path | None = None,
         checkpoint_async: bool | None = None,
+        guards: Guards | None = None,
         run_dir: str | Path | None = None,
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -130,6 +132,8 @@ class Trainer:
         - `checkpoints`: where they go, a path or a store's URL; None: into `run_dir`.
         - `checkpoint_async`: training goes on while a checkpoint is written; it takes as much memory of the host as a
           rank writes. None: on a GPU.
+        - `guards`: what is watched for and answered during the run: `headrace.Guards()`; None: nothing, and a loss that
+          is not finite is an error.
         - `device`: None takes this process's GPU, or the CPU where there is none.
         """
         check_options(
@@ -143,6 +147,7 @@ class Trainer:
             evaluate=evaluate,
             evaluate_every=evaluate_every,
             clip_grad_norm=clip_grad_norm,
+            guards=guards,
         )
         best = check_keeping(keep_best, evaluate, checkpoints)
         check_counts(
@@ -179,6 +184,7 @@ class Trainer:
         self._keep_best = best
         self._checkpoints = checkpoints
         self._checkpoint_async = checkpoint_async
+        self._guards = guards
         self._seed = seed
         self._device = device
         self._parts: _Parts | None = None
@@ -257,13 +263,22 @@ class Trainer:
             parts.evaluator,
             archive,
             journal,
+            self._watch(parts, journal),
         )
+
+    def _watch(self, parts: _Parts, journal: Journal) -> Watch | None:
+        return None if self._guards is None else Watch(self._guards, parts.learner, journal.guard)
 
     def _set_up(self) -> _Parts:
         """Join the other processes and give the model its place; the order of what is collective is the same on all."""
         world = join_world(self._device)
         mesh = Mesh.of(self._mesh, world.size)
         take_place(mesh, world)
+        if self._guards is not None and self._guards.replay_every is not None and mesh.fsdp * mesh.tp * mesh.pp > 1:
+            raise OptionError(
+                f"a replay needs the whole model on every rank: got mesh={self._mesh!r}; say mesh='dp', or leave "
+                "replay_every away"
+            )
         self.model.train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
         shapes = shapes_of(self.model)
@@ -300,6 +315,7 @@ class Trainer:
             micro_batch_size=self._micro_batch_size,
             pipelined=pipelined,
             clip_grad_norm=self._clip_grad_norm,
+            guarded=self._guards is not None,
         )
         evaluator = None
         if self._evaluate is not None:
@@ -387,6 +403,7 @@ class Trainer:
             "checkpoints": None if self._checkpoints is None else str(self._checkpoints),
             "checkpoint_async": self._checkpoint_async,
             "keep_best": None if self._keep_best is None else [self._keep_best.metric, self._keep_best.mode],
+            "guards": asdict(self._guards) if self._guards is not None else None,
             "seed": self._seed,
             **self.config,
         }
