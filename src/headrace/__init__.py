@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         muon,
         one_cycle,
         parallelize,
+        power_sgd,
         sgd,
+        top_k,
         wsd,
     )
 
@@ -53,7 +55,9 @@ _HOMES = {
     "open": "dataset",
     "pack": "packing",
     "parallelize": "train",
+    "power_sgd": "train",
     "sgd": "train",
+    "top_k": "train",
     "wsd": "train",
 }
 _MODULES = ("errors", "ondevice", "transform")
@@ -82,7 +86,9 @@ __all__ = [
     "open",
     "pack",
     "parallelize",
+    "power_sgd",
     "sgd",
+    "top_k",
     "transform",
     "wsd",
 ]

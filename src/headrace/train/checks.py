@@ -8,13 +8,14 @@ from headrace.errors import OptionError
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Metric
 from headrace.train.objective import PRECISIONS
-from headrace.train.parallel import check_recompute, parse_mesh
+from headrace.train.parallel import Compression, check_compression, check_recompute, parse_mesh
 
 
 def check_options(
     *,
     precision: str,
     mesh: str,
+    compression: Compression | None,
     activation_checkpointing: str | None,
     metrics: Mapping[str, Metric] | None,
     evaluate: LoaderLike | None,
@@ -24,7 +25,7 @@ def check_options(
     """Raise OptionError for values, and combinations of them, that cannot work."""
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
-    parse_mesh(mesh)
+    check_compression(compression, parse_mesh(mesh), precision)
     check_recompute(activation_checkpointing)
     if metrics and evaluate is None:
         raise OptionError(f"metrics need a loader to be evaluated on: got {', '.join(metrics)}; set evaluate")

@@ -24,6 +24,7 @@ from headrace.train.clock import Clock, Split
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluation, Evaluator
 from headrace.train.interrupt import StopRequest
+from headrace.train.parallel import Traffic
 from headrace.train.record import Journal
 from headrace.train.schedules import Schedule
 from headrace.train.step import Outcome, Stepper
@@ -87,6 +88,8 @@ class Loop:
         """`save` writes a checkpoint of the position, if the run keeps any."""
         self.latest: Totals | None = None
         self.evaluation: Evaluation | None = None
+        self.traffic: Traffic | None = None
+        """Gradients that this rank sent."""
         self._plan = plan
         self._position = position
         self._world = world
@@ -133,6 +136,8 @@ class Loop:
         outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested)
         self._clock.lap("compute")
         self._position.step, self._position.making = done + 1, None
+        if outcome.traffic is not None:
+            self.traffic = outcome.traffic + self.traffic
         made = _Made(done + 1, lr, outcome)
         self._unread.append(made)
         return made
@@ -181,7 +186,7 @@ class Loop:
             made = self._unwritten.popleft()
             assert made.split is not None
             totals = made.outcome.totals(self._world)
-            self._journal.step(made.step, self._epoch(made.step), made.lr, totals, made.split)
+            self._journal.step(made.step, self._epoch(made.step), made.lr, totals, made.outcome.traffic, made.split)
 
     def _stopped(self) -> str:
         self._journal.feed(self._position.step, self._loader.meters())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.train.parallel import Traffic
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitResult:
@@ -22,6 +24,8 @@ class FitResult:
     """Of the last evaluation; without one, of the last step. None when nothing was left to do."""
     metrics: dict[str, float | None]
     """Of the last evaluation; without one, of the last step."""
+    traffic: Traffic | None
+    """Gradients that this rank sent to other replicas in this call, in bytes; None: there are none, or not known."""
     stopped: str | None
     """Why the run ended early ("sigterm"); None: it is complete."""
     resumed_from: Path | None

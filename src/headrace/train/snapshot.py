@@ -1,6 +1,7 @@
 """All that decides how training goes on, as named tensors and a little JSON.
 
-Tensors: `model.NAME`, `optimizer.PARAMETER.KEY`, and `random.GENERATOR`, in which row r is rank r's. JSON: what an
+Tensors: `model.NAME`, `optimizer.PARAMETER.KEY`, `random.GENERATOR`, in which row r is rank r's, and what else is kept
+from step to step (`Kept`), under names of its own. JSON: what an
 optimizer keeps as plain numbers. Names are the module's own, without a wrapper's prefix, and nothing says how many
 processes there were, except the rows of `random`: other numbers of processes go on with generators seeded anew.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,27 @@ from headrace.train.world import World
 _NUMBERS = (bool, int, float, type(None))
 
 
+class Kept(Protocol):
+    """What goes from step to step beside model and optimizer, such as gradients that were not sent yet."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it; a name that several ranks have is of the same on each."""
+
+    def room(self, entries: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Where it wants what it can use of a checkpoint with these entries."""
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what was read, its own among it; from nothing where there is none of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """A model, its optimizer, and the world they learn in."""
+    """A model, its optimizer, the world they learn in, and what else they keep."""
 
     model: nn.Module
     optimizer: Optimizer
     world: World
+    others: tuple[Kept, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, as tensors; those of the model and optimizer are the live ones. Collective."""
@@ -42,6 +57,8 @@ class Learner:
         states = self.world.gather(random_state(self.world.device))
         for name in states[0]:
             found[f"random.{name}"] = torch.stack([state[name] for state in states])
+        for other in self.others:
+            found |= other.tensors()
         return found
 
     def numbers(self) -> dict[str, dict[str, Any]]:
@@ -73,6 +90,8 @@ class Learner:
                 if name.startswith("optimizer.") and not any(name.startswith(prefix) for prefix in known):
                     raise StateError(f"the checkpoint has {name!r}, but this model does not train that parameter")
                 found[name] = self._room_for(name, entry)
+        for other in self.others:
+            found |= other.room(entries)
         return found
 
     def _room_for(self, name: str, entry: TensorStorageMetadata) -> Tensor:
@@ -94,6 +113,8 @@ class Learner:
                 state[index] = own
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for other in self.others:
+            other.adopt(tensors)
         self._set_random(tensors, seed)
 
     def _set_random(self, tensors: Mapping[str, Tensor], seed: int) -> None:

@@ -22,7 +22,7 @@ from headrace.errors import TrainingError
 from headrace.train.batches import Batch, micro_batches, num_parts
 from headrace.train.dtensors import part, squared_norms
 from headrace.train.objective import Objective
-from headrace.train.parallel import Distributed, Exposed
+from headrace.train.parallel import Distributed, Exposed, Reducer, Traffic
 from headrace.train.tally import Sum, Tally, Totals
 from headrace.train.world import World
 
@@ -34,6 +34,8 @@ class Outcome:
     number: int
     sums: Sum
     exposed: Exposed
+    traffic: Traffic | None = None
+    """Gradients that this rank sent; None: it sent none by itself."""
 
     def totals(self, world: World) -> Totals:
         """The step over all ranks; on a GPU waits until the device is done with it.
@@ -65,6 +67,7 @@ class Stepper:
         distributed: Distributed,
         objective: Objective,
         optimizer: Optimizer,
+        reducer: Reducer,
         *,
         rank_batch_size: float,
         full_batches: bool,
@@ -76,6 +79,7 @@ class Stepper:
         self._distributed = distributed
         self._objective = objective
         self._optimizer = optimizer
+        self._reducer = reducer
         self._expected = float(rank_batch_size)
         self._full = full_batches
         self._micro = micro_batch_size
@@ -106,7 +110,7 @@ class Stepper:
         some = corrected or self._correct(sums)
         norm = self._clipped() if self._clip is not None else None
         sums.fetch(norm)
-        outcome = Outcome(number, sums, exposed)
+        outcome = Outcome(number, sums, exposed, self._reducer.take())
         if some:
             if norm is not None and self._world.device.type == "cpu":
                 outcome.totals(self._world)
@@ -175,8 +179,8 @@ class Stepper:
         grads = [part(p.grad) for p in self._params if p.grad is not None]
         total = sums.weight()
         if isinstance(total, Tensor):
-            # Without a sample the gradients are 0 and stay 0: dividing by at least a tiny weight keeps out NaN.
-            torch._foreach_mul_(grads, (scale / total.clamp(min=1e-30)).float())
+            # Without a sample there is nothing to learn, though compression may have sent what it had left of before.
+            torch._foreach_mul_(grads, torch.where(total > 0, scale / total, 0.0).float())
             return True
         if total and total != scale:
             torch._foreach_mul_(grads, scale / total)

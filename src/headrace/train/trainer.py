@@ -27,7 +27,7 @@ from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
 from headrace.train.objective import Inputs, Loss, Objective
 from headrace.train.optimizers import OptimizerFactory, built, trained
-from headrace.train.parallel import Mesh, distribute
+from headrace.train.parallel import Compression, Mesh, Reducer, distribute
 from headrace.train.randomness import seed_all
 from headrace.train.record import Journal, open_record
 from headrace.train.result import FitResult
@@ -68,6 +68,7 @@ class Trainer:
         schedule: Schedule | None = None,
         mesh: str = "dp",
         precision: str = "fp32",
+        compression: Compression | None = None,
         activation_checkpointing: str | None = None,
         compile: bool = False,
         micro_batch_size: int | None = None,
@@ -93,6 +94,8 @@ class Trainer:
           function.
         - `precision`: "fp32", or "bf16" (forward and loss under autocast; weights stay in fp32).
         - `mesh`: "dp" (replicas), "fsdp" (sharded), or both with sizes, "dp=2,fsdp=4"; see the page on training.
+        - `compression`: how gradients go between replicas: None (as they are), "bf16", "fp16", `headrace.power_sgd()`
+          or `headrace.top_k()`.
         - `activation_checkpointing`: the model's repeated blocks make their activations again in the backward pass: all
           of them ("full"), or all but products of matrices, convolutions and attention ("selective").
         - `compile`: blocks, or a model without any, run through torch.compile; the first step takes long.
@@ -109,6 +112,7 @@ class Trainer:
         check_options(
             precision=precision,
             mesh=mesh,
+            compression=compression,
             activation_checkpointing=activation_checkpointing,
             metrics=metrics,
             evaluate=evaluate,
@@ -133,6 +137,7 @@ class Trainer:
         self._schedule = schedule or Constant()
         self._mesh = mesh
         self._precision = precision
+        self._compression = compression
         self._activation_checkpointing = activation_checkpointing
         self._compile = compile
         self._micro_batch_size = micro_batch_size
@@ -204,6 +209,7 @@ class Trainer:
                     sec=result.sec,
                     loss=result.loss,
                     metrics=result.metrics,
+                    traffic=result.traffic,
                 )
         parts.world.part()
         return result
@@ -228,11 +234,13 @@ class Trainer:
         mesh = Mesh.of(self._mesh, world.size)
         self.model.to(world.device).train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
+        reducer = Reducer(self._compression, self.model, world)
         distributed = distribute(
             self.model,
             world,
             mesh,
             self._precision,
+            reducer=reducer,
             activation_checkpointing=self._activation_checkpointing,
             compile=self._compile,
         )
@@ -243,6 +251,7 @@ class Trainer:
             distributed,
             objective,
             optimizer,
+            reducer,
             rank_batch_size=self.loader.global_batch_size / world.size,
             full_batches=self.loader.full_batches,
             micro_batch_size=self._micro_batch_size,
@@ -252,7 +261,7 @@ class Trainer:
         if self._evaluate is not None:
             _ = self._evaluate.steps_per_epoch  # one that cannot work at this world size is refused now
             evaluator = Evaluator(world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size)
-        return _Parts(world, Learner(self.model, optimizer, world), stepper, evaluator)
+        return _Parts(world, Learner(self.model, optimizer, world, (reducer,)), stepper, evaluator)
 
     def _plan(self, epochs: int | None, steps: int | None) -> Plan:
         if epochs is not None and steps is not None:
@@ -314,6 +323,7 @@ class Trainer:
             "parameters": sum(param.numel() for param in self.model.parameters()),
             "optimizer": _shown(self._optimizer),
             "schedule": _shown(self._schedule),
+            "compression": None if self._compression is None else str(self._compression),
             "activation_checkpointing": self._activation_checkpointing,
             "compile": self._compile,
             "micro_batch_size": self._micro_batch_size,
@@ -333,6 +343,7 @@ class Trainer:
             sec=sec,
             loss=found.loss if found else None,
             metrics=dict(found.metrics) if found else {},
+            traffic=loop.traffic,
             stopped=stopped,
             resumed_from=resumed.path if resumed else None,
             run_dir=self.run_dir,

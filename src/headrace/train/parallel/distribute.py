@@ -11,8 +11,9 @@ from torch import nn
 from headrace.errors import OptionError
 from headrace.train.objective import PRECISIONS
 from headrace.train.parallel.blocks import repeated_blocks
+from headrace.train.parallel.compression import Compression, Reducer, check_compression
 from headrace.train.parallel.exposed import Exposed
-from headrace.train.parallel.mesh import Mesh
+from headrace.train.parallel.mesh import Mesh, parse_mesh
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
@@ -52,12 +53,14 @@ def distribute(
     mesh: Mesh,
     precision: str,
     *,
+    reducer: Reducer | None = None,
     activation_checkpointing: str | None = None,
     compile: bool = False,
 ) -> Distributed:
     """Replicate the model or cut it, as the mesh says. Collective; to be done before its optimizer is made.
 
-    Raises OptionError for `activation_checkpointing` of a model without blocks.
+    `reducer` averages the gradients of replicas; None: as they are. Raises OptionError for `activation_checkpointing`
+    of a model without blocks.
     """
     recompute_activations(model, activation_checkpointing)
     if compile:
@@ -65,7 +68,7 @@ def distribute(
             block.compile()
     if mesh.fsdp > 1:
         return Sharded(model, world, mesh, precision)
-    return Replica(model, world)
+    return Replica(model, world, reducer or Reducer(None, model, world))
 
 
 def parallelize(
@@ -73,6 +76,7 @@ def parallelize(
     mesh: str = "dp",
     *,
     precision: str = "fp32",
+    compression: Compression | None = None,
     activation_checkpointing: str | None = None,
     compile: bool = False,
     device: str | torch.device | None = None,
@@ -82,8 +86,9 @@ def parallelize(
     Gradients are averaged over all processes, each of which has its share of the data. Joins the processes that a
     launcher describes, and moves the model to `device`: None takes this process's GPU, or the CPU where there is none.
     Make the optimizer afterwards, of the parameters of what is returned. `precision="bf16"` has sharded parameters
-    gathered in bf16; autocast is the loop's own. `activation_checkpointing` and `compile` are the Trainer's. It is
-    collective. Raises OptionError for a mesh that does not fit.
+    gathered in bf16; autocast is the loop's own. `compression`, `activation_checkpointing` and `compile` are the
+    Trainer's; what compression keeps for the next step is in no checkpoint of yours. It is collective. Raises
+    OptionError for a mesh that does not fit.
 
     >>> parallelize(nn.Linear(2, 1), "dp", device="cpu")
     Linear(in_features=2, out_features=1, bias=True)
@@ -91,13 +96,16 @@ def parallelize(
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
     check_recompute(activation_checkpointing)
+    check_compression(compression, parse_mesh(mesh), precision)
     world = join_world(device)
     sizes = Mesh.of(mesh, world.size)
+    model.to(world.device)
     return distribute(
-        model.to(world.device),
+        model,
         world,
         sizes,
         precision,
+        reducer=Reducer(compression, model, world),
         activation_checkpointing=activation_checkpointing,
         compile=compile,
     ).module
