@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 import problems as p
 import torch
 from memory_loader import MemoryLoader
+from scenarios import main
 from torch import nn
 
 import headrace as hr
@@ -114,15 +113,5 @@ def spoilt(folder):
 SCENARIOS = {fn.__name__: fn for fn in (curve, shrunk, exact, resumed, repeated, begun, spoilt)}
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="+")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for name in options.names:
-        torch.save(SCENARIOS[name](options.out), options.out / f"{name}-{resolve_rank().rank}.pt")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(SCENARIOS))

@@ -90,6 +90,7 @@ class Loop:
         self.evaluation: Evaluation | None = None
         self.traffic: Traffic | None = None
         """Gradients that this rank sent."""
+        self.overflowed_steps = 0
         self._plan = plan
         self._position = position
         self._world = world
@@ -138,6 +139,8 @@ class Loop:
         self._position.step, self._position.making = done + 1, None
         if outcome.traffic is not None:
             self.traffic = outcome.traffic + self.traffic
+        if outcome.scaled is not None:
+            self.overflowed_steps += outcome.scaled.overflowed
         made = _Made(done + 1, lr, outcome)
         self._unread.append(made)
         return made
@@ -185,8 +188,9 @@ class Loop:
         while self._unwritten:
             made = self._unwritten.popleft()
             assert made.split is not None
-            totals = made.outcome.totals(self._world)
-            self._journal.step(made.step, self._epoch(made.step), made.lr, totals, made.outcome.traffic, made.split)
+            outcome, epoch = made.outcome, self._epoch(made.step)
+            totals = outcome.totals(self._world)
+            self._journal.step(made.step, epoch, made.lr, totals, made.split, outcome.traffic, outcome.scaled)
 
     def _stopped(self) -> str:
         self._journal.feed(self._position.step, self._loader.meters())

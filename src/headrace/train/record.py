@@ -20,6 +20,7 @@ from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.train.checkpoint import Saved
 from headrace.train.clock import Split
 from headrace.train.evaluation import Evaluation
+from headrace.train.loss_scale import Scaled
 from headrace.train.parallel import Traffic
 from headrace.train.skipped import SkippedList
 from headrace.train.tally import Totals
@@ -67,10 +68,21 @@ class Journal:
         """The attempt begins; adds versions and the machine."""
         self._record.write("start", **fields, versions=versions(), machine=machine())
 
-    def step(self, step: int, epoch: int, lr: float, totals: Totals, traffic: Traffic | None, split: Split) -> None:
+    def step(
+        self,
+        step: int,
+        epoch: int,
+        lr: float,
+        totals: Totals,
+        split: Split,
+        traffic: Traffic | None,
+        scaled: Scaled | None,
+    ) -> None:
         """One step is done and accounted for."""
-        extra = {} if totals.grad_norm is None else {"grad_norm": totals.grad_norm}
+        extra: dict[str, Any] = {} if totals.grad_norm is None else {"grad_norm": totals.grad_norm}
         extra |= _sent(traffic)
+        if scaled is not None:
+            extra |= {"loss_scale": scaled.factor, "overflowed": scaled.overflowed}
         self._record.write(
             "step",
             step=step,

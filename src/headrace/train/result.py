@@ -26,6 +26,8 @@ class FitResult:
     """Of the last evaluation; without one, of the last step."""
     traffic: Traffic | None
     """Gradients that this rank sent to other replicas in this call, in bytes; None: there are none, or not known."""
+    overflowed_steps: int
+    """Steps of this call from which nothing was learnt, because gradients did not fit into fp16."""
     stopped: str | None
     """Why the run ended early ("sigterm"); None: it is complete."""
     resumed_from: Path | None

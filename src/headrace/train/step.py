@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from headrace.errors import TrainingError
 from headrace.train.batches import Batch, micro_batches, num_parts
 from headrace.train.dtensors import part, squared_norms
+from headrace.train.loss_scale import LossScale, Scaled
 from headrace.train.objective import Objective
 from headrace.train.parallel import Distributed, Exposed, Reducer, Traffic
 from headrace.train.tally import Sum, Tally, Totals
@@ -36,6 +37,8 @@ class Outcome:
     exposed: Exposed
     traffic: Traffic | None = None
     """Gradients that this rank sent; None: it sent none by itself."""
+    scaled: Scaled | None = None
+    """What came of scaling the loss; None: it was not."""
 
     def totals(self, world: World) -> Totals:
         """The step over all ranks; on a GPU waits until the device is done with it.
@@ -68,18 +71,21 @@ class Stepper:
         objective: Objective,
         optimizer: Optimizer,
         reducer: Reducer,
+        scale: LossScale | None,
         *,
         rank_batch_size: float,
         full_batches: bool,
         micro_batch_size: int | None,
         clip_grad_norm: float | None,
     ) -> None:
-        """`rank_batch_size` is the weight of a full batch of a rank; `full_batches`: there are no others."""
+        """`scale`: what the loss is multiplied by; None: nothing. `rank_batch_size` is the weight of a full batch of a
+        rank; `full_batches`: there are no others."""
         self._world = world
         self._distributed = distributed
         self._objective = objective
         self._optimizer = optimizer
         self._reducer = reducer
+        self._scale = scale
         self._expected = float(rank_batch_size)
         self._full = full_batches
         self._micro = micro_batch_size
@@ -107,10 +113,12 @@ class Stepper:
         sums.wait()
         self._distributed.end_backward()
         exposed = self._distributed.exposed()
-        some = corrected or self._correct(sums)
-        norm = self._clipped() if self._clip is not None else None
+        scaled = self._scale.unscale(self._grads()) if self._scale is not None else None
+        overflowed = scaled is not None and scaled.overflowed
+        some = (corrected or self._correct(sums)) and not overflowed
+        norm = self._clipped() if self._clip is not None and not overflowed else None
         sums.fetch(norm)
-        outcome = Outcome(number, sums, exposed, self._reducer.take())
+        outcome = Outcome(number, sums, exposed, self._reducer.take(), scaled)
         if some:
             if norm is not None and self._world.device.type == "cpu":
                 outcome.totals(self._world)
@@ -149,7 +157,8 @@ class Stepper:
                 tally.add(judged, part_rows)
                 if last:
                     sums = tally.launch(stop())
-                _scaled(judged.loss, 1.0 if alone else self._share(judged.weight, part_rows)).backward()
+                share = 1.0 if alone else self._share(judged.weight, part_rows)
+                _scaled(judged.loss, share if self._scale is None else share * self._scale.factor).backward()
         return sums, alone or (self._full and not weighted)
 
     def _parts(self, batch: Batch, rows: int) -> list[tuple[Batch, int]]:
@@ -176,7 +185,7 @@ class Stepper:
     def _correct(self, sums: Sum) -> bool:
         """Turn the averaged gradients into those of the global mean. False: no rank had a sample, nothing to learn."""
         scale = self._world.size * self._expected
-        grads = [part(p.grad) for p in self._params if p.grad is not None]
+        grads = self._grads()
         total = sums.weight()
         if isinstance(total, Tensor):
             # Without a sample there is nothing to learn, though compression may have sent what it had left of before.
@@ -185,6 +194,10 @@ class Stepper:
         if total and total != scale:
             torch._foreach_mul_(grads, scale / total)
         return total > 0
+
+    def _grads(self) -> list[Tensor]:
+        """This rank's parts."""
+        return [part(p.grad) for p in self._params if p.grad is not None]
 
     def _clipped(self) -> Tensor:
         assert self._clip is not None

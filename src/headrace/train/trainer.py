@@ -25,6 +25,7 @@ from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
+from headrace.train.loss_scale import LossScale
 from headrace.train.objective import Inputs, Loss, Objective
 from headrace.train.optimizers import OptimizerFactory, built, trained
 from headrace.train.parallel import Compression, Mesh, Reducer, distribute
@@ -92,7 +93,8 @@ class Trainer:
           (the number of tokens, say). Gradients are those of the mean over the whole global batch.
         - `optimizer(params)` gives the torch optimizer: `headrace.adamw()`, `sgd`, `lamb`, `adafactor` or `muon`, or a
           function.
-        - `precision`: "fp32", or "bf16" (forward and loss under autocast; weights stay in fp32).
+        - `precision`: "fp32", or "bf16" or "fp16" (forward and loss under autocast; weights stay in fp32; with fp16 the
+          loss is scaled, and a step whose gradients overflow is left out).
         - `mesh`: "dp" (replicas), "fsdp" (sharded), or both with sizes, "dp=2,fsdp=4"; see the page on training.
         - `compression`: how gradients go between replicas: None (as they are), "bf16", "fp16", `headrace.power_sgd()`
           or `headrace.top_k()`.
@@ -245,6 +247,7 @@ class Trainer:
             compile=self._compile,
         )
         optimizer = built(self._optimizer, self.model)
+        scale = LossScale(world, replicas=mesh.dp == world.size) if self._precision == "fp16" else None
         objective = Objective(self._inputs, self._loss, self._precision, world.device)
         stepper = Stepper(
             world,
@@ -252,6 +255,7 @@ class Trainer:
             objective,
             optimizer,
             reducer,
+            scale,
             rank_batch_size=self.loader.global_batch_size / world.size,
             full_batches=self.loader.full_batches,
             micro_batch_size=self._micro_batch_size,
@@ -261,7 +265,8 @@ class Trainer:
         if self._evaluate is not None:
             _ = self._evaluate.steps_per_epoch  # one that cannot work at this world size is refused now
             evaluator = Evaluator(world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size)
-        return _Parts(world, Learner(self.model, optimizer, world, (reducer,)), stepper, evaluator)
+        kept = (reducer,) if scale is None else (reducer, scale)
+        return _Parts(world, Learner(self.model, optimizer, world, kept), stepper, evaluator)
 
     def _plan(self, epochs: int | None, steps: int | None) -> Plan:
         if epochs is not None and steps is not None:
@@ -344,6 +349,7 @@ class Trainer:
             loss=found.loss if found else None,
             metrics=dict(found.metrics) if found else {},
             traffic=loop.traffic,
+            overflowed_steps=loop.overflowed_steps,
             stopped=stopped,
             resumed_from=resumed.path if resumed else None,
             run_dir=self.run_dir,

@@ -85,10 +85,10 @@ def parallelize(
 
     Gradients are averaged over all processes, each of which has its share of the data. Joins the processes that a
     launcher describes, and moves the model to `device`: None takes this process's GPU, or the CPU where there is none.
-    Make the optimizer afterwards, of the parameters of what is returned. `precision="bf16"` has sharded parameters
-    gathered in bf16; autocast is the loop's own. `compression`, `activation_checkpointing` and `compile` are the
-    Trainer's; what compression keeps for the next step is in no checkpoint of yours. It is collective. Raises
-    OptionError for a mesh that does not fit.
+    Make the optimizer afterwards, of the parameters of what is returned. `precision="bf16"` or "fp16" has sharded
+    parameters gathered in it; autocast, and with fp16 the scale of the loss, are the loop's own. `compression`,
+    `activation_checkpointing` and `compile` are the Trainer's; what compression keeps for the next step is in no
+    checkpoint of yours. It is collective. Raises OptionError for a mesh that does not fit.
 
     >>> parallelize(nn.Linear(2, 1), "dp", device="cpu")
     Linear(in_features=2, out_features=1, bias=True)
