@@ -28,7 +28,7 @@ class Largest:
         places, values, start = [], [], 0
         for name, gradient in zip(names, bucket.gradients(), strict=True):
             flat = self._memory.add_error(name, gradient.view(-1))
-            largest = flat.abs().topk(math.ceil(self._ratio * flat.numel())).indices
+            largest = flat.abs().topk(math.ceil(self._ratio * flat.numel()), sorted=False).indices
             values.append(flat[largest])
             places.append(largest + start)
             self._memory.keep(name, flat.index_fill(0, largest, 0.0))

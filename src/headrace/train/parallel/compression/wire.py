@@ -44,11 +44,11 @@ class Wire:
         self._sent += tensor.nbytes
         return self._begun(dist.all_reduce(tensor, async_op=True))
 
-    def gather(self, tensor: Tensor) -> tuple[dist.Work, Tensor]:
-        """Begin bringing the tensors (n,) of all ranks to each; they will lie in the one returned, (ranks, n)."""
+    def gather(self, tensor: Tensor) -> tuple[dist.Work, list[Tensor]]:
+        """Begin bringing the tensors of all ranks to each; they will lie in those returned, by rank."""
         self._sent += tensor.nbytes
-        found = torch.empty((self.size, tensor.numel()), dtype=tensor.dtype, device=tensor.device)
-        return self._begun(dist.all_gather_into_tensor(found.view(-1), tensor, async_op=True)), found
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        return self._begun(dist.all_gather(found, tensor, async_op=True)), found
 
     def take(self) -> Traffic | None:
         """What was counted since the last call; None: nothing."""
