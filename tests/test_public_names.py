@@ -37,7 +37,9 @@ PUBLIC = [
     "open",
     "pack",
     "parallelize",
+    "power_sgd",
     "sgd",
+    "top_k",
     "transform",
     "wsd",
 ]

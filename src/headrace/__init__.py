@@ -29,7 +29,9 @@ if TYPE_CHECKING:
         muon,
         one_cycle,
         parallelize,
+        power_sgd,
         sgd,
+        top_k,
         wsd,
     )
 
@@ -56,7 +58,9 @@ _HOMES = {
     "open": "dataset",
     "pack": "packing",
     "parallelize": "train",
+    "power_sgd": "train",
     "sgd": "train",
+    "top_k": "train",
     "wsd": "train",
 }
 _MODULES = ("errors", "ondevice", "transform")
@@ -87,7 +91,9 @@ __all__ = [
     "open",
     "pack",
     "parallelize",
+    "power_sgd",
     "sgd",
+    "top_k",
     "transform",
     "wsd",
 ]

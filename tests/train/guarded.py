@@ -197,5 +197,4 @@ WHOLE = ["unsound", "unsound_and_noted", "slowed"]
 
 
 if __name__ == "__main__":
-    scenarios.SCENARIOS = SCENARIOS
-    sys.exit(scenarios.main())
+    sys.exit(scenarios.main(SCENARIOS))

@@ -302,16 +302,17 @@ class Exploding:
         return p.cross_entropy(output, batch) * (float("inf") if explodes else 1)
 
 
-def main():
+def main(scenarios):
+    """Run those of `scenarios` that are named; values go to FOLDER/NAME-RANK.pt."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="+")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.names:
-        found = SCENARIOS[name](options.out)
+        found = scenarios[name](options.out)
         torch.save(found, options.out / f"{name}-{RANK}.pt")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(SCENARIOS))

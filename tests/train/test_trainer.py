@@ -27,7 +27,7 @@ def held_out(**options):
     [
         ({"mesh": "tp=2"}, "mesh must be axis=size pairs of dp"),
         ({"mesh": ""}, "mesh must be axis=size pairs of dp"),
-        ({"precision": "fp16"}, "precision must be one of fp32, bf16: got 'fp16'"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16: got 'fp8'"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm must be above 0"),
         ({"evaluate_every": 0}, "evaluate_every must be above 0"),

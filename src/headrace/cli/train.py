@@ -119,6 +119,8 @@ class _Outcome:
     loss: float | None
     metrics: dict[str, Any]
     evaluated: bool
+    sent_bytes: int | None
+    saved_bytes: int | None
     restarts: int
     resumed_from: str | None
     resumed_step: int
@@ -140,6 +142,8 @@ class _Outcome:
             "au": self.au,
             "verdict": self.verdict["sentence"],
             "bound": self.verdict["bound"],
+            "sent_bytes": self.sent_bytes,
+            "saved_bytes": self.saved_bytes,
             "restarts": self.restarts,
             "resumed_from": self.resumed_from,
             "stopped": self.stopped,
@@ -162,7 +166,11 @@ class _Outcome:
     def _history(self) -> str:
         restarts = f"{self.restarts} restart{'s' if self.restarts > 1 else ''}" if self.restarts else ""
         resumed = f"resumed from step {self.resumed_step:,}" if self.resumed_from else ""
-        return ", ".join(part for part in (restarts, resumed) if part)
+        saved = ""
+        if self.sent_bytes is not None and self.saved_bytes:
+            whole = self.sent_bytes + self.saved_bytes
+            saved = f"{self.sent_bytes / whole:.1%} of {whole / 1e6:,.1f} MB of gradients sent".replace("%", " %", 1)
+        return ", ".join(part for part in (restarts, resumed, saved) if part)
 
 
 def _metric(name: str, value: float) -> str:
@@ -195,6 +203,8 @@ def _outcome(run_dir: Path, began: float) -> _Outcome:
         loss=end["loss"] if end else _last(run, "loss"),
         metrics=dict(end["metrics"]) if end else {},
         evaluated=bool(run.evaluations),
+        sent_bytes=end.get("sent_bytes") if end else None,
+        saved_bytes=end.get("saved_bytes") if end else None,
         restarts=len(attempts) - 1,
         resumed_from=last["resumed_from"],
         resumed_step=last["step"],

@@ -1,8 +1,8 @@
 """Training: one model on any number of processes, with the loss curve of one.
 
 `Trainer` runs the loop; `adamw`, `sgd`, `lamb`, `adafactor` and `muon` make optimizers, `cosine`, `linear`, `wsd`,
-`one_cycle` and `constant` schedules; `Guards` says what a run is watched for; `export_safetensors` takes a model out of
-a checkpoint. The names are loaded when
+`one_cycle` and `constant` schedules, `power_sgd` and `top_k` compressions of gradients; `Guards` says what a run is
+watched for; `export_safetensors` takes a model out of a checkpoint. The names are loaded when
 first used, so that what needs no torch here (reading a recipe, a worker that ends because a peer failed) does not
 wait for it.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from headrace.train.export import export_safetensors
     from headrace.train.guards import Guards
     from headrace.train.optimizers import adafactor, adamw, lamb, muon, sgd
-    from headrace.train.parallel import parallelize
+    from headrace.train.parallel import parallelize, power_sgd, top_k
     from headrace.train.result import FitResult
     from headrace.train.schedules import constant, cosine, linear, one_cycle, wsd
     from headrace.train.trainer import Trainer
@@ -35,7 +35,9 @@ _HOMES = {
     "muon": "optimizers",
     "one_cycle": "schedules",
     "parallelize": "parallel",
+    "power_sgd": "parallel",
     "sgd": "optimizers",
+    "top_k": "parallel",
     "wsd": "schedules",
 }
 
@@ -53,7 +55,9 @@ __all__ = [
     "muon",
     "one_cycle",
     "parallelize",
+    "power_sgd",
     "sgd",
+    "top_k",
     "wsd",
 ]
 

@@ -12,7 +12,15 @@ from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Metric
 from headrace.train.guards import Guards
 from headrace.train.objective import PRECISIONS
-from headrace.train.parallel import TensorPlan, check_plan, check_recompute, check_schedule, parse_mesh
+from headrace.train.parallel import (
+    Compression,
+    TensorPlan,
+    check_compression,
+    check_plan,
+    check_recompute,
+    check_schedule,
+    parse_mesh,
+)
 
 
 def check_options(
@@ -22,6 +30,7 @@ def check_options(
     tp_plan: TensorPlan | None,
     pp_schedule: str,
     pp_stages: Sequence[str] | None,
+    compression: Compression | None,
     activation_checkpointing: str | None,
     metrics: Mapping[str, Metric] | None,
     evaluate: LoaderLike | None,
@@ -39,6 +48,7 @@ def check_options(
     check_schedule(pp_schedule)
     if pp_stages is not None and "pp" not in axes:
         raise OptionError(f"pp_stages is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
+    check_compression(compression, axes, precision)
     check_recompute(activation_checkpointing)
     if metrics and evaluate is None:
         raise OptionError(f"metrics need a loader to be evaluated on: got {', '.join(metrics)}; set evaluate")

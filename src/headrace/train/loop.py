@@ -24,6 +24,7 @@ from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluation, Evaluator
 from headrace.train.guards import Watch
 from headrace.train.interrupt import StopRequest
+from headrace.train.parallel import Traffic
 from headrace.train.record import Journal
 from headrace.train.saving import Saved
 from headrace.train.schedules import Schedule
@@ -112,6 +113,9 @@ class Loop:
     ) -> None:
         self.latest: Totals | None = None
         self.evaluation: Evaluation | None = None
+        self.traffic: Traffic | None = None
+        """Gradients that this rank sent."""
+        self.overflowed_steps = 0
         self._plan = plan
         self._position = position
         self._world = world
@@ -164,6 +168,10 @@ class Loop:
         outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested or self._saves.failed)
         self._clock.lap("compute")
         self._position.step, self._position.making = done + 1, None
+        if outcome.traffic is not None:
+            self.traffic = outcome.traffic + self.traffic
+        if outcome.scaled is not None:
+            self.overflowed_steps += outcome.scaled.overflowed
         made = _Made(done + 1, lr, outcome, None if self._watch is None else real)
         self._unread.append(made)
         return made
@@ -231,10 +239,11 @@ class Loop:
         while self._unwritten:
             made = self._unwritten.popleft()
             assert made.split is not None
-            totals = made.outcome.totals(self._world)
+            outcome, epoch = made.outcome, self._epoch(made.step)
+            totals = outcome.totals(self._world)
             if self._watch is not None:
                 self._watch.timed(_own_sec(made.split))
-            self._journal.step(made.step, self._epoch(made.step), made.lr, totals, made.split)
+            self._journal.step(made.step, epoch, made.lr, totals, made.split, outcome.traffic, outcome.scaled)
 
     def _stopped(self) -> str:
         self._journal.feed(self._position.step, self._loader.meters())

@@ -20,7 +20,8 @@ from headrace.train.batches import Batch
 Inputs = Callable[[Batch], Any]
 Loss = Callable[[Any, Batch], Any]
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
+_CAST_TO = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,10 @@ class Objective:
         self._inputs = inputs
         self._loss = loss
         self._device_type = device.type
-        self._autocast = precision == "bf16"
+        self._cast_to = _CAST_TO.get(precision)
 
     def __call__(self, model: nn.Module, batch: Batch, rows: int) -> Judgement:
-        """The judgement of a batch of `rows` samples. With bf16 the forward pass runs under autocast."""
+        """The judgement of a batch of `rows` samples. With bf16 and fp16 the forward pass runs under autocast."""
         with self.casting():
             output = _call(model, self._inputs(batch))
             return self._judge(output, batch, rows)
@@ -81,7 +82,7 @@ class Objective:
 
     def casting(self) -> AbstractContextManager[Any]:
         """What the forward pass and the loss run under."""
-        return torch.autocast(self._device_type, torch.bfloat16) if self._autocast else nullcontext()
+        return nullcontext() if self._cast_to is None else torch.autocast(self._device_type, self._cast_to)
 
 
 def _call(model: nn.Module, arguments: Any) -> Any:

@@ -20,6 +20,8 @@ from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.train.clock import Split
 from headrace.train.evaluation import Evaluation
 from headrace.train.guards.finding import Finding
+from headrace.train.loss_scale import Scaled
+from headrace.train.parallel import Traffic
 from headrace.train.saving import Saved
 from headrace.train.skipped import SkippedList
 from headrace.train.tally import Totals
@@ -67,9 +69,21 @@ class Journal:
         """The attempt begins; adds versions and the machine."""
         self._record.write("start", **fields, versions=versions(), machine=machine())
 
-    def step(self, step: int, epoch: int, lr: float, totals: Totals, split: Split) -> None:
+    def step(
+        self,
+        step: int,
+        epoch: int,
+        lr: float,
+        totals: Totals,
+        split: Split,
+        traffic: Traffic | None,
+        scaled: Scaled | None,
+    ) -> None:
         """One step is done and accounted for."""
-        extra = {} if totals.grad_norm is None else {"grad_norm": totals.grad_norm}
+        extra: dict[str, Any] = {} if totals.grad_norm is None else {"grad_norm": totals.grad_norm}
+        extra |= _sent(traffic)
+        if scaled is not None:
+            extra |= {"loss_scale": scaled.factor, "overflowed": scaled.overflowed}
         self._record.write(
             "step",
             step=step,
@@ -136,9 +150,14 @@ class Journal:
         """The run stopped early, with a checkpoint."""
         self._record.write("stop", step=step, reason=reason)
 
-    def end(self, **fields: Any) -> None:
+    def end(self, *, traffic: Traffic | None, **fields: Any) -> None:
         """The run is complete."""
-        self._record.write("end", **fields)
+        self._record.write("end", **fields, **_sent(traffic))
+
+
+def _sent(traffic: Traffic | None) -> dict[str, Any]:
+    """Of gradients, by rank 0; a rank that sends none by itself says nothing."""
+    return {} if traffic is None else asdict(traffic)
 
 
 def versions() -> dict[str, str]:

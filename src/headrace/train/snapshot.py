@@ -1,6 +1,7 @@
 """All that decides how training goes on, as named tensors and a little JSON.
 
-Tensors: `model.NAME`, `optimizer.PARAMETER.KEY`, and `random.GENERATOR`, in which row r is rank r's. JSON: what an
+Tensors: `model.NAME`, `optimizer.PARAMETER.KEY`, `random.GENERATOR`, in which row r is rank r's, and what else is kept
+from step to step (`Kept`), under names of its own. JSON: what an
 optimizer keeps as plain numbers. Names are the module's own, without a wrapper's prefix, and nothing says how many
 processes there were, except the rows of `random`: other numbers of processes go on with generators seeded anew.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +27,30 @@ from headrace.train.world import World
 _NUMBERS = (bool, int, float, type(None))
 
 
+class Kept(Protocol):
+    """What goes from step to step beside model and optimizer, such as gradients that were not sent yet."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it; a name that several ranks have is of the same on each."""
+
+    def room(self, entries: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Where it wants what it can use of a checkpoint with these entries."""
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what was read, its own among it; from nothing where there is none of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """A model, as it lies on the processes, its optimizer, and the world they learn in."""
+    """A model, as it lies on the processes, its optimizer, the world they learn in, and what else they keep."""
 
     distributed: Distributed
     optimizer: Optimizer
     world: World
     shapes: Mapping[str, tuple[int, ...]]
     """Of all tensors of the model, also those that other processes have, by name."""
+
+    others: tuple[Kept, ...] = ()
 
     @property
     def model(self) -> nn.Module:
@@ -51,6 +67,8 @@ class Learner:
         states = self.world.gather(random_state(self.world.device))
         for name in states[0]:
             found[f"random.{name}"] = torch.stack([state[name] for state in states])
+        for other in self.others:
+            found |= other.tensors()
         return found
 
     def numbers(self) -> dict[str, dict[str, Any]]:
@@ -86,6 +104,8 @@ class Learner:
                         continue
                     raise StateError(f"the checkpoint has {name!r}, but this model does not train that parameter")
                 found[name] = self._room_for(name, entry)
+        for other in self.others:
+            found |= other.room(entries)
         return found
 
     def _is_elsewhere(self, name: str, own: Mapping[str, Tensor]) -> bool:
@@ -112,6 +132,8 @@ class Learner:
                 state[index] = own
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for other in self.others:
+            other.adopt(tensors)
         self._set_random(tensors, seed)
 
     def _set_random(self, tensors: Mapping[str, Tensor], seed: int) -> None:

@@ -22,8 +22,9 @@ from headrace.errors import TrainingError
 from headrace.train.batches import Batch, micro_batches, num_parts
 from headrace.train.dtensors import part, squared_norms
 from headrace.train.guards import RunningStatistics, step_if
+from headrace.train.loss_scale import LossScale, Scaled
 from headrace.train.objective import Objective
-from headrace.train.parallel import Distributed, Exposed, Mesh
+from headrace.train.parallel import Distributed, Exposed, Mesh, Reducer, Traffic
 from headrace.train.pipelined import PipelinedPasses
 from headrace.train.tally import Sum, Tally, Totals
 from headrace.train.world import World
@@ -38,6 +39,15 @@ class Outcome:
     exposed: Exposed
     guarded: bool = False
     """Whether a step that is not finite was left out, so that it is no error."""
+    traffic: Traffic | None = None
+    """Gradients that this rank sent; None: it sent none by itself."""
+    scaled: Scaled | None = None
+    """What came of scaling the loss; None: it was not."""
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether scaled gradients were too large, so that the step was left out."""
+        return self.scaled is not None and self.scaled.overflowed
 
     def totals(self, world: World) -> Totals:
         """The step over all ranks; on a GPU waits until the device is done with it.
@@ -71,6 +81,8 @@ class Stepper:
         distributed: Distributed,
         objective: Objective,
         optimizer: Optimizer,
+        reducer: Reducer,
+        scale: LossScale | None,
         *,
         mesh: Mesh,
         rank_batch_size: float,
@@ -80,9 +92,8 @@ class Stepper:
         clip_grad_norm: float | None,
         guarded: bool = False,
     ) -> None:
-        """`rank_batch_size` is the weight of a full batch of a rank; `full_batches`: there are no others.
-
-        `guarded`: a step that is not finite changes nothing, and is no error.
+        """`scale`: what the loss is multiplied by; None: nothing. `rank_batch_size` is the weight of a full batch of a
+        rank; `full_batches`: there are no others. `guarded`: a step that is not finite changes nothing.
         """
         self._world = world
         self._copies = mesh.tp
@@ -90,6 +101,8 @@ class Stepper:
         self._distributed = distributed
         self._objective = objective
         self._optimizer = optimizer
+        self._reducer = reducer
+        self._scale = scale
         self._expected = float(rank_batch_size)
         self._full = full_batches
         self._micro = micro_batch_size
@@ -121,33 +134,36 @@ class Stepper:
         sums.wait()
         self._distributed.end_backward()
         exposed = self._distributed.exposed()
-        some = corrected or self._correct(sums)
+        scaled = self._scale.unscale(self._grads()) if self._scale is not None else None
+        overflowed = scaled is not None and scaled.overflowed
+        some = (corrected or self._correct(sums)) and not overflowed
+        guarded = self._statistics is not None
+        outcome = Outcome(number, sums, exposed, guarded, self._reducer.take(), scaled)
         if self._statistics is not None:
-            outcome = self._guarded(Outcome(number, sums, exposed, guarded=True), some)
+            self._guarded(outcome, self._statistics, some)
         else:
-            outcome = self._unguarded(Outcome(number, sums, exposed), some)
+            self._unguarded(outcome, some)
         self._optimizer.zero_grad(set_to_none=True)
         return outcome
 
-    def _unguarded(self, outcome: Outcome, some: bool) -> Outcome:
-        norm = self._clipped() if self._clip is not None else None
+    def _unguarded(self, outcome: Outcome, some: bool) -> None:
+        norm = self._clipped() if self._clip is not None and not outcome.overflowed else None
         outcome.sums.fetch(norm)
         if some:
             if norm is not None and self._world.device.type == "cpu":
                 outcome.totals(self._world)
             self._optimizer.step()
-        return outcome
 
-    def _guarded(self, outcome: Outcome, some: bool) -> Outcome:
+    def _guarded(self, outcome: Outcome, statistics: RunningStatistics, some: bool) -> None:
         """The norm says of all gradients whether they are finite, and the same on every rank: they are reduced."""
-        assert self._statistics is not None
-        norm = self._norm() if self._clip is None else self._clipped()
+        norm = None
+        if not outcome.overflowed:
+            norm = self._norm() if self._clip is None else self._clipped()
         finite = outcome.sums.finite(norm)
         outcome.sums.fetch(norm)
         if some:
             step_if(self._optimizer, finite)
-        self._statistics.settle(finite)
-        return outcome
+        statistics.settle(finite)
 
     def alone(self, batch: Batch, rows: int) -> list[Tensor]:
         """Loss and gradients of a batch's first micro-batch, on this rank alone; nothing of them is kept."""
@@ -179,7 +195,8 @@ class Stepper:
         """Gradients reduced over the ranks, the sums on their way, and whether no correction can be needed."""
         if self._pipelined is not None:
             tally = Tally(self._world, self._copies)
-            weighted = self._pipelined.learn(batch, rows, lambda weight: weight / self._expected, tally)
+            factor = 1.0 if self._scale is None else self._scale.factor
+            weighted = self._pipelined.learn(batch, rows, lambda weight: weight / self._expected * factor, tally)
             return tally.launch(stop()), self._full and not weighted
         parts = self._parts(batch, rows)
         alone = self._world.size == 1 and len(parts) == 1
@@ -193,7 +210,8 @@ class Stepper:
                 tally.add(judged, part_rows)
                 if last:
                     sums = tally.launch(stop())
-                _scaled(judged.loss, 1.0 if alone else self._share(judged.weight, part_rows)).backward()
+                share = 1.0 if alone else self._share(judged.weight, part_rows)
+                _scaled(judged.loss, share if self._scale is None else share * self._scale.factor).backward()
         return sums, alone or (self._full and not weighted)
 
     def _parts(self, batch: Batch, rows: int) -> list[tuple[Batch, int]]:
@@ -220,15 +238,19 @@ class Stepper:
     def _correct(self, sums: Sum) -> bool:
         """Turn the averaged gradients into those of the global mean. False: no rank had a sample, nothing to learn."""
         scale = self._data_size * self._expected
-        grads = [part(p.grad) for p in self._params if p.grad is not None]
+        grads = self._grads()
         total = sums.weight()
         if isinstance(total, Tensor):
-            # Without a sample the gradients are 0 and stay 0: dividing by at least a tiny weight keeps out NaN.
-            torch._foreach_mul_(grads, (scale / total.clamp(min=1e-30)).float())
+            # Without a sample there is nothing to learn, though compression may have sent what it had left of before.
+            torch._foreach_mul_(grads, torch.where(total > 0, scale / total, 0.0).float())
             return True
         if total and total != scale:
             torch._foreach_mul_(grads, scale / total)
         return total > 0
+
+    def _grads(self) -> list[Tensor]:
+        """This rank's parts."""
+        return [part(p.grad) for p in self._params if p.grad is not None]
 
     def _clipped(self) -> Tensor:
         assert self._clip is not None

@@ -138,12 +138,13 @@ class Sum:
         """This rank's own weighted loss."""
         return float(self._own_loss)
 
-    def finite(self, grad_norm: Tensor) -> bool | Tensor:
-        """Whether loss and norm are, once waited for: known on the CPU, still on the device on a GPU."""
+    def finite(self, grad_norm: Tensor | None) -> bool | Tensor:
+        """Whether the loss is, and the norm if any, once waited for: on a GPU the answer is on the device."""
         if self._values is not None:
-            return math.isfinite(self._values[3]) and math.isfinite(grad_norm.item())
+            return math.isfinite(self._values[3]) and (grad_norm is None or math.isfinite(grad_norm.item()))
         assert self._vector is not None
-        return self._vector[3].isfinite() & grad_norm.isfinite()
+        finite = self._vector[3].isfinite()
+        return finite if grad_norm is None else finite & grad_norm.isfinite()
 
     def fetch(self, grad_norm: Tensor | None) -> None:
         """Start bringing the sums and the norm to the host."""

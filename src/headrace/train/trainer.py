@@ -27,12 +27,15 @@ from headrace.train.evaluation import Evaluator, Metric
 from headrace.train.guards import Guards, Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
+from headrace.train.loss_scale import LossScale
 from headrace.train.objective import Inputs, Loss, Objective
 from headrace.train.optimizers import ByRole, OptimizerFactory, built, trained
 from headrace.train.parallel import (
+    Compression,
     Mesh,
     Pipeline,
     PipelineOptions,
+    Reducer,
     TensorPlan,
     distribute,
     micro_batch_plan,
@@ -82,6 +85,7 @@ class Trainer:
         pp_schedule: str = "1f1b",
         pp_stages: Sequence[str] | None = None,
         precision: str = "fp32",
+        compression: Compression | None = None,
         activation_checkpointing: str | None = None,
         compile: bool = False,
         micro_batch_size: int | None = None,
@@ -109,13 +113,16 @@ class Trainer:
           (the number of tokens, say). Gradients are those of the mean over the whole global batch.
         - `optimizer(params)` gives the torch optimizer: `headrace.adamw()`, `sgd`, `lamb`, `adafactor` or `muon`, or a
           function.
-        - `precision`: "fp32", or "bf16" (forward and loss under autocast; weights stay in fp32).
+        - `precision`: "fp32", or "bf16" or "fp16" (forward and loss under autocast; weights stay in fp32; with fp16 the
+          loss is scaled, and a step whose gradients overflow is left out).
         - `mesh`: "dp" (replicas), "fsdp" (sharded), "tp" (tensor parallel), "pp" (pipeline), or several with sizes,
           "dp=2,fsdp=4"; see the page on training.
         - `tp_plan`: module names, with * for a part, and how each is cut: "colwise", "rowwise", "colwise_gather",
           "embedding", "sequence" or a torch ParallelStyle. None: the model's own plan, or one for its MLPs.
         - `pp_schedule`: "1f1b", "gpipe", or "interleaved" (two stages a process).
         - `pp_stages`: the modules at which each stage but the first begins; None: stages with even parameters.
+        - `compression`: how gradients go between replicas: None (as they are), "bf16", "fp16", `headrace.power_sgd()`
+          or `headrace.top_k()`.
         - `activation_checkpointing`: the model's repeated blocks make their activations again in the backward pass: all
           of them ("full"), or all but products of matrices, convolutions and attention ("selective").
         - `compile`: blocks, or a model without any, run through torch.compile; the first step takes long.
@@ -142,6 +149,7 @@ class Trainer:
             tp_plan=tp_plan,
             pp_schedule=pp_schedule,
             pp_stages=pp_stages,
+            compression=compression,
             activation_checkpointing=activation_checkpointing,
             metrics=metrics,
             evaluate=evaluate,
@@ -171,6 +179,7 @@ class Trainer:
         self._pp_schedule = pp_schedule
         self._pp_stages = pp_stages
         self._precision = precision
+        self._compression = compression
         self._activation_checkpointing = activation_checkpointing
         self._compile = compile
         self._micro_batch_size = micro_batch_size
@@ -247,6 +256,7 @@ class Trainer:
                     sec=result.sec,
                     loss=result.loss,
                     metrics=result.metrics,
+                    traffic=result.traffic,
                 )
         parts.world.part()
         return result
@@ -279,6 +289,8 @@ class Trainer:
                 f"a replay needs the whole model on every rank: got mesh={self._mesh!r}; say mesh='dp', or leave "
                 "replay_every away"
             )
+        if mesh.pp == 1:
+            self.model.to(world.device)
         self.model.train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
         shapes = shapes_of(self.model)
@@ -289,18 +301,21 @@ class Trainer:
                 "adamw(), or a mesh without pp"
             )
         number, size = self._micro_batches(mesh)
+        reducer = Reducer(self._compression, self.model, world)
         distributed = distribute(
             self.model,
             world,
             mesh,
             self._precision,
             tp_plan=self._tp_plan,
+            reducer=reducer,
             pipeline=PipelineOptions(self._pp_schedule, self._pp_stages, number),
             casting=objective.casting,
             activation_checkpointing=self._activation_checkpointing,
             compile=self._compile,
         )
         optimizer = built(self._optimizer, distributed.model)
+        scale = LossScale(world, replicas=mesh.dp == world.size) if self._precision == "fp16" else None
         pipelined = None
         if isinstance(distributed, Pipeline):
             pipelined = PipelinedPasses(distributed, objective, number, size)
@@ -309,6 +324,8 @@ class Trainer:
             distributed,
             objective,
             optimizer,
+            reducer,
+            scale,
             mesh=mesh,
             rank_batch_size=self.loader.global_batch_size / mesh.data_size,
             full_batches=self.loader.full_batches,
@@ -323,7 +340,8 @@ class Trainer:
             evaluator = Evaluator(
                 world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size, mesh, pipelined
             )
-        return _Parts(world, Learner(distributed, optimizer, world, shapes), stepper, evaluator)
+        kept = (reducer,) if scale is None else (reducer, scale)
+        return _Parts(world, Learner(distributed, optimizer, world, shapes, kept), stepper, evaluator)
 
     def _micro_batches(self, mesh: Mesh) -> tuple[int, int]:
         rank_batch_size = -(-self.loader.global_batch_size // mesh.data_size)
@@ -396,6 +414,7 @@ class Trainer:
             "parameters": sum(param.numel() for param in self.model.parameters()),
             "optimizer": _shown(self._optimizer),
             "schedule": _shown(self._schedule),
+            "compression": None if self._compression is None else str(self._compression),
             "activation_checkpointing": self._activation_checkpointing,
             "compile": self._compile,
             "micro_batch_size": self._micro_batch_size,
@@ -419,6 +438,8 @@ class Trainer:
             sec=sec,
             loss=found.loss if found else None,
             metrics=dict(found.metrics) if found else {},
+            traffic=loop.traffic,
+            overflowed_steps=loop.overflowed_steps,
             stopped=stopped,
             resumed_from=resumed.path if resumed else None,
             run_dir=self.run_dir,

@@ -1,5 +1,6 @@
 """A model on several processes: which of them hold what, and how their gradients come together."""
 
+from headrace.train.parallel.compression import Compression, Reducer, Traffic, check_compression, power_sgd, top_k
 from headrace.train.parallel.distribute import Distributed, distribute, parallelize, take_place
 from headrace.train.parallel.exposed import Exposed
 from headrace.train.parallel.mesh import Mesh, parse_mesh
@@ -8,12 +9,16 @@ from headrace.train.parallel.recompute import check_recompute
 from headrace.train.parallel.tensor import TensorPlan, check_plan
 
 __all__ = [
+    "Compression",
     "Distributed",
     "Exposed",
     "Mesh",
     "Pipeline",
     "PipelineOptions",
+    "Reducer",
     "TensorPlan",
+    "Traffic",
+    "check_compression",
     "check_plan",
     "check_recompute",
     "check_schedule",
@@ -21,5 +26,7 @@ __all__ = [
     "micro_batch_plan",
     "parallelize",
     "parse_mesh",
+    "power_sgd",
     "take_place",
+    "top_k",
 ]

@@ -15,8 +15,9 @@ from headrace.errors import OptionError
 from headrace.rank import set_data_rank
 from headrace.train.objective import PRECISIONS
 from headrace.train.parallel.blocks import repeated_blocks
+from headrace.train.parallel.compression import Compression, Reducer, check_compression
 from headrace.train.parallel.exposed import Exposed
-from headrace.train.parallel.mesh import Mesh
+from headrace.train.parallel.mesh import Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, build_pipeline
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
 from headrace.train.parallel.replicated import Replica
@@ -66,17 +67,19 @@ def distribute(
     tp_plan: TensorPlan | None = None,
     pipeline: PipelineOptions | None = None,
     casting: Casting = nullcontext,
+    reducer: Reducer | None = None,
     activation_checkpointing: str | None = None,
     compile: bool = False,
 ) -> Distributed:
     """Replicate the model or cut it, as the mesh says. Collective; to be done before its optimizer is made.
 
-    `casting` gives the context that stages of a pipeline run in. Raises OptionError for `activation_checkpointing` of a
-    model without blocks, and for plans and stages that do not fit it.
+    `reducer` averages the gradients of replicas; None: as they are. `casting` gives the context that stages of a
+    pipeline run in. Raises OptionError for `activation_checkpointing` of a model without blocks, and for plans and
+    stages that do not fit it.
     """
     if mesh.fsdp == mesh.tp == mesh.pp == 1:
         _prepare(model.to(world.device), activation_checkpointing, compile)
-        return Replica(model, world)
+        return Replica(model, world, reducer or Reducer(None, model, world))
     if mesh.pp == 1:
         model.to(world.device)
     _share(model)
@@ -140,6 +143,7 @@ def parallelize(
     *,
     precision: str = "fp32",
     tp_plan: TensorPlan | None = None,
+    compression: Compression | None = None,
     activation_checkpointing: str | None = None,
     compile: bool = False,
     device: str | torch.device | None = None,
@@ -148,9 +152,10 @@ def parallelize(
 
     Gradients are averaged over all processes, each of which has its share of the data. Joins the processes that a
     launcher describes, and moves the model to `device`: None takes this process's GPU, or the CPU where there is none.
-    Make the optimizer afterwards, of the parameters of what is returned. `precision="bf16"` has sharded parameters
-    gathered in bf16; autocast is the loop's own. `activation_checkpointing` and `compile` are the Trainer's. It is
-    collective. Raises OptionError for a mesh that does not fit.
+    Make the optimizer afterwards, of the parameters of what is returned. `precision="bf16"` or "fp16" has sharded
+    parameters gathered in it; autocast, and with fp16 the scale of the loss, are the loop's own. `compression`,
+    `activation_checkpointing` and `compile` are the Trainer's; what compression keeps for the next step is in no
+    checkpoint of yours. It is collective. Raises OptionError for a mesh that does not fit.
 
     >>> parallelize(nn.Linear(2, 1), "dp", device="cpu")
     Linear(in_features=2, out_features=1, bias=True)
@@ -158,17 +163,20 @@ def parallelize(
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
     check_recompute(activation_checkpointing)
+    check_compression(compression, parse_mesh(mesh), precision)
     world = join_world(device)
     sizes = Mesh.of(mesh, world.size)
     if sizes.pp > 1:
         raise OptionError(f"a pipeline is run by a schedule, in the Trainer: got mesh={mesh!r}; leave pp out of it")
     take_place(sizes, world)
+    model.to(world.device)
     return distribute(
         model,
         world,
         sizes,
         precision,
         tp_plan=tp_plan,
+        reducer=Reducer(compression, model, world),
         activation_checkpointing=activation_checkpointing,
         compile=compile,
     ).module

@@ -1,7 +1,7 @@
 """One model on every rank, with gradients averaged over the ranks while backward still runs.
 
-This is DistributedDataParallel with a hook that does what it does anyway, and notes when the last bucket of gradients
-was handed over: what backward takes after that moment is communication that no compute hid.
+This is DistributedDataParallel with a hook that has a `Reducer` average each bucket of gradients, and notes when the
+last one was handed over: what backward takes after that moment is communication that no compute hid.
 """
 
 # No postponed annotations here: DistributedDataParallel looks at those of its hook.
@@ -11,13 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from headrace.train.parallel.buffers import share_buffers
+from headrace.train.parallel.compression import Reducer
 from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.world import World
 
@@ -56,12 +55,11 @@ class _DeviceTimer:
         return Exposed(marks=marks)
 
 
-def _reduce(timer: _HostTimer | _DeviceTimer, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+def _reduce(state: tuple[_HostTimer | _DeviceTimer, Reducer], bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    timer, reducer = state
     if bucket.is_last():
         timer.hand_over()
-    group = dist.group.WORLD
-    assert group is not None
-    return allreduce_hook(group, bucket)
+    return reducer.reduce(bucket)
 
 
 class Replica:
@@ -70,7 +68,7 @@ class Replica:
     needs_equal_passes = False
     """Whether every rank must call the model equally often in a step."""
 
-    def __init__(self, model: nn.Module, world: World) -> None:
+    def __init__(self, model: nn.Module, world: World, reducer: Reducer) -> None:
         self.model = model
         """The user's module."""
         self.module: nn.Module = model
@@ -84,7 +82,7 @@ class Replica:
                 model, device_ids=[world.device] if on_device else None, gradient_as_bucket_view=True
             )
             self._timer = _DeviceTimer() if on_device else _HostTimer()
-            ddp.register_comm_hook(self._timer, _reduce)
+            ddp.register_comm_hook((self._timer, reducer), _reduce)
             self.module = ddp
 
     def reducing(self, reduce: bool) -> AbstractContextManager[Any]:

@@ -65,5 +65,6 @@ class Sharded:
 _POLICIES = {
     "fp32": MixedPrecisionPolicy(),
     "bf16": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+    "fp16": MixedPrecisionPolicy(param_dtype=torch.float16, reduce_dtype=torch.float32),
 }
-"""With bf16 parameters are gathered in half the bytes; gradients are added up in fp32."""
+"""With bf16 and fp16 parameters are gathered in half the bytes; gradients are added up in fp32."""
