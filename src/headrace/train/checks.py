@@ -20,6 +20,7 @@ def check_options(
     evaluate: LoaderLike | None,
     evaluate_every: float,
     clip_grad_norm: float | None,
+    hang_timeout_sec: float | None,
 ) -> None:
     """Raise OptionError for values, and combinations of them, that cannot work."""
     if precision not in PRECISIONS:
@@ -34,6 +35,8 @@ def check_options(
         raise OptionError(f"evaluate_every must be above 0, in epochs: got {evaluate_every}")
     if clip_grad_norm is not None and not clip_grad_norm > 0:
         raise OptionError(f"clip_grad_norm must be above 0, or None: got {clip_grad_norm}")
+    if hang_timeout_sec is not None and not hang_timeout_sec > 0:
+        raise OptionError(f"hang_timeout_sec must be above 0, or None: got {hang_timeout_sec}")
 
 
 def check_counts(**counts: int | None) -> None:

@@ -59,13 +59,17 @@ class Evaluator:
         self._passes = num_parts(rank_batch_size, micro_batch_size) if distributed.needs_equal_passes else 0
         self._spare: Batch | None = None
 
-    def run(self, model: nn.Module) -> Evaluation:
-        """Evaluate the model, every rank its share. Collective; the model's modes are as before afterwards."""
+    def run(self, model: nn.Module, advance: Callable[[], object]) -> Evaluation:
+        """Evaluate the model, every rank its share. Collective; the model's modes are as before afterwards.
+
+        `advance` is called before each batch.
+        """
         began = time.perf_counter()
         self._world.share_buffers(model)
         sums = _Sums()
         with evaluating(model), torch.no_grad():
             for batch in self._loader:
+                advance()
                 parts = self._parts(batch)
                 for part, part_rows in parts:
                     self._add(model, part, part_rows, sums)

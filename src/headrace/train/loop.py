@@ -28,6 +28,7 @@ from headrace.train.record import Journal
 from headrace.train.schedules import Schedule
 from headrace.train.step import Outcome, Stepper
 from headrace.train.tally import Totals
+from headrace.train.watchdog import Pulse
 from headrace.train.world import World
 
 
@@ -83,6 +84,7 @@ class Loop:
         evaluator: Evaluator | None,
         save: Callable[[Position], Saved | None],
         journal: Journal,
+        pulse: Pulse,
     ) -> None:
         """`save` writes a checkpoint of the position, if the run keeps any."""
         self.latest: Totals | None = None
@@ -97,6 +99,7 @@ class Loop:
         self._evaluator = evaluator
         self._save = save
         self._journal = journal
+        self._pulse = pulse
         self._lag = 0 if world.device.type == "cpu" else 1
         self._unread: deque[_Made] = deque()
         self._unwritten: deque[_Made] = deque()
@@ -105,6 +108,7 @@ class Loop:
     def run(self, request: StopRequest) -> str | None:
         """Train until the plan is done, or until a rank was asked to stop; the reason, if so. Collective."""
         self._clock.skip()
+        self._pulse.beat("start", self._position.step + 1)
         with self._bar() as advance, closing(self._batches()) as batches:
             advance(self._position.step)
             while self._position.step < self._plan.total_steps:
@@ -133,6 +137,7 @@ class Loop:
         outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested)
         self._clock.lap("compute")
         self._position.step, self._position.making = done + 1, None
+        self._pulse.beat("training", done + 2)
         made = _Made(done + 1, lr, outcome)
         self._unread.append(made)
         return made
@@ -163,7 +168,8 @@ class Loop:
         if self._evaluator is None:
             return
         self._clock.lap("rest")
-        self.evaluation = self._evaluator.run(self._model)
+        self.evaluation = self._evaluator.run(self._model, lambda: self._pulse.beat("evaluation"))
+        self._pulse.beat("training")
         self._clock.skip()
         self._journal.evaluate(self._position.step, self._epoch(self._position.step), self.evaluation)
 
@@ -171,7 +177,9 @@ class Loop:
         self._read(0)
         self._position.loader = self._loader.state_dict()
         self._clock.lap("rest")
+        self._pulse.beat("checkpoint")
         saved = self._save(self._position)
+        self._pulse.beat("training")
         if saved is not None:
             self._clock.lap("checkpoint")
             self._journal.checkpoint(self._position.step, saved)

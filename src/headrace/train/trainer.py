@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from headrace.train.archive import Archive, num_restarts
 from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
+from headrace.train.failure import Failure
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
 from headrace.train.objective import Inputs, Loss, Objective
@@ -36,6 +37,7 @@ from headrace.train.schedules import Constant, Schedule
 from headrace.train.skipped import SkippedList
 from headrace.train.snapshot import Learner
 from headrace.train.step import Stepper
+from headrace.train.watchdog import HANG_TIMEOUT_SEC, Pulse, Watchdog, collective_timeout, print_failure
 from headrace.train.world import World, join_world
 
 
@@ -80,6 +82,7 @@ class Trainer:
         checkpoint_every: int | None = None,
         keep_checkpoints: int = 2,
         run_dir: str | Path | None = None,
+        hang_timeout_sec: float | None = HANG_TIMEOUT_SEC,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
@@ -104,6 +107,8 @@ class Trainer:
         - `epochs` or `steps`: how far `fit` goes; neither: the loader's own epochs.
         - `checkpoint_every`: steps between checkpoints; one is written at the end and at SIGTERM anyway.
         - `keep_checkpoints`: how many of the newest stay.
+        - `hang_timeout_sec`: a step of several processes that takes longer ends all of them, with a report of who hangs
+          where; the first step, a batch of an evaluation and a checkpoint may take three times as long. None: never.
         - `device`: None takes this process's GPU, or the CPU where there is none.
         """
         check_options(
@@ -114,6 +119,7 @@ class Trainer:
             evaluate=evaluate,
             evaluate_every=evaluate_every,
             clip_grad_norm=clip_grad_norm,
+            hang_timeout_sec=hang_timeout_sec,
         )
         check_counts(
             micro_batch_size=micro_batch_size,
@@ -127,6 +133,8 @@ class Trainer:
         self.run_dir = Path(run_dir) if run_dir is not None else None
         self.config: dict[str, Any] = {}
         """What else the record of the run should say of it; JSON values."""
+        self.tell_hang: Callable[[Failure], None] = print_failure
+        """What the watchdog does with its verdict, before it ends this process."""
         self._loss = loss
         self._inputs = inputs
         self._optimizer = optimizer
@@ -143,6 +151,7 @@ class Trainer:
         self._goal = (epochs, steps)
         self._checkpoint_every = checkpoint_every
         self._keep_checkpoints = keep_checkpoints
+        self._hang_timeout_sec = hang_timeout_sec
         self._seed = seed
         self._device = device
         self._parts: _Parts | None = None
@@ -171,9 +180,10 @@ class Trainer:
         parts = self._parts = self._parts or self._set_up()
         plan = self._plan(*((epochs, steps) if epochs or steps else self._goal))
         archive = self._archive(parts.learner)
-        with archive.held(), StopRequest() as request:
+        watchdog = Watchdog(parts.world, self.run_dir, self._hang_timeout_sec, self.tell_hang)
+        with archive.held(), StopRequest() as request, watchdog as pulse:
             resumed = self._go_on(parts.world, archive, resume)
-            return self._run(parts, plan, archive, resumed, request, began)
+            return self._run(parts, plan, archive, resumed, request, pulse, began)
 
     def _run(
         self,
@@ -182,6 +192,7 @@ class Trainer:
         archive: Archive,
         resumed: Resumed | None,
         request: StopRequest,
+        pulse: Pulse,
         began: float,
     ) -> FitResult:
         rank = parts.world.rank
@@ -192,8 +203,9 @@ class Trainer:
             journal = Journal(record, skipped)
             self._announce(journal, parts.world, plan, resumed)
             self._whole = False
-            loop = self._loop(parts, plan, archive, journal)
+            loop = self._loop(parts, plan, archive, journal, pulse)
             stopped = loop.run(request)
+            pulse.beat("end")
             self._whole = True
             result = self._result(loop, plan, stopped, resumed, time.perf_counter() - began)
             if stopped is None:
@@ -208,7 +220,7 @@ class Trainer:
         parts.world.part()
         return result
 
-    def _loop(self, parts: _Parts, plan: Plan, archive: Archive, journal: Journal) -> Loop:
+    def _loop(self, parts: _Parts, plan: Plan, archive: Archive, journal: Journal, pulse: Pulse) -> Loop:
         return Loop(
             plan,
             self._position,
@@ -220,11 +232,12 @@ class Trainer:
             parts.evaluator,
             archive.save,
             journal,
+            pulse,
         )
 
     def _set_up(self) -> _Parts:
         """Join the other processes and give the model its place; the order of what is collective is the same on all."""
-        world = join_world(self._device)
+        world = join_world(self._device, collective_timeout(self._hang_timeout_sec))
         mesh = Mesh.of(self._mesh, world.size)
         self.model.to(world.device).train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
@@ -318,6 +331,7 @@ class Trainer:
             "compile": self._compile,
             "micro_batch_size": self._micro_batch_size,
             "clip_grad_norm": self._clip_grad_norm,
+            "hang_timeout_sec": self._hang_timeout_sec,
             "seed": self._seed,
             **self.config,
         }

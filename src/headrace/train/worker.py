@@ -16,6 +16,7 @@ import sys
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -117,6 +118,7 @@ def build_trainer(job: Job) -> Trainer:
             f"returned a {type(trainer).__name__}"
         )
     trainer.run_dir = Path(job.run_dir)
+    trainer.tell_hang = partial(record_failure, trainer.run_dir)
     shown = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
     trainer.config |= {"recipe": job.recipe, "settings": shown}
     return trainer
