@@ -135,6 +135,8 @@ class Trainer:
         """What else the record of the run should say of it; JSON values."""
         self.tell_hang: Callable[[Failure], None] = print_failure
         """What the watchdog does with its verdict, before it ends this process."""
+        self.told_to_stop = False
+        """Whether this process itself, and not only another rank, was asked to stop while it was fitting."""
         self._loss = loss
         self._inputs = inputs
         self._optimizer = optimizer
@@ -183,7 +185,9 @@ class Trainer:
         watchdog = Watchdog(parts.world, self.run_dir, self._hang_timeout_sec, self.tell_hang)
         with archive.held(), StopRequest() as request, watchdog as pulse:
             resumed = self._go_on(parts.world, archive, resume)
-            return self._run(parts, plan, archive, resumed, request, pulse, began)
+            result = self._run(parts, plan, archive, resumed, request, pulse, began)
+            self.told_to_stop = request.requested
+            return result
 
     def _run(
         self,

@@ -187,8 +187,8 @@ class Watchdog:
 
 
 def _write_flight(folder: Path, rank: int) -> None:
-    backend = "nccl" if "nccl" in dist.get_backend_config() else "fr"
-    dump = getattr(_distributed_c10d, f"_dump_{backend}_trace_json", None)
+    nccl = getattr(_distributed_c10d, "_dump_nccl_trace_json", None) if "nccl" in dist.get_backend_config() else None
+    dump = nccl or getattr(_distributed_c10d, "_dump_fr_trace_json", None)
     if dump is not None:
         (folder / f"flight-{rank}.json").write_bytes(dump())
 
