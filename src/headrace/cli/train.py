@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headrace.cli.output import Json, emit
-from headrace.errors import StorageError, TrainingError
+from headrace.errors import OptionError, StorageError, TrainingError
 from headrace.telemetry import FILE_NAME
 
 if TYPE_CHECKING:
@@ -59,14 +59,39 @@ def train(
     max_restarts: Annotated[
         int, typer.Option("--max-restarts", min=0, help="How often to start again after a process died; 0: never.")
     ] = 3,
+    nnodes: Annotated[
+        str,
+        typer.Option(
+            "--nnodes",
+            metavar="N|MIN:MAX",
+            help="Machines, each of which runs this command; with MIN:MAX they may come and go.",
+        ),
+    ] = "1",
+    rdzv_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--rdzv-endpoint",
+            metavar="HOST:PORT",
+            help="Where several machines meet: a free port of one that stays.",
+            show_default=False,
+        ),
+    ] = None,
+    requeue: Annotated[
+        bool,
+        typer.Option(
+            "--requeue", help="Under Slurm: put the job back into the queue when it is stopped before its end."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Train the model of a recipe, on NPROC processes.
+    """Train the model of a recipe, on NPROC processes of each of NNODES machines.
 
     A process that dies is no loss: all start again from the last checkpoint. SIGTERM and Ctrl-C checkpoint and end
     the run; the same command with --run goes on. The last line says what came of it.
     """
+    from headrace.train import slurm
     from headrace.train.launch import default_nproc, launch
+    from headrace.train.nodes import Nodes
     from headrace.train.recipe import RecipeTarget, load_recipe
     from headrace.train.settings import parse_settings
     from headrace.train.worker import Job
@@ -74,15 +99,25 @@ def train(
     target = RecipeTarget.parse(recipe)
     chosen = [*(settings or []), *([f"mesh={mesh}"] if mesh is not None else [])]
     parse_settings(load_recipe(target), chosen)
+    nodes = Nodes.of(nnodes, rdzv_endpoint)
+    if run is None and not nodes.alone:
+        raise OptionError("several machines need one folder that all see: add --run DIR, the same on all")
+    if requeue:
+        slurm.check_requeue()
+        if run is None:
+            raise OptionError("--requeue goes on in the same folder: add --run DIR")
     run_dir = _run_dir(run, target.name)
     nproc = nproc or default_nproc()
     print(f"training on {nproc} process{'es' if nproc > 1 else ''}, run {run_dir}", file=sys.stderr)
     began = time.time()
-    launch(Job(recipe, str(run_dir), resume, tuple(chosen)), nproc, max_restarts)
+    launch(Job(recipe, str(run_dir), resume, tuple(chosen), not nodes.alone), nproc, max_restarts, nodes)
     outcome = _outcome(run_dir, began)
     again = ["headrace", "train", recipe, "--nproc", str(nproc), "--run", str(run_dir)]
+    again += ["--nnodes", nnodes, "--rdzv-endpoint", str(rdzv_endpoint)] if not nodes.alone else []
     again += [word for setting in chosen for word in ("--set", setting)]
     sentence = outcome.sentence(shlex.join(again))
+    if outcome.stopped is not None and requeue and slurm.requeue():
+        sentence += "; Slurm has the job in its queue again"
     emit({**outcome.to_json(), "summary": sentence}, json, sentence)
 
 

@@ -37,6 +37,7 @@ def check_options(
     evaluate_every: float,
     clip_grad_norm: float | None,
     guards: Guards | None,
+    hang_timeout_sec: float | None,
 ) -> None:
     """Raise OptionError for values, and combinations of them, that cannot work."""
     if precision not in PRECISIONS:
@@ -60,6 +61,8 @@ def check_options(
         raise OptionError(f"clip_grad_norm must be above 0, or None: got {clip_grad_norm}")
     if guards is not None and not isinstance(guards, Guards):
         raise OptionError(f"guards must be headrace.Guards(...), or None: got {guards!r}")
+    if hang_timeout_sec is not None and not hang_timeout_sec > 0:
+        raise OptionError(f"hang_timeout_sec must be above 0, or None: got {hang_timeout_sec}")
 
 
 def check_counts(**counts: int | None) -> None:

@@ -65,13 +65,17 @@ class Evaluator:
         self._passes = num_parts(rank_batch_size, micro_batch_size) if distributed.needs_equal_passes else 0
         self._spare: Batch | None = None
 
-    def run(self, model: nn.Module) -> Evaluation:
-        """Evaluate the model, every rank its share. Collective; the model's modes are as before afterwards."""
+    def run(self, model: nn.Module, advance: Callable[[], object]) -> Evaluation:
+        """Evaluate the model, every rank its share. Collective; the model's modes are as before afterwards.
+
+        `advance` is called before each batch.
+        """
         began = time.perf_counter()
         self._distributed.share_buffers()
         sums = _Sums()
         with evaluating(model), torch.no_grad():
             for batch in self._loader:
+                advance()
                 if self._pipelined is not None:
                     self._add_runs(self._pipelined, batch, sums)
                     continue

@@ -21,26 +21,34 @@ from typing import Any, TextIO
 from headrace.errors import HeadraceError, StorageError, TargetError, TrainingError
 from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.train.failure import first_failure, room_for_failures
+from headrace.train.nodes import Nodes
 from headrace.train.worker import WORKER_LOGS, Job, worker_log
 
+ALONE = Nodes()
 LOG = "torchrun.log"
 _GRACE_SEC = 120  # for the checkpoint that workers write when they are told to stop
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_LAST_CALL_SEC = 5  # for further machines, once there are enough; later ones join by a restart, which loses no step
+_KEEP_ALIVE_SEC = 3  # a machine of which three of these passed without a word is gone
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
-def launch(job: Job, nproc: int, max_restarts: int) -> None:
+def launch(job: Job, nproc: int, max_restarts: int, nodes: Nodes = ALONE) -> None:
     """Run a job on `nproc` processes of this machine to its end, or until this process is told to stop.
 
-    SIGTERM and SIGINT here are passed on; workers then checkpoint and end. Raises the first worker's error, or
+    With several `nodes` it is one of the machines that do so together; the run goes on with those that are there.
+    SIGTERM, SIGINT and SIGUSR1 here are passed on; workers then checkpoint and end. Raises the first worker's error, or
     TrainingError when workers died more than `max_restarts` times. Afterwards none of them is left.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
     run_dir = Path(job.run_dir)
-    with _log_to(run_dir / LOG), _environment(nproc), _own_signals(), room_for_failures(run_dir, nproc):
-        start = elastic_launch(_config(nproc, max_restarts, run_dir), sys.executable)
+    # Which ranks will be on this machine, and so for whose records to hold room, is known only where it is alone.
+    room = room_for_failures(run_dir, nproc if nodes.alone else 0)
+    with _log_to(run_dir / LOG, shared=not nodes.alone), _environment(nproc, nodes), _own_signals(), room:
+        start = elastic_launch(_config(nproc, max_restarts, run_dir, nodes), sys.executable)
         try:
             # -P: as for the command itself, a json.py in the working directory is not Python's.
             start("-P", "-m", "headrace.train.worker", job.to_json())
@@ -50,6 +58,11 @@ def launch(job: Job, nproc: int, max_restarts: int) -> None:
             error = _recorded(run_dir)
             if error is not None:
                 raise error from None
+        except RendezvousError as err:
+            raise TrainingError(
+                f"the machines of the run could not meet at {nodes.endpoint}: {err}; see that all reach it, "
+                "and that the machine it names is up; --run goes on"
+            ) from err
         except OSError as err:
             raise StorageError(f"the processes of the run in {run_dir} cannot be started: {err}") from err
 
@@ -61,17 +74,18 @@ def default_nproc() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _config(nproc: int, max_restarts: int, run_dir: Path) -> Any:
+def _config(nproc: int, max_restarts: int, run_dir: Path, nodes: Nodes) -> Any:
     from torch.distributed.launcher.api import LaunchConfig
 
     return LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes.fewest,
+        max_nodes=nodes.most,
         nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
+        run_id=uuid.uuid4().hex if nodes.alone else run_dir.resolve().name,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
+        rdzv_endpoint=nodes.endpoint or "localhost:0",
+        rdzv_configs={"last_call_timeout": _LAST_CALL_SEC, "keep_alive_interval": _KEEP_ALIVE_SEC},
+        local_addr="localhost" if nodes.here else None,
         max_restarts=max_restarts,
         monitor_interval=0.1,
         shutdown_timeout=_GRACE_SEC,
@@ -126,18 +140,17 @@ def _note(run_dir: Path, **error: Any) -> None:
 
 
 @contextmanager
-def _environment(nproc: int) -> Iterator[None]:
+def _environment(nproc: int, nodes: Nodes) -> Iterator[None]:
     """What agent and workers read from the environment; the user's own values stay."""
     cores = len(os.sched_getaffinity(0))
     wanted = {
         # Else a second start of the workers meets the first one's store and is refused.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "OMP_NUM_THREADS": str(max(1, cores // nproc)),
-        # All processes are on this machine, and its name may not resolve.
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
+    if nodes.here:  # its name may not resolve
+        wanted |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -154,21 +167,34 @@ class _Log(logging.StreamHandler[TextIO]):
         pass
 
 
-@contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """The agent's loggers write to a file, not to the terminal. The file is held: one launch at a time in a folder."""
+def _held(path: Path) -> TextIO | None:
+    """The file at the path, held for this launch; None where another holds it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed below
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed when the launch ends
     except OSError as err:
         raise StorageError(f"cannot write to the run's folder {path.parent}: {err.strerror}; choose --run DIR") from err
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as err:
+    except BlockingIOError:
         file.close()
-        raise TargetError(
-            f"{path.parent} is in use by a run that is under way: wait for it, or choose another (--run)"
-        ) from err
+        return None
+    return file
+
+
+@contextmanager
+def _log_to(path: Path, shared: bool) -> Iterator[None]:
+    """The agent's loggers write to a file, not to the terminal. The file is held: one launch at a time in a folder.
+
+    In a folder that is `shared` by several launches each has a file of its own, with a number.
+    """
+    file = _held(path)
+    while file is None and shared:
+        stem, _, number = path.stem.partition("-")
+        path = path.with_stem(f"{stem}-{int(number or 1) + 1}")
+        file = _held(path)
+    if file is None:
+        raise TargetError(f"{path.parent} is in use by a run that is under way: wait for it, or choose another (--run)")
     handler = _Log(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("torch.distributed")
@@ -184,8 +210,9 @@ def _log_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """The agent takes the signals over and never gives them back."""
+    """The agent takes the signals over and never gives them back. Slurm's SIGUSR1 means SIGTERM to it."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
         yield
     finally:

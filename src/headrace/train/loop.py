@@ -30,6 +30,7 @@ from headrace.train.saving import Saved
 from headrace.train.schedules import Schedule
 from headrace.train.step import Outcome, Stepper
 from headrace.train.tally import Totals
+from headrace.train.watchdog import Pulse
 from headrace.train.world import World
 
 
@@ -110,6 +111,7 @@ class Loop:
         saves: Saves,
         journal: Journal,
         watch: Watch | None,
+        pulse: Pulse,
     ) -> None:
         self.latest: Totals | None = None
         self.evaluation: Evaluation | None = None
@@ -127,6 +129,7 @@ class Loop:
         self._saves = saves
         self._journal = journal
         self._watch = watch
+        self._pulse = pulse
         self._lag = 0 if world.device.type == "cpu" else 1
         self._unread: deque[_Made] = deque()
         self._unwritten: deque[_Made] = deque()
@@ -137,6 +140,7 @@ class Loop:
         if self._watch is not None:
             self._watch.begin(self._position.step, self._position.guards)
         self._clock.skip()
+        self._pulse.beat("start", self._position.step + 1)
         with self._bar() as advance, closing(self._batches()) as batches:
             advance(self._position.step)
             while self._position.step < self._plan.total_steps:
@@ -172,6 +176,7 @@ class Loop:
             self.traffic = outcome.traffic + self.traffic
         if outcome.scaled is not None:
             self.overflowed_steps += outcome.scaled.overflowed
+        self._pulse.beat("training", done + 2)
         made = _Made(done + 1, lr, outcome, None if self._watch is None else real)
         self._unread.append(made)
         return made
@@ -217,7 +222,8 @@ class Loop:
         if self._evaluator is None:
             return None
         self._clock.lap("rest")
-        self.evaluation = self._evaluator.run(self._model)
+        self.evaluation = self._evaluator.run(self._model, lambda: self._pulse.beat("evaluation"))
+        self._pulse.beat("training")
         self._clock.skip()
         self._journal.evaluate(self._position.step, self._epoch(self._position.step), self.evaluation)
         return self.evaluation
@@ -230,9 +236,12 @@ class Loop:
             self._position.guards = self._watch.state_dict()
         self._position.loader = self._loader.state_dict()
         self._clock.lap("rest")
-        if self._saves.save(self._position, found):
-            if last:
-                self._saves.wait()
+        self._pulse.beat("checkpoint")
+        saved = self._saves.save(self._position, found)
+        if saved and last:
+            self._saves.wait()
+        self._pulse.beat("training")
+        if saved:
             self._clock.lap("checkpoint")
 
     def _write(self) -> None:

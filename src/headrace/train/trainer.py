@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.checks import check_counts, check_keeping, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
+from headrace.train.failure import Failure
 from headrace.train.guards import Guards, Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
@@ -50,6 +51,7 @@ from headrace.train.schedules import Constant, Schedule
 from headrace.train.skipped import SkippedList
 from headrace.train.snapshot import Learner, shapes_of
 from headrace.train.step import Stepper
+from headrace.train.watchdog import HANG_TIMEOUT_SEC, Pulse, Watchdog, collective_timeout, print_failure
 from headrace.train.world import World, join_world
 
 
@@ -102,6 +104,7 @@ class Trainer:
         checkpoint_async: bool | None = None,
         guards: Guards | None = None,
         run_dir: str | Path | None = None,
+        hang_timeout_sec: float | None = HANG_TIMEOUT_SEC,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
@@ -141,6 +144,8 @@ class Trainer:
           rank writes. None: on a GPU.
         - `guards`: what is watched for and answered during the run: `headrace.Guards()`; None: nothing, and a loss that
           is not finite is an error.
+        - `hang_timeout_sec`: a step of several processes that takes longer ends all of them, with a report of who hangs
+          where; the first step, a batch of an evaluation and a checkpoint may take three times as long. None: never.
         - `device`: None takes this process's GPU, or the CPU where there is none.
         """
         check_options(
@@ -156,6 +161,7 @@ class Trainer:
             evaluate_every=evaluate_every,
             clip_grad_norm=clip_grad_norm,
             guards=guards,
+            hang_timeout_sec=hang_timeout_sec,
         )
         best = check_keeping(keep_best, evaluate, checkpoints)
         check_counts(
@@ -170,6 +176,10 @@ class Trainer:
         self.run_dir = Path(run_dir) if run_dir is not None else None
         self.config: dict[str, Any] = {}
         """What else the record of the run should say of it; JSON values."""
+        self.tell_hang: Callable[[Failure], None] = print_failure
+        """What the watchdog does with its verdict, before it ends this process."""
+        self.told_to_stop = False
+        """Whether this process itself, and not only another rank, was asked to stop while it was fitting."""
         self._loss = loss
         self._inputs = inputs
         self._optimizer = optimizer
@@ -194,6 +204,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self._checkpoint_async = checkpoint_async
         self._guards = guards
+        self._hang_timeout_sec = hang_timeout_sec
         self._seed = seed
         self._device = device
         self._parts: _Parts | None = None
@@ -223,9 +234,12 @@ class Trainer:
         parts = self._parts = self._parts or self._set_up()
         plan = self._plan(*((epochs, steps) if epochs or steps else self._goal))
         archive = self._archive(parts.learner)
-        with archive.held(), StopRequest() as request:
+        watchdog = Watchdog(parts.world, self.run_dir, self._hang_timeout_sec, self.tell_hang)
+        with archive.held(), StopRequest() as request, watchdog as pulse:
             resumed = self._go_on(parts.world, archive, resume)
-            return self._run(parts, plan, archive, resumed, request, began)
+            result = self._run(parts, plan, archive, resumed, request, pulse, began)
+            self.told_to_stop = request.requested
+            return result
 
     def _run(
         self,
@@ -234,6 +248,7 @@ class Trainer:
         archive: Archive,
         resumed: Resumed | None,
         request: StopRequest,
+        pulse: Pulse,
         began: float,
     ) -> FitResult:
         rank = parts.world.rank
@@ -244,8 +259,9 @@ class Trainer:
             journal = Journal(record, skipped)
             self._announce(journal, parts.world, plan, resumed)
             self._whole = False
-            loop = self._loop(parts, plan, archive, journal)
+            loop = self._loop(parts, plan, archive, journal, pulse)
             stopped = loop.run(request)
+            pulse.beat("end")
             self._whole = True
             result = self._result(loop, plan, stopped, resumed, time.perf_counter() - began)
             if stopped is None:
@@ -261,7 +277,7 @@ class Trainer:
         parts.world.part()
         return result
 
-    def _loop(self, parts: _Parts, plan: Plan, archive: Archive, journal: Journal) -> Loop:
+    def _loop(self, parts: _Parts, plan: Plan, archive: Archive, journal: Journal, pulse: Pulse) -> Loop:
         return Loop(
             plan,
             self._position,
@@ -274,6 +290,7 @@ class Trainer:
             archive,
             journal,
             self._watch(parts, journal),
+            pulse,
         )
 
     def _watch(self, parts: _Parts, journal: Journal) -> Watch | None:
@@ -281,7 +298,7 @@ class Trainer:
 
     def _set_up(self) -> _Parts:
         """Join the other processes and give the model its place; the order of what is collective is the same on all."""
-        world = join_world(self._device)
+        world = join_world(self._device, collective_timeout(self._hang_timeout_sec))
         mesh = Mesh.of(self._mesh, world.size)
         take_place(mesh, world)
         if self._guards is not None and self._guards.replay_every is not None and mesh.fsdp * mesh.tp * mesh.pp > 1:
@@ -423,6 +440,7 @@ class Trainer:
             "checkpoint_async": self._checkpoint_async,
             "keep_best": None if self._keep_best is None else [self._keep_best.metric, self._keep_best.mode],
             "guards": asdict(self._guards) if self._guards is not None else None,
+            "hang_timeout_sec": self._hang_timeout_sec,
             "seed": self._seed,
             **self.config,
         }

@@ -16,6 +16,7 @@ import sys
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -54,6 +55,8 @@ class Job:
     run_dir: str
     resume: str
     settings: tuple[str, ...]
+    elastic: bool = False
+    """Whether machines may come and go: then one that leaves does not end the run on the others."""
 
     def to_json(self) -> str:
         """As the worker's one argument."""
@@ -72,18 +75,19 @@ def main(argument: str) -> NoReturn:
     if first_failure(Path(job.run_dir)) is not None:
         _exit(1)
     # What ends a terminal's processes means the same here as the scheduler's signal: checkpoint and stop.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
     # And so does the end of the launcher, however it ended: nobody would start this process again, or stop it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     trainer = None
     try:
         trainer = build_trainer(job)
-        trainer.fit(resume=job.resume)
+        result = trainer.fit(resume=job.resume)
     except BaseException as err:
         _exit(_blame(err, Path(job.run_dir), trainer))
     # While the trainer is still held: see `_exit`.
-    _exit(0)
+    left_by_others = job.elastic and result.stopped is not None and not trainer.told_to_stop
+    _exit(LOST_PEER if left_by_others else 0)
 
 
 def _blame(error: BaseException, run_dir: Path, trainer: Trainer | None) -> int:
@@ -117,6 +121,7 @@ def build_trainer(job: Job) -> Trainer:
             f"returned a {type(trainer).__name__}"
         )
     trainer.run_dir = Path(job.run_dir)
+    trainer.tell_hang = partial(record_failure, trainer.run_dir)
     shown = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
     trainer.config |= {"recipe": job.recipe, "settings": shown}
     return trainer

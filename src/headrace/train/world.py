@@ -1,8 +1,8 @@
 """The processes of a run: which of them this one is, on which device, and the few things they say to each other.
 
 With one process nothing here communicates. With several, torch.distributed carries it: gloo on CPUs, NCCL between
-GPUs with gloo beside it for what lives in host memory. A collective waits at most `TIMEOUT`, so that a peer that hangs
-ends the job; a peer that died ends it at once, because its connections close.
+GPUs with gloo beside it for what lives in host memory. A collective waits a limited time, so that a peer that hangs
+ends the job (a watchdog does so earlier, and says who); one that died ends it at once: its connections close.
 """
 
 from __future__ import annotations
@@ -82,16 +82,17 @@ class World:
             settle()
 
 
-def join_world(device: str | torch.device | None = None) -> World:
+def join_world(device: str | torch.device | None = None, timeout: timedelta = TIMEOUT) -> World:
     """This process's place; joins torch.distributed first where a launcher started several processes.
 
     The group is the launcher's business to describe (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); one that is
-    initialised already is used as it is. A group made here is left when the process exits.
+    initialised already is used as it is. A group made here is left when the process exits; its collectives wait at most
+    `timeout`.
     """
     chosen = _device(device)
     if not dist.is_initialized() and _launched():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
         atexit.register(leave_world)
     if not dist.is_initialized():
         place = resolve_rank()
