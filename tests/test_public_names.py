@@ -24,6 +24,7 @@ PUBLIC = [
     "class_balanced",
     "constant",
     "cosine",
+    "ema",
     "errors",
     "index",
     "lamb",

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headrace.train.average import ema
     from headrace.train.optimizers import adafactor, adamw, lamb, muon, sgd
     from headrace.train.parallel import parallelize
     from headrace.train.result import FitResult
@@ -25,6 +26,7 @@ _HOMES = {
     "adamw": "optimizers",
     "constant": "schedules",
     "cosine": "schedules",
+    "ema": "average",
     "lamb": "optimizers",
     "linear": "schedules",
     "muon": "optimizers",
@@ -41,6 +43,7 @@ __all__ = [
     "adamw",
     "constant",
     "cosine",
+    "ema",
     "lamb",
     "linear",
     "muon",

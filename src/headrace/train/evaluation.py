@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,16 @@ class Evaluator:
         loader: LoaderLike,
         metrics: Mapping[str, Metric],
         micro_batch_size: int | None,
+        weights: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`weights` puts those to be evaluated in place, while its context lasts."""
         self._world = world
         self._distributed = distributed
         self._objective = objective
         self._loader = loader
         self._metrics = metrics
         self._micro = micro_batch_size
+        self._weights = weights
         rank_batch_size = loader.global_batch_size / world.size
         self._passes = num_parts(rank_batch_size, micro_batch_size) if distributed.needs_equal_passes else 0
         self._spare: Batch | None = None
@@ -62,9 +65,9 @@ class Evaluator:
     def run(self, model: nn.Module) -> Evaluation:
         """Evaluate the model, every rank its share. Collective; the model's modes are as before afterwards."""
         began = time.perf_counter()
-        self._world.share_buffers(model)
         sums = _Sums()
-        with evaluating(model), torch.no_grad():
+        with self._weights(), evaluating(model), torch.no_grad():
+            self._world.share_buffers(model)
             for batch in self._loader:
                 parts = self._parts(batch)
                 for part, part_rows in parts:

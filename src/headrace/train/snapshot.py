@@ -1,8 +1,9 @@
 """All that decides how training goes on, as named tensors and a little JSON.
 
-Tensors: `model.NAME`, `optimizer.PARAMETER.KEY`, and `random.GENERATOR`, in which row r is rank r's. JSON: what an
-optimizer keeps as plain numbers. Names are the module's own, without a wrapper's prefix, and nothing says how many
-processes there were, except the rows of `random`: other numbers of processes go on with generators seeded anew.
+Tensors: `model.NAME`, `optimizer.PARAMETER.KEY`, `ema.NAME` where weights are averaged, and `random.GENERATOR`, in
+which row r is rank r's. JSON: what an optimizer keeps as plain numbers. Names are the module's own, without a wrapper's
+prefix, and nothing says how many processes there were, except the rows of `random`: other numbers of processes go on
+with generators seeded anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from headrace.errors import CheckpointError, StateError
+from headrace.train.average import Average, room_for_average
 from headrace.train.randomness import random_state, seed_all, set_random_state
 from headrace.train.world import World
 
@@ -26,11 +28,12 @@ _NUMBERS = (bool, int, float, type(None))
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """A model, its optimizer, and the world they learn in."""
+    """A model, its optimizer, the world they learn in, and the average of the weights, if one is kept."""
 
     model: nn.Module
     optimizer: Optimizer
     world: World
+    average: Average | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, as tensors; those of the model and optimizer are the live ones. Collective."""
@@ -39,6 +42,9 @@ class Learner:
         for name, key, value in self._optimizer_values():
             if isinstance(value, Tensor):
                 found[f"optimizer.{name}.{key}"] = value
+        if self.average is not None:
+            self.world.share(self.average.statistics())
+            found |= self.average.tensors()
         states = self.world.gather(random_state(self.world.device))
         for name in states[0]:
             found[f"random.{name}"] = torch.stack([state[name] for state in states])
@@ -66,6 +72,7 @@ class Learner:
         entries = metadata.state_dict_metadata
         found = dict(_model_tensors(self.model))
         _check_same(found, entries)
+        found |= room_for_average(self.average, entries)
         known = {f"optimizer.{name}." for name in self._params()}
         for name, entry in entries.items():
             if name.startswith(("optimizer.", "random.")):
@@ -94,6 +101,8 @@ class Learner:
                 state[index] = own
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if self.average is not None:
+            self.average.adopt(tensors)
         self._set_random(tensors, seed)
 
     def _set_random(self, tensors: Mapping[str, Tensor], seed: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 
 from headrace.errors import OptionError
 from headrace.train.archive import Archive, num_restarts
+from headrace.train.average import EMA, Average
 from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
@@ -47,6 +48,7 @@ class _Parts:
     learner: Learner
     stepper: Stepper
     evaluator: Evaluator | None
+    average: Average | None
 
 
 class Trainer:
@@ -75,6 +77,7 @@ class Trainer:
         evaluate_every: float = 1,
         metrics: Mapping[str, Metric] | None = None,
         clip_grad_norm: float | None = None,
+        ema: float | EMA | None = None,
         epochs: int | None = None,
         steps: int | None = None,
         checkpoint_every: int | None = None,
@@ -101,6 +104,8 @@ class Trainer:
           over real samples only.
         - `metrics`: name -> fn(output, batch) giving one value a sample, shape (batch,); evaluated exactly.
         - `clip_grad_norm`: largest norm of all gradients together; one that is not finite is an error then.
+        - `ema`: keeps an exponential moving average of the weights, by a decay or `headrace.ema(...)`, which is what is
+          evaluated; `averaged()` puts it in place.
         - `epochs` or `steps`: how far `fit` goes; neither: the loader's own epochs.
         - `checkpoint_every`: steps between checkpoints; one is written at the end and at SIGTERM anyway.
         - `keep_checkpoints`: how many of the newest stay.
@@ -140,6 +145,7 @@ class Trainer:
         self._evaluate_every = evaluate_every
         self._metrics = dict(metrics or {})
         self._clip_grad_norm = clip_grad_norm
+        self._ema = EMA(ema) if isinstance(ema, float | int) else ema
         self._goal = (epochs, steps)
         self._checkpoint_every = checkpoint_every
         self._keep_checkpoints = keep_checkpoints
@@ -174,6 +180,16 @@ class Trainer:
         with archive.held(), StopRequest() as request:
             resumed = self._go_on(parts.world, archive, resume)
             return self._run(parts, plan, archive, resumed, request, began)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the model has the averaged weights, once `fit` was called; afterwards its own again.
+
+        Raises OptionError without `ema`. On every process where parameters are sharded.
+        """
+        average = self._parts.average if self._parts is not None else None
+        if average is None:
+            raise OptionError("averaged weights are there once fit was called with ema: set Trainer(ema=0.999), say")
+        return average.in_place()
 
     def _run(
         self,
@@ -237,6 +253,7 @@ class Trainer:
             compile=self._compile,
         )
         optimizer = built(self._optimizer, self.model)
+        average = None if self._ema is None else Average(self.model, optimizer, self._ema)
         objective = Objective(self._inputs, self._loss, self._precision, world.device)
         stepper = Stepper(
             world,
@@ -251,8 +268,11 @@ class Trainer:
         evaluator = None
         if self._evaluate is not None:
             _ = self._evaluate.steps_per_epoch  # one that cannot work at this world size is refused now
-            evaluator = Evaluator(world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size)
-        return _Parts(world, Learner(self.model, optimizer, world), stepper, evaluator)
+            weights = average.in_place if average is not None and average.evaluated else nullcontext
+            evaluator = Evaluator(
+                world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size, weights
+            )
+        return _Parts(world, Learner(self.model, optimizer, world, average), stepper, evaluator, average)
 
     def _plan(self, epochs: int | None, steps: int | None) -> Plan:
         if epochs is not None and steps is not None:
@@ -318,6 +338,7 @@ class Trainer:
             "compile": self._compile,
             "micro_batch_size": self._micro_batch_size,
             "clip_grad_norm": self._clip_grad_norm,
+            "ema": None if self._ema is None else repr(self._ema),
             "seed": self._seed,
             **self.config,
         }

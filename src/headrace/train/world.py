@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from headrace.errors import HeadraceError, OptionError, StorageError
 from headrace.rank import resolve_rank
@@ -65,9 +66,13 @@ class World:
 
     def share_buffers(self, model: torch.nn.Module) -> None:
         """Give every rank rank 0's buffers (running statistics, say), so that all hold one model. Collective."""
+        self.share(model.buffers())
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank rank 0's values of tensors that all have whole. Collective."""
         if self.size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def part(self) -> None:
         """Wait for all ranks at the end of their common work. Collective.
