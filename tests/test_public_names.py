@@ -29,6 +29,7 @@ PUBLIC = [
     "index",
     "lamb",
     "linear",
+    "load_weights",
     "mix",
     "muon",
     "ondevice",

@@ -111,6 +111,18 @@ def _averaging(run_dir=None, seed=3, fail_at=None, decay=0.9, **options):
 
 
 @scenario
+def started(folder):
+    """A model that another seed made, started from a file."""
+    path = folder / "start.safetensors"
+    cut = hr.parallelize(p.layered(), os.environ.get("TEST_MESH", "dp"), device="cpu")
+    hr.load_weights(cut, path)
+    model = p.layered()
+    hr.load_weights(model, path)
+    p.trainer(model, steps=3).fit()
+    return {"parallelized": p.weights(cut), "trained": p.weights(model)}
+
+
+@scenario
 def averaged(folder):
     """Trained and averaged weights, and what an evaluation of the latter finds."""
     model = p.layered()

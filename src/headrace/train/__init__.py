@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headrace.train.result import FitResult
     from headrace.train.schedules import constant, cosine, linear, one_cycle, wsd
     from headrace.train.trainer import Trainer
+    from headrace.train.weights import load_weights
 
 _HOMES = {
     "FitResult": "result",
@@ -29,6 +30,7 @@ _HOMES = {
     "ema": "average",
     "lamb": "optimizers",
     "linear": "schedules",
+    "load_weights": "weights",
     "muon": "optimizers",
     "one_cycle": "schedules",
     "parallelize": "parallel",
@@ -46,6 +48,7 @@ __all__ = [
     "ema",
     "lamb",
     "linear",
+    "load_weights",
     "muon",
     "one_cycle",
     "parallelize",

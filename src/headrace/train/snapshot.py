@@ -127,13 +127,17 @@ class Learner:
 
 
 def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, value in model.state_dict().items():
+    """The model's state by name; of tied weights, which are one tensor of several names, the first name only."""
+    seen: set[int] = set()
+    for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"a model's state must be tensors to be saved: {name!r} is a {type(value).__name__} "
                 "(get_extra_state, say); register it as a buffer"
             )
-        yield f"model.{name}", value
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield f"model.{name}", value.detach()
 
 
 def _check_same(own: Mapping[str, Tensor], entries: Mapping[str, Any]) -> None:
