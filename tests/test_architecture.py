@@ -54,7 +54,7 @@ LIBRARY_ROOMS: dict[str, set[str]] = {
     "torch": {"load", "ondevice", "train", "adapters", "transform"},
     "torchvision": {"ondevice"},
     "transformers": {"adapters"},
-    "xxhash": {"formats", "dataset", "packing", "storage", "order"},
+    "xxhash": {"formats", "dataset", "packing", "storage", "order", "train"},
     "cloudpickle": {"load", "packing", "train"},
     "rich": {"telemetry", "cli"},
     "typer": {"cli"},

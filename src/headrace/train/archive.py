@@ -15,6 +15,7 @@ from typing import Any
 from headrace.errors import StateError
 from headrace.train.checkpoint import Checkpoints, Saved, read_tensors
 from headrace.train.contract import LoaderLike
+from headrace.train.frozen import check_frozen
 from headrace.train.loop import Position
 from headrace.train.record import versions
 from headrace.train.rundir import Resumed, RunLock, candidates, first_readable
@@ -77,6 +78,7 @@ class Archive:
             "loader": position.loader,
             "optimizer": type(self._learner.optimizer).__name__,
             "numbers": self._learner.numbers(),
+            "frozen": self._learner.frozen,
             "world_size": self._world.size,
             "config": self._config(),
             "versions": versions(),
@@ -92,6 +94,7 @@ class Archive:
         mine = type(self._learner.optimizer).__name__
         if state["optimizer"] != mine:
             raise StateError(f"it was trained with the optimizer {state['optimizer']}, this run has {mine}")
+        check_frozen(state.get("frozen"), self._learner.frozen)
         tensors = read_tensors(path, self._learner.room, self._world)
         self._learner.adopt(tensors, state["numbers"], self._seed + state["step"])
         self._loader.load_state_dict(state["loader"])

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from headrace.errors import CheckpointError, StateError
 from headrace.train.average import Average, room_for_average
+from headrace.train.frozen import frozen_names
 from headrace.train.randomness import random_state, seed_all, set_random_state
 from headrace.train.world import World
 
@@ -34,11 +35,13 @@ class Learner:
     optimizer: Optimizer
     world: World
     average: Average | None = None
+    frozen: str | None = None
+    """The fingerprint of frozen parameters, where they are not saved."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, as tensors; those of the model and optimizer are the live ones. Collective."""
         self.world.share_buffers(self.model)
-        found = dict(_model_tensors(self.model))
+        found = self._model_tensors()
         for name, key, value in self._optimizer_values():
             if isinstance(value, Tensor):
                 found[f"optimizer.{name}.{key}"] = value
@@ -70,7 +73,7 @@ class Learner:
         Raises StateError, naming what differs, when it is a checkpoint of another model or optimizer.
         """
         entries = metadata.state_dict_metadata
-        found = dict(_model_tensors(self.model))
+        found = self._model_tensors()
         _check_same(found, entries)
         found |= room_for_average(self.average, entries)
         known = {f"optimizer.{name}." for name in self._params()}
@@ -114,6 +117,10 @@ class Learner:
         else:
             seed_all(seed, self.world.rank)
 
+    def _model_tensors(self) -> dict[str, Tensor]:
+        left_out = frozen_names(self.model) if self.frozen is not None else ()
+        return {f"model.{name}": value for name, value in _tensors_of(self.model) if name not in left_out}
+
     def _params(self) -> dict[str, nn.Parameter]:
         """The optimizer's parameters by the model's names for them, in the optimizer's order."""
         names = {id(param): name for name, param in self.model.named_parameters()}
@@ -126,7 +133,7 @@ class Learner:
                 yield name, str(key), value
 
 
-def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The model's state by name; of tied weights, which are one tensor of several names, the first name only."""
     seen: set[int] = set()
     for name, value in model.state_dict(keep_vars=True).items():
@@ -137,7 +144,7 @@ def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             )
         if id(value) not in seen:
             seen.add(id(value))
-            yield f"model.{name}", value.detach()
+            yield name, value.detach()
 
 
 def _check_same(own: Mapping[str, Tensor], entries: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from headrace.train.average import EMA, Average
 from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
+from headrace.train.frozen import fingerprint
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
 from headrace.train.objective import Inputs, Loss, Objective
@@ -82,6 +83,7 @@ class Trainer:
         steps: int | None = None,
         checkpoint_every: int | None = None,
         keep_checkpoints: int = 2,
+        save_frozen: bool = True,
         run_dir: str | Path | None = None,
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -109,6 +111,8 @@ class Trainer:
         - `epochs` or `steps`: how far `fit` goes; neither: the loader's own epochs.
         - `checkpoint_every`: steps between checkpoints; one is written at the end and at SIGTERM anyway.
         - `keep_checkpoints`: how many of the newest stay.
+        - `save_frozen=False`: checkpoints leave out parameters that are not trained, and a run goes on from one only if
+          they are the same again (their hash is in it): for adapters beside a large model.
         - `device`: None takes this process's GPU, or the CPU where there is none.
         """
         check_options(
@@ -149,6 +153,7 @@ class Trainer:
         self._goal = (epochs, steps)
         self._checkpoint_every = checkpoint_every
         self._keep_checkpoints = keep_checkpoints
+        self._save_frozen = save_frozen
         self._seed = seed
         self._device = device
         self._parts: _Parts | None = None
@@ -244,6 +249,7 @@ class Trainer:
         mesh = Mesh.of(self._mesh, world.size)
         self.model.to(world.device).train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
+        frozen = None if self._save_frozen else world.agree(lambda: fingerprint(self.model))
         distributed = distribute(
             self.model,
             world,
@@ -272,7 +278,7 @@ class Trainer:
             evaluator = Evaluator(
                 world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size, weights
             )
-        return _Parts(world, Learner(self.model, optimizer, world, average), stepper, evaluator, average)
+        return _Parts(world, Learner(self.model, optimizer, world, average, frozen), stepper, evaluator, average)
 
     def _plan(self, epochs: int | None, steps: int | None) -> Plan:
         if epochs is not None and steps is not None:
