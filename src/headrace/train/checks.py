@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from headrace.errors import OptionError
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Metric
@@ -34,6 +36,16 @@ def check_options(
         raise OptionError(f"evaluate_every must be above 0, in epochs: got {evaluate_every}")
     if clip_grad_norm is not None and not clip_grad_norm > 0:
         raise OptionError(f"clip_grad_norm must be above 0, or None: got {clip_grad_norm}")
+
+
+def check_memory(model: nn.Module) -> None:
+    """Raise OptionError, naming it, for a parameter or buffer that has no values."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise OptionError(
+                f"a model must have its values before it is trained: {name} lies on device meta; make it without "
+                "torch.device('meta'), or call model.to_empty(device='cpu') and set every value"
+            )
 
 
 def check_counts(**counts: int | None) -> None:

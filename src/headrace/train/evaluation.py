@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.errors import TrainingError
+from headrace.errors import LoaderError, TrainingError
 from headrace.train.batches import Batch, micro_batches, num_parts, num_rows, real_rows, to_device
 from headrace.train.contract import LoaderLike
 from headrace.train.objective import Objective
@@ -68,16 +68,28 @@ class Evaluator:
         sums = _Sums()
         with self._weights(), evaluating(model), torch.no_grad():
             self._world.share_buffers(model)
+            batches = 0
             for batch in self._loader:
+                batches += 1
                 parts = self._parts(batch)
                 for part, part_rows in parts:
                     self._add(model, part, part_rows, sums)
                 for _ in range(self._passes - len(parts)):
                     self._objective(model, self._spare_part(batch), 0)
+            self._check_whole(batches)
             self._distributed.settle()
         means, samples = _combine(self._world.gather(sums.on_host()))
         loss = means.pop("loss", None)
         return Evaluation(loss, means, samples, time.perf_counter() - began)
+
+    def _check_whole(self, batches: int) -> None:
+        """Of a rank that stopped earlier the others would wait for the model's next pass."""
+        expected = self._loader.steps_per_epoch * (self._loader.epochs or 1)
+        if batches != expected:
+            raise LoaderError(
+                f"every rank's loader must give the batches that steps_per_epoch says: the evaluation's of rank "
+                f"{self._world.rank} gave {batches} of {expected}"
+            )
 
     def _parts(self, batch: Batch) -> list[tuple[Batch, int]]:
         real, rows = real_rows(batch)

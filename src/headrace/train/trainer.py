@@ -21,7 +21,7 @@ from torch import nn
 from headrace.errors import OptionError
 from headrace.train.archive import Archive, num_restarts
 from headrace.train.average import EMA, Average
-from headrace.train.checks import check_counts, check_options
+from headrace.train.checks import check_counts, check_memory, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
 from headrace.train.frozen import fingerprint
@@ -247,6 +247,7 @@ class Trainer:
         """Join the other processes and give the model its place; the order of what is collective is the same on all."""
         world = join_world(self._device)
         mesh = Mesh.of(self._mesh, world.size)
+        check_memory(self.model)
         self.model.to(world.device).train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
         frozen = None if self._save_frozen else world.agree(lambda: fingerprint(self.model))
