@@ -243,5 +243,5 @@ def test_state_takes_the_bytes_a_parameter_that_the_table_says(optimizer, matrix
     model(torch.ones(2, 4)).square().mean().backward()
     made.step()
     for param, expected in ((model[1].weight, matrix), (model[1].bias, vector)):
-        values = [value for value in made.state[param].values() if isinstance(value, torch.Tensor) and value.numel() > 1]
-        assert sum(value.nbytes for value in values) / param.numel() == pytest.approx(expected)
+        kept = [value for value in made.state[param].values() if isinstance(value, torch.Tensor) and value.numel() > 1]
+        assert sum(value.nbytes for value in kept) / param.numel() == pytest.approx(expected)
