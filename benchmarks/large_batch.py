@@ -4,9 +4,9 @@
 
 scikit-learn's 1,797 digits, every fifth held out; a small convolutional network; the same epochs for all, so the large
 batch has 80 steps where the small one has 920. The small batch is SGD with momentum, its learning rate falling in a
-line. The large one is tried with that, with 16 times its learning rate (linear scaling), and with LAMB, without and with
-a warm-up of a tenth of the steps. Printed is the accuracy on the held-out digits, median and range over seeds; nothing
-here depends on the machine's speed.
+line. The large one is tried with that, with 16 times its learning rate (linear scaling), and with LAMB, without and
+with a warm-up of a tenth of the steps. Printed is the accuracy on the held-out digits, median and range over seeds;
+nothing here depends on the machine's speed.
 """
 
 from __future__ import annotations

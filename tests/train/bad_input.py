@@ -45,6 +45,12 @@ def on_meta():
     return model
 
 
+def of_two_dtypes():
+    model = p.layered()
+    model[1][1].up.to(torch.bfloat16)
+    return model
+
+
 def partly_used():
     model = p.network()
     model.register_module("spare", nn.Linear(3, 3))
@@ -61,6 +67,7 @@ def everywhere(folder):
     """What goes wrong on all ranks alike: name -> a Trainer."""
     yield "mesh", lambda: p.trainer(mesh="dp=3")
     yield "meta", lambda: p.trainer(on_meta())
+    yield "dtypes", lambda: p.trainer(of_two_dtypes(), mesh="fsdp")
     yield "vector", lambda: p.trainer(loss=lambda output, batch: output.sum(1))
     yield "number", lambda: p.trainer(loss=lambda output, batch: 1.0)
     yield "no gradient", lambda: p.trainer(loss=lambda output, batch: output.sum().detach())

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from headrace.errors import OptionError
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.parallel.mesh import Mesh
@@ -29,12 +30,17 @@ class Sharded:
     """Every forward and backward pass gathers parameters, so all ranks must make equally many."""
 
     def __init__(self, model: nn.Module, world: World, mesh: Mesh, precision: str) -> None:
-        """Cut it, after giving every rank rank 0's parameters and buffers. Collective."""
+        """Cut it, after giving every rank rank 0's parameters and buffers. Collective.
+
+        Raises OptionError for a block with parameters of several dtypes.
+        """
+        blocks = repeated_blocks(model)
+        _check_dtypes(model, blocks)
         _share(model)
         sizes = {name: size for name, size in (("dp", mesh.dp), ("fsdp", mesh.fsdp)) if name == "fsdp" or size > 1}
         devices = init_device_mesh(world.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
         policy = _POLICIES[precision]
-        for block in repeated_blocks(model):
+        for block in blocks:
             fully_shard(block, mesh=devices, mp_policy=policy)
         self._root = fully_shard(model, mesh=devices, mp_policy=policy)
         self.model = self.module = model
@@ -58,6 +64,19 @@ class Sharded:
     def exposed(self) -> Exposed:
         """Not known apart from compute."""
         return NOTHING
+
+
+def _check_dtypes(model: nn.Module, blocks: list[nn.Module]) -> None:
+    """What is gathered together must be of one dtype: each block, and what is in none of them."""
+    names = {id(param): name for name, param in model.named_parameters()}
+    for block in (*blocks, model):
+        own = {param.dtype: names.pop(id(param)) for param in block.parameters() if id(param) in names}
+        if len(own) > 1:
+            found = ", ".join(f"{name} is {dtype}" for dtype, name in own.items()).replace("torch.", "")
+            raise OptionError(
+                f"fsdp gathers a block at a time, whose parameters must be of one dtype: {found}; convert the model by "
+                "model.to(dtype), or make adapters with autocast_adapter_dtype=False"
+            )
 
 
 def _share(model: nn.Module) -> None:
