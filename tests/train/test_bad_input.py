@@ -16,8 +16,8 @@ EVERYWHERE = {
     "mesh": "OptionError: the mesh's sizes must multiply to the number of processes: got mesh='dp=3' on 2; "
     "say mesh='dp', or start 3 processes",
     "meta": "OptionError: a model must have its values before it is trained: 0.weight lies on device meta; ",
-    "dtypes": "OptionError: fsdp gathers a block at a time, whose parameters must be of one dtype: 1.1.down.bias is "
-    "float32, 1.1.up.bias is bfloat16; convert the model",
+    "dtypes": "OptionError: fsdp reduces a block's gradients together, so trained parameters must be of one dtype: "
+    "1.1.down.bias is float32, 1.1.up.bias is bfloat16; convert the model",
     "vector": "TrainingError: loss must return the mean over the batch, a tensor of no dimension: got shape (6,)",
     "number": "TrainingError: loss must return the mean over the batch, a tensor of no dimension: got a float",
     "no gradient": "TrainingError: loss must depend on parameters that are trained: what it returned has no gradient; ",

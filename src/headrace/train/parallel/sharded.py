@@ -32,7 +32,7 @@ class Sharded:
     def __init__(self, model: nn.Module, world: World, mesh: Mesh, precision: str) -> None:
         """Cut it, after giving every rank rank 0's parameters and buffers. Collective.
 
-        Raises OptionError for a block with parameters of several dtypes.
+        Raises OptionError for a block with trained parameters of several dtypes.
         """
         blocks = repeated_blocks(model)
         _check_dtypes(model, blocks)
@@ -67,15 +67,15 @@ class Sharded:
 
 
 def _check_dtypes(model: nn.Module, blocks: list[nn.Module]) -> None:
-    """What is gathered together must be of one dtype: each block, and what is in none of them."""
-    names = {id(param): name for name, param in model.named_parameters()}
+    """Gradients reduced together must be of one dtype: of each block, and of what is in none; frozen ones have none."""
+    names = {id(param): name for name, param in model.named_parameters() if param.requires_grad}
     for block in (*blocks, model):
         own = {param.dtype: names.pop(id(param)) for param in block.parameters() if id(param) in names}
         if len(own) > 1:
             found = ", ".join(f"{name} is {dtype}" for dtype, name in own.items()).replace("torch.", "")
             raise OptionError(
-                f"fsdp gathers a block at a time, whose parameters must be of one dtype: {found}; convert the model by "
-                "model.to(dtype), or make adapters with autocast_adapter_dtype=False"
+                f"fsdp reduces a block's gradients together, so trained parameters must be of one dtype: {found}; "
+                "convert the model by model.to(dtype), or freeze those of one dtype"
             )
 
 
