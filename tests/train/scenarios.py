@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import problems as p
+import pytest
 import torch
 from memory_loader import MemoryLoader
 from torch import nn
@@ -120,6 +121,71 @@ def by_hand(folder):
         optimizer.step()
         optimizer.zero_grad()
     return p.weights(model)
+
+
+def _averaging(run_dir=None, seed=3, fail_at=None, decay=0.9, **options):
+    """Blocks that FSDP cuts, and a batch norm, whose statistics differ from rank to rank."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(p.layered(seed), nn.BatchNorm1d(3))
+    options = {"optimizer": hr.adamw(0.01), "ema": hr.ema(decay, every=2), "run_dir": run_dir, **options}
+    return model, p.trainer(model, loss=NoisyLoss(fail_at), checkpoint_every=4, **options)
+
+
+@scenario
+def started(folder):
+    """A model that another seed made, started from a file."""
+    path = folder / "start.safetensors"
+    cut = hr.parallelize(p.layered(), os.environ.get("TEST_MESH", "dp"), device="cpu")
+    hr.load_weights(cut, path)
+    model = p.layered()
+    hr.load_weights(model, path)
+    p.trainer(model, steps=3).fit()
+    return {"parallelized": p.weights(cut), "trained": p.weights(model)}
+
+
+@scenario
+def averaged(folder):
+    """Trained and averaged weights, and what an evaluation of the latter finds."""
+    model = p.layered()
+    trainer = p.trainer(model, steps=12, ema=0.9, evaluate=_held_out())
+    result = trainer.fit()
+    before = p.weights(model)
+    with trainer.averaged():
+        inside = p.weights(model)
+    return {"trained": p.weights(model), "before": before, "averaged": inside, "loss": result.loss}
+
+
+@scenario
+def average_resumed(folder):
+    """Two runs of 19 steps, one of which fails in step 15 and goes on from step 12."""
+    straight, trainer = _averaging(folder / "average-straight")
+    trainer.fit(steps=19)
+    _, broken = _averaging(folder / "average-broken", fail_at=15)
+    with pytest.raises(RuntimeError, match="the power is off"):
+        broken.fit(steps=19)
+    again, resumed = _averaging(folder / "average-broken", seed=5)
+    result = resumed.fit(steps=19)
+    with trainer.averaged(), resumed.averaged():
+        return {
+            "straight": p.weights(straight),
+            "broken": p.weights(again),
+            "resumed_from": result.resumed_from.name,
+        }
+
+
+@scenario
+def average_begun(folder):
+    _averaging(folder / "average-begun")[1].fit(steps=7)
+    return {}
+
+
+@scenario
+def average_continued(folder):
+    """The same run elsewhere; nothing is trained any more."""
+    model, trainer = _averaging(folder / "average-begun", seed=5)
+    trainer.fit(steps=7)
+    with trainer.averaged():
+        return p.weights(model)
 
 
 def _held_out(keep=None):

@@ -222,3 +222,26 @@ def test_sharded_parameters_move_as_whole_ones_do(tmp_path):
 def test_values_out_of_range_are_refused_by_all(make):
     with pytest.raises(OptionError, match="got"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "matrix", "vector"),
+    [
+        (hr.sgd(0.1), 0, 0),
+        (hr.sgd(0.1, momentum=0.9), 4, 4),
+        (hr.adamw(), 8, 8),
+        (hr.lamb(), 8, 8),
+        (hr.adafactor(), 4 / 256 + 4 / 128, 4),
+        (hr.muon(), 4, 8),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, float | int) else None,
+)
+def test_state_takes_the_bytes_a_parameter_that_the_table_says(optimizer, matrix, vector):
+    """Of a matrix between two layers and of the vectors; counters of a number each are not counted."""
+    model = nn.Sequential(nn.Linear(4, 256), nn.Linear(256, 128), nn.Linear(128, 4))
+    made = built(optimizer, model)
+    model(torch.ones(2, 4)).square().mean().backward()
+    made.step()
+    for param, expected in ((model[1].weight, matrix), (model[1].bias, vector)):
+        kept = [value for value in made.state[param].values() if isinstance(value, torch.Tensor) and value.numel() > 1]
+        assert sum(value.nbytes for value in kept) / param.numel() == pytest.approx(expected)

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headrace.train.average import ema
     from headrace.train.export import export_safetensors
     from headrace.train.guards import Guards
     from headrace.train.optimizers import adafactor, adamw, lamb, muon, sgd
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from headrace.train.result import FitResult
     from headrace.train.schedules import constant, cosine, linear, one_cycle, wsd
     from headrace.train.trainer import Trainer
+    from headrace.train.weights import load_weights
 
 _HOMES = {
     "FitResult": "result",
@@ -29,9 +31,11 @@ _HOMES = {
     "adamw": "optimizers",
     "constant": "schedules",
     "cosine": "schedules",
+    "ema": "average",
     "export_safetensors": "export",
     "lamb": "optimizers",
     "linear": "schedules",
+    "load_weights": "weights",
     "muon": "optimizers",
     "one_cycle": "schedules",
     "parallelize": "parallel",
@@ -49,9 +53,11 @@ __all__ = [
     "adamw",
     "constant",
     "cosine",
+    "ema",
     "export_safetensors",
     "lamb",
     "linear",
+    "load_weights",
     "muon",
     "one_cycle",
     "parallelize",

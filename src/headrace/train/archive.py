@@ -19,6 +19,7 @@ from headrace.train.best import Best, BestRule, noted
 from headrace.train.checkpoint import FOLDER, check_files, read_tensors, step_of
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluation
+from headrace.train.frozen import check_frozen
 from headrace.train.homes import home_at
 from headrace.train.loop import Position
 from headrace.train.record import versions
@@ -118,6 +119,7 @@ class Archive:
             "guards": position.guards,
             "optimizer": type(self._learner.optimizer).__name__,
             "numbers": self._learner.numbers(),
+            "frozen": self._learner.frozen,
             "world_size": self._world.size,
             "evaluation": None if found is None else {"loss": found.loss, "metrics": found.metrics},
             "best": noted(self._best),
@@ -160,6 +162,7 @@ class Archive:
         mine = type(self._learner.optimizer).__name__
         if state["optimizer"] != mine:
             raise StateError(f"it was trained with the optimizer {state['optimizer']}, this run has {mine}")
+        check_frozen(state.get("frozen"), self._learner.frozen)
         check_files(place, state["files"], self._world)
         tensors = read_tensors(place, self._learner.room, self._world)
         self._learner.adopt(tensors, state["numbers"], self._seed + state["step"])

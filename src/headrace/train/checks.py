@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from headrace.errors import OptionError
 from headrace.storage import locate
+from headrace.train.average import EMA
 from headrace.train.best import BestRule
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Metric
@@ -31,6 +34,8 @@ def check_options(
     pp_schedule: str,
     pp_stages: Sequence[str] | None,
     compression: Compression | None,
+    ema: EMA | None,
+    save_frozen: bool,
     activation_checkpointing: str | None,
     metrics: Mapping[str, Metric] | None,
     evaluate: LoaderLike | None,
@@ -43,12 +48,10 @@ def check_options(
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
     axes = parse_mesh(mesh)
-    check_plan(tp_plan)
-    if tp_plan is not None and "tp" not in axes:
-        raise OptionError(f"tp_plan is for a mesh with tp: got mesh={mesh!r}; say mesh='tp=2', or leave it away")
-    check_schedule(pp_schedule)
-    if pp_stages is not None and "pp" not in axes:
-        raise OptionError(f"pp_stages is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
+    _check_parallel(mesh, axes, tp_plan, pp_schedule, pp_stages)
+    if "pp" in axes and (ema is not None or not save_frozen):
+        name = "ema" if ema is not None else "save_frozen=False"
+        raise OptionError(f"{name} does not work with pipeline stages: got mesh={mesh!r}; take a mesh without pp")
     check_compression(compression, axes, precision)
     check_recompute(activation_checkpointing)
     if metrics and evaluate is None:
@@ -63,6 +66,31 @@ def check_options(
         raise OptionError(f"guards must be headrace.Guards(...), or None: got {guards!r}")
     if hang_timeout_sec is not None and not hang_timeout_sec > 0:
         raise OptionError(f"hang_timeout_sec must be above 0, or None: got {hang_timeout_sec}")
+
+
+def _check_parallel(
+    mesh: str,
+    axes: Mapping[str, int | None],
+    tp_plan: TensorPlan | None,
+    pp_schedule: str,
+    pp_stages: Sequence[str] | None,
+) -> None:
+    check_plan(tp_plan)
+    if tp_plan is not None and "tp" not in axes:
+        raise OptionError(f"tp_plan is for a mesh with tp: got mesh={mesh!r}; say mesh='tp=2', or leave it away")
+    check_schedule(pp_schedule)
+    if pp_stages is not None and "pp" not in axes:
+        raise OptionError(f"pp_stages is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
+
+
+def check_memory(model: nn.Module) -> None:
+    """Raise OptionError, naming it, for a parameter or buffer that has no values."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise OptionError(
+                f"a model must have its values before it is trained: {name} lies on device meta; make it without "
+                "torch.device('meta'), or call model.to_empty(device='cpu') and set every value"
+            )
 
 
 def check_counts(**counts: int | None) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headrace.errors import TrainingError
+from headrace.errors import LoaderError, TrainingError
 from headrace.train.batches import Batch, micro_batches, num_parts, num_rows, real_rows, to_device
 from headrace.train.contract import LoaderLike
 from headrace.train.objective import Judgement, Objective
@@ -51,7 +51,9 @@ class Evaluator:
         micro_batch_size: int | None,
         mesh: Mesh,
         pipelined: PipelinedPasses | None = None,
+        weights: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`weights` puts those to be evaluated in place, while its context lasts."""
         self._world = world
         self._copies = mesh.tp
         self._pipelined = pipelined
@@ -60,6 +62,7 @@ class Evaluator:
         self._loader = loader
         self._metrics = metrics
         self._micro = micro_batch_size
+        self._weights = weights
         rank_batch_size = loader.global_batch_size / mesh.data_size
         self._runs = 0 if pipelined is None else num_parts(rank_batch_size, pipelined.rows)
         self._passes = num_parts(rank_batch_size, micro_batch_size) if distributed.needs_equal_passes else 0
@@ -71,10 +74,12 @@ class Evaluator:
         `advance` is called before each batch.
         """
         began = time.perf_counter()
-        self._distributed.share_buffers()
         sums = _Sums()
-        with evaluating(model), torch.no_grad():
+        with self._weights(), evaluating(model), torch.no_grad():
+            self._distributed.share_buffers()
+            batches = 0
             for batch in self._loader:
+                batches += 1
                 advance()
                 if self._pipelined is not None:
                     self._add_runs(self._pipelined, batch, sums)
@@ -84,6 +89,7 @@ class Evaluator:
                     self._add(model, part, part_rows, sums)
                 for _ in range(self._passes - len(parts)):
                     self._objective(model, self._spare_part(batch), 0)
+            self._check_whole(batches)
             self._distributed.settle()
         means, samples = _combine(self._world.gather(sums.on_host()))
         loss = means.pop("loss", None)
@@ -98,6 +104,15 @@ class Evaluator:
             judged = pipelined.judgement(part, part_rows)
             if judged is not None:
                 self._count(judged, part, part_rows, sums)
+
+    def _check_whole(self, batches: int) -> None:
+        """Of a rank that stopped earlier the others would wait for the model's next pass."""
+        expected = self._loader.steps_per_epoch * (self._loader.epochs or 1)
+        if batches != expected:
+            raise LoaderError(
+                f"every rank's loader must give the batches that steps_per_epoch says: the evaluation's of rank "
+                f"{self._world.rank} gave {batches} of {expected}"
+            )
 
     def _parts(self, batch: Batch) -> list[tuple[Batch, int]]:
         real, rows = real_rows(batch)

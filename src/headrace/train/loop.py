@@ -282,7 +282,17 @@ class Loop:
             for batch in self._loader:
                 idle = 0
                 yield batch
+            self._check_whole()
         raise LoaderError(f"the loader gave no batch after step {self._position.step}: it says it has more")
+
+    def _check_whole(self) -> None:
+        """An iteration ends with an epoch: one that ended earlier would leave the ranks at different batches."""
+        step, per_epoch = self._position.step, self._plan.steps_per_epoch
+        if step % per_epoch:
+            raise LoaderError(
+                f"every rank's loader must give the {per_epoch} batches of an epoch that steps_per_epoch says: that of "
+                f"rank {self._world.rank} ended after step {step}, {step % per_epoch} batches into one"
+            )
 
     def _bar(self) -> AbstractContextManager[Callable[..., None]]:
         if self._world.rank != 0:

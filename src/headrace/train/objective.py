@@ -101,3 +101,8 @@ def _check_mean(mean: Any) -> None:
     if not isinstance(mean, Tensor) or mean.dim() != 0:
         found = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else f"a {type(mean).__name__}"
         raise TrainingError(f"loss must return the mean over the batch, a tensor of no dimension: got {found}")
+    if torch.is_grad_enabled() and not mean.requires_grad:
+        raise TrainingError(
+            "loss must depend on parameters that are trained: what it returned has no gradient; compute it from the "
+            "model's output, without detach(), argmax() or torch.no_grad()"
+        )

@@ -1,9 +1,9 @@
 """All that decides how training goes on, as named tensors and a little JSON.
 
-Tensors: `model.NAME`, `optimizer.PARAMETER.KEY`, `random.GENERATOR`, in which row r is rank r's, and what else is kept
-from step to step (`Kept`), under names of its own. JSON: what an
-optimizer keeps as plain numbers. Names are the module's own, without a wrapper's prefix, and nothing says how many
-processes there were, except the rows of `random`: other numbers of processes go on with generators seeded anew.
+Tensors: `model.NAME`, `optimizer.PARAMETER.KEY`, `ema.NAME` where weights are averaged, `random.GENERATOR`, in which
+row r is rank r's, and what else is kept from step to step (`Kept`), under names of its own. JSON: what an optimizer
+keeps as plain numbers. Names are the module's own, without a wrapper's prefix, and nothing says how many processes there
+were, except the rows of `random`: other numbers of processes go on with generators seeded anew.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch.optim import Optimizer
 
 from headrace.errors import CheckpointError, StateError
 from headrace.rank import resolve_rank
+from headrace.train.average import Average, room_for_average
+from headrace.train.frozen import frozen_names
 from headrace.train.parallel import Distributed
 from headrace.train.randomness import random_state, seed_all, set_random_state
 from headrace.train.world import World
@@ -51,6 +53,9 @@ class Learner:
     """Of all tensors of the model, also those that other processes have, by name."""
 
     others: tuple[Kept, ...] = ()
+    average: Average | None = None
+    frozen: str | None = None
+    """The fingerprint of frozen parameters, where they are not saved."""
 
     @property
     def model(self) -> nn.Module:
@@ -60,10 +65,13 @@ class Learner:
     def tensors(self) -> dict[str, Tensor]:
         """Everything, as tensors; those of the model and optimizer are the live ones. Collective."""
         self.distributed.share_buffers()
-        found = dict(_model_tensors(self.model))
+        found = self._model_tensors()
         for name, key, value in self._optimizer_values():
             if isinstance(value, Tensor):
                 found[f"optimizer.{name}.{key}"] = value
+        if self.average is not None:
+            self.world.share(self.average.statistics())
+            found |= self.average.tensors()
         states = self.world.gather(random_state(self.world.device))
         for name in states[0]:
             found[f"random.{name}"] = torch.stack([state[name] for state in states])
@@ -83,7 +91,7 @@ class Learner:
                     f"keeps a {type(value).__name__} as {key!r}"
                 )
             found.setdefault(name, {})[key] = value
-        if len(self.model.state_dict()) == len(self.shapes):
+        if self.shapes.keys() <= self.model.state_dict().keys():
             return found
         return {name: kept for share in self.world.gather(found) for name, kept in share.items()}
 
@@ -93,8 +101,10 @@ class Learner:
         Raises StateError, naming what differs, when it is a checkpoint of another model or optimizer.
         """
         entries = metadata.state_dict_metadata
-        found = dict(_model_tensors(self.model))
-        _check_same(self.shapes, entries)
+        found = self._model_tensors()
+        left_out = self._left_out()
+        _check_same({name: shape for name, shape in self.shapes.items() if name not in left_out}, entries)
+        found |= room_for_average(self.average, entries)
         known = {f"optimizer.{name}." for name in self._params()}
         for name, entry in entries.items():
             if name.startswith(("optimizer.", "random.")):
@@ -134,6 +144,8 @@ class Learner:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         for other in self.others:
             other.adopt(tensors)
+        if self.average is not None:
+            self.average.adopt(tensors)
         self._set_random(tensors, seed)
 
     def _set_random(self, tensors: Mapping[str, Tensor], seed: int) -> None:
@@ -144,6 +156,13 @@ class Learner:
             set_random_state(own, self.world.device)
         else:
             seed_all(seed, resolve_rank().rank)
+
+    def _model_tensors(self) -> dict[str, Tensor]:
+        left_out = self._left_out()
+        return {f"model.{name}": value for name, value in _tensors_of(self.model) if name not in left_out}
+
+    def _left_out(self) -> set[str]:
+        return frozen_names(self.model) if self.frozen is not None else set()
 
     def _params(self) -> dict[str, nn.Parameter]:
         """The optimizer's parameters by the model's names for them, in the optimizer's order."""
@@ -157,19 +176,23 @@ class Learner:
                 yield name, str(key), value
 
 
-def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, value in model.state_dict().items():
+def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The model's state by name; of tied weights, which are one tensor of several names, the first name only."""
+    seen: set[int] = set()
+    for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"a model's state must be tensors to be saved: {name!r} is a {type(value).__name__} "
                 "(get_extra_state, say); register it as a buffer"
             )
-        yield f"model.{name}", value
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield name, value.detach()
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Of a model's tensors, by name. Raises CheckpointError for state that is no tensor."""
-    return {name.removeprefix("model."): tuple(value.shape) for name, value in _model_tensors(model)}
+    return {name: tuple(value.shape) for name, value in _tensors_of(model)}
 
 
 def _check_same(own: Mapping[str, tuple[int, ...]], entries: Mapping[str, Any]) -> None:

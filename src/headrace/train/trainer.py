@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from torch import nn
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
 from headrace.train.archive import Archive, Keeping, num_restarts
-from headrace.train.checks import check_counts, check_keeping, check_options
+from headrace.train.average import EMA, Average
+from headrace.train.checks import check_counts, check_keeping, check_memory, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator, Metric
 from headrace.train.failure import Failure
+from headrace.train.frozen import fingerprint
 from headrace.train.guards import Guards, Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
@@ -63,6 +65,7 @@ class _Parts:
     learner: Learner
     stepper: Stepper
     evaluator: Evaluator | None
+    average: Average | None
 
 
 class Trainer:
@@ -95,6 +98,7 @@ class Trainer:
         evaluate_every: float = 1,
         metrics: Mapping[str, Metric] | None = None,
         clip_grad_norm: float | None = None,
+        ema: float | EMA | None = None,
         epochs: int | None = None,
         steps: int | None = None,
         checkpoint_every: int | None = None,
@@ -103,6 +107,7 @@ class Trainer:
         checkpoints: str | Path | None = None,
         checkpoint_async: bool | None = None,
         guards: Guards | None = None,
+        save_frozen: bool = True,
         run_dir: str | Path | None = None,
         hang_timeout_sec: float | None = HANG_TIMEOUT_SEC,
         seed: int = 0,
@@ -134,6 +139,8 @@ class Trainer:
           over real samples only.
         - `metrics`: name -> fn(output, batch) giving one value a sample, shape (batch,); evaluated exactly.
         - `clip_grad_norm`: largest norm of all gradients together; one that is not finite is an error then.
+        - `ema`: keeps an exponential moving average of the weights, by a decay or `headrace.ema(...)`, which is what is
+          evaluated; `averaged()` puts it in place.
         - `epochs` or `steps`: how far `fit` goes; neither: the loader's own epochs.
         - `checkpoint_every`: steps between checkpoints; one is written at the end and at SIGTERM anyway.
         - `keep_checkpoints`: how many of the newest stay.
@@ -146,8 +153,11 @@ class Trainer:
           is not finite is an error.
         - `hang_timeout_sec`: a step of several processes that takes longer ends all of them, with a report of who hangs
           where; the first step, a batch of an evaluation and a checkpoint may take three times as long. None: never.
+        - `save_frozen=False`: checkpoints leave out parameters that are not trained, and a run goes on from one only if
+          they are the same again (their hash is in it): for adapters beside a large model.
         - `device`: None takes this process's GPU, or the CPU where there is none.
         """
+        averaging = EMA(ema) if isinstance(ema, float | int) else ema
         check_options(
             precision=precision,
             mesh=mesh,
@@ -155,6 +165,8 @@ class Trainer:
             pp_schedule=pp_schedule,
             pp_stages=pp_stages,
             compression=compression,
+            ema=averaging,
+            save_frozen=save_frozen,
             activation_checkpointing=activation_checkpointing,
             metrics=metrics,
             evaluate=evaluate,
@@ -197,6 +209,7 @@ class Trainer:
         self._evaluate_every = evaluate_every
         self._metrics = dict(metrics or {})
         self._clip_grad_norm = clip_grad_norm
+        self._ema = averaging
         self._goal = (epochs, steps)
         self._checkpoint_every = checkpoint_every
         self._keep_checkpoints = keep_checkpoints
@@ -205,6 +218,7 @@ class Trainer:
         self._checkpoint_async = checkpoint_async
         self._guards = guards
         self._hang_timeout_sec = hang_timeout_sec
+        self._save_frozen = save_frozen
         self._seed = seed
         self._device = device
         self._parts: _Parts | None = None
@@ -240,6 +254,16 @@ class Trainer:
             result = self._run(parts, plan, archive, resumed, request, pulse, began)
             self.told_to_stop = request.requested
             return result
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the model has the averaged weights, once `fit` was called; afterwards its own again.
+
+        Raises OptionError without `ema`. On every process where parameters are sharded.
+        """
+        average = self._parts.average if self._parts is not None else None
+        if average is None:
+            raise OptionError("averaged weights are there once fit was called with ema: set Trainer(ema=0.999), say")
+        return average.in_place()
 
     def _run(
         self,
@@ -300,6 +324,7 @@ class Trainer:
         """Join the other processes and give the model its place; the order of what is collective is the same on all."""
         world = join_world(self._device, collective_timeout(self._hang_timeout_sec))
         mesh = Mesh.of(self._mesh, world.size)
+        check_memory(self.model)
         take_place(mesh, world)
         if self._guards is not None and self._guards.replay_every is not None and mesh.fsdp * mesh.tp * mesh.pp > 1:
             raise OptionError(
@@ -311,6 +336,7 @@ class Trainer:
         self.model.train()
         trained(self.model)  # a model without parameters to train is refused before it is distributed
         shapes = shapes_of(self.model)
+        frozen = None if self._save_frozen else world.agree(lambda: fingerprint(self.model))
         objective = Objective(self._inputs, self._loss, self._precision, world.device)
         if mesh.pp > 1 and isinstance(self._optimizer, ByRole):
             raise OptionError(
@@ -332,6 +358,7 @@ class Trainer:
             compile=self._compile,
         )
         optimizer = built(self._optimizer, distributed.model)
+        average = None if self._ema is None else Average(distributed.model, optimizer, self._ema)
         scale = LossScale(world, replicas=mesh.dp == world.size) if self._precision == "fp16" else None
         pipelined = None
         if isinstance(distributed, Pipeline):
@@ -354,11 +381,21 @@ class Trainer:
         evaluator = None
         if self._evaluate is not None:
             _ = self._evaluate.steps_per_epoch  # one that cannot work at this world size is refused now
+            weights = average.in_place if average is not None and average.evaluated else nullcontext
             evaluator = Evaluator(
-                world, distributed, objective, self._evaluate, self._metrics, self._micro_batch_size, mesh, pipelined
+                world,
+                distributed,
+                objective,
+                self._evaluate,
+                self._metrics,
+                self._micro_batch_size,
+                mesh,
+                pipelined,
+                weights,
             )
         kept = (reducer,) if scale is None else (reducer, scale)
-        return _Parts(world, Learner(distributed, optimizer, world, shapes, kept), stepper, evaluator)
+        learner = Learner(distributed, optimizer, world, shapes, kept, average, frozen)
+        return _Parts(world, learner, stepper, evaluator, average)
 
     def _micro_batches(self, mesh: Mesh) -> tuple[int, int]:
         rank_batch_size = -(-self.loader.global_batch_size // mesh.data_size)
@@ -441,6 +478,7 @@ class Trainer:
             "keep_best": None if self._keep_best is None else [self._keep_best.metric, self._keep_best.mode],
             "guards": asdict(self._guards) if self._guards is not None else None,
             "hang_timeout_sec": self._hang_timeout_sec,
+            "ema": None if self._ema is None else repr(self._ema),
             "seed": self._seed,
             **self.config,
         }

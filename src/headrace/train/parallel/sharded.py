@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from headrace.errors import OptionError
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.buffers import share_buffers
 from headrace.train.parallel.exposed import NOTHING, Exposed
@@ -29,10 +30,12 @@ class Sharded:
     def __init__(self, model: nn.Module, devices: DeviceMesh, precision: str) -> None:
         """Cut it over a mesh of one axis, or of two, along whose first it is copied. Collective.
 
-        Every rank must have the same model.
+        Every rank must have the same model. Raises OptionError for a block with trained parameters of several dtypes.
         """
+        blocks = repeated_blocks(model)
+        _check_dtypes(model, blocks)
         policy = _POLICIES[precision]
-        for block in repeated_blocks(model):
+        for block in blocks:
             fully_shard(block, mesh=devices, mp_policy=policy)
         self._root = fully_shard(model, mesh=devices, mp_policy=policy)
         self.model = self.module = model
@@ -60,6 +63,19 @@ class Sharded:
     def exposed(self) -> Exposed:
         """Not known apart from compute."""
         return NOTHING
+
+
+def _check_dtypes(model: nn.Module, blocks: list[nn.Module]) -> None:
+    """Gradients reduced together must be of one dtype: of each block, and of what is in none; frozen ones have none."""
+    names = {id(param): name for name, param in model.named_parameters() if param.requires_grad}
+    for block in (*blocks, model):
+        own = {param.dtype: names.pop(id(param)) for param in block.parameters() if id(param) in names}
+        if len(own) > 1:
+            found = ", ".join(f"{name} is {dtype}" for dtype, name in own.items()).replace("torch.", "")
+            raise OptionError(
+                f"fsdp reduces a block's gradients together, so trained parameters must be of one dtype: {found}; "
+                "convert the model by model.to(dtype), or freeze those of one dtype"
+            )
 
 
 _POLICIES = {
