@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         sgd,
         wsd,
     )
+    from headrace.tuning import tune
 
 _HOMES = {
     "Dataset": "dataset",
@@ -54,6 +55,7 @@ _HOMES = {
     "pack": "packing",
     "parallelize": "train",
     "sgd": "train",
+    "tune": "tuning",
     "wsd": "train",
 }
 _MODULES = ("errors", "ondevice", "transform")
@@ -84,6 +86,7 @@ __all__ = [
     "parallelize",
     "sgd",
     "transform",
+    "tune",
     "wsd",
 ]
 

@@ -74,7 +74,7 @@ def train(
     target = RecipeTarget.parse(recipe)
     chosen = [*(settings or []), *([f"mesh={mesh}"] if mesh is not None else [])]
     parse_settings(load_recipe(target), chosen)
-    run_dir = _run_dir(run, target.name)
+    run_dir = new_run_dir(run, target.name)
     nproc = nproc or default_nproc()
     print(f"training on {nproc} process{'es' if nproc > 1 else ''}, run {run_dir}", file=sys.stderr)
     began = time.time()
@@ -86,8 +86,8 @@ def train(
     emit({**outcome.to_json(), "summary": sentence}, json, sentence)
 
 
-def _run_dir(given: Path | None, name: str) -> Path:
-    """The folder given, else the first free of runs/NAME-1, runs/NAME-2, ..., made at once so that it is ours."""
+def new_run_dir(given: Path | None, name: str) -> Path:
+    """The folder given, else the first free of runs/NAME-1, runs/NAME-2, ...: made at once, so that it is ours."""
     try:
         if given is not None:
             given.mkdir(parents=True, exist_ok=True)
