@@ -10,6 +10,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ FILE_NAME = "study.db"
 PRUNERS = ("median", "hyperband", "none")
 DIRECTIONS = ("minimize", "maximize")
 _NAME = "headrace"
-_PLAN, _REASON, _RESULT, _AGAIN = "plan", "reason", "result", "tried_again"
+_PLAN, _FOLDER, _REASON, _RESULT, _AGAIN = "plan", "folder", "reason", "result", "tried_again"
 
 
 class Study:
@@ -54,11 +55,15 @@ class Study:
             )
         self._close_abandoned()
 
-    def ask(self) -> tuple[int, dict[str, str]]:
-        """The number and the settings of the next trial."""
+    def ask(self) -> tuple[int, Path, dict[str, str]]:
+        """The next trial: its number, the folder for its run, which is not there yet, and its settings."""
         trial = self._study.ask(self._distributions)
         self._open[trial.number] = trial
-        return trial.number, {name: as_text(value) for name, value in trial.params.items()}
+        # Its own number, unless a study that was begun anew left a run there.
+        places = (self._run_dir / f"trial-{n:04d}" for n in count(trial.number))
+        run_dir = next(place for place in places if not place.exists())
+        trial.set_user_attr(_FOLDER, run_dir.name)
+        return trial.number, run_dir, {name: as_text(value) for name, value in trial.params.items()}
 
     def is_poor(self, number: int, evaluation: int, value: float) -> bool:
         """Note what an open trial's evaluation (counted from 1) found; whether the trial should end because of it."""
@@ -135,7 +140,7 @@ class Study:
             settings={name: as_text(found) for name, found in trial.params.items()},
             value=value,
             reason=trial.user_attrs.get(_REASON),
-            run_dir=trial_dir(self._run_dir, trial.number),
+            run_dir=self._run_dir / trial.user_attrs[_FOLDER],
         )
 
     def _distribution(self, part: Range | Choices) -> Any:
@@ -150,11 +155,6 @@ class Study:
         pruners = self._optuna.pruners
         made = {"median": pruners.MedianPruner, "hyperband": pruners.HyperbandPruner, "none": pruners.NopPruner}
         return made[name]()
-
-
-def trial_dir(run_dir: Path, number: int) -> Path:
-    """The run folder of a trial."""
-    return run_dir / f"trial-{number:04d}"
 
 
 def _difference(began: str | None, wanted: str) -> str:

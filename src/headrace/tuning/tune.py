@@ -22,7 +22,7 @@ from headrace.train.worker import Job
 from headrace.tuning.result import Trial, TuneResult
 from headrace.tuning.running import RunningTrial, Share, visible_gpus
 from headrace.tuning.space import Space, as_text, parse_space
-from headrace.tuning.study import DIRECTIONS, PRUNERS, Study, trial_dir
+from headrace.tuning.study import DIRECTIONS, PRUNERS, Study
 
 _POLL_SEC = 0.1
 _MOST_FIRST_FAILURES = 3
@@ -75,7 +75,7 @@ def tune(
     ):
         gpus = visible_gpus()
         shares = [Share.of(slot, jobs, nproc, gpus) for slot in range(jobs)]
-        _Search(study, folder, target, fixed, metric, direction, nproc).run(trials, shares)
+        _Search(study, target, fixed, metric, direction, nproc).run(trials, shares)
         return _result(study.trials(), direction, folder, ["headrace", "train", target, "--nproc", str(nproc)], fixed)
 
 
@@ -83,10 +83,9 @@ class _Search:
     """Runs trials of one study."""
 
     def __init__(
-        self, study: Study, folder: Path, recipe: str, fixed: Mapping[str, str], metric: str, direction: str, nproc: int
+        self, study: Study, recipe: str, fixed: Mapping[str, str], metric: str, direction: str, nproc: int
     ) -> None:
         self._study = study
-        self._folder = folder
         self._recipe = recipe
         self._fixed = fixed
         self._metric = metric
@@ -118,9 +117,9 @@ class _Search:
     def _start(self, most: int, shares: list[Share]) -> None:
         for share in shares:
             if share not in self._running and len(self._running) < most:
-                number, chosen = self._study.ask()
+                number, run_dir, chosen = self._study.ask()
                 assignments = tuple(f"{name}={text}" for name, text in {**self._fixed, **chosen}.items())
-                job = Job(self._recipe, str(trial_dir(self._folder, number)), "never", assignments)
+                job = Job(self._recipe, str(run_dir), "never", assignments)
                 self._running[share] = RunningTrial(number, job, self._nproc, share, self._metric)
 
     def _look(self) -> bool:
