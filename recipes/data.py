@@ -2,12 +2,14 @@
 
     python recipes/data.py digits data/digits     scikit-learn's 1,797 handwritten digits, PNG files in a folder a class
     python recipes/data.py stdlib data/stdlib     the source files of Python's standard library, without its tests
+    python recipes/data.py tables data/tables     scikit-learn's breast cancer, wine and diabetes, a CSV file each
 
 What is there already is left as it is, so running it again costs nothing.
 """
 
 from __future__ import annotations
 
+import csv
 import shutil
 import sys
 import sysconfig
@@ -47,8 +49,27 @@ def copy_stdlib(folder: Path) -> int:
     return number
 
 
+def write_tables(folder: Path) -> int:
+    """Write three tables, a row a sample: features under their names, then `target` (whole numbers: classes)."""
+    from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {"breast_cancer": load_breast_cancer(), "wine": load_wine(), "diabetes": load_diabetes(scaled=False)}
+    for name, table in tables.items():
+        path = folder / f"{name}.csv"
+        if path.exists():
+            continue
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*(feature.replace(" ", "_") for feature in table.feature_names), "target"])
+            writer.writerows(
+                [*row, target] for row, target in zip(table.data.tolist(), table.target.tolist(), strict=True)
+            )
+    return len(tables)
+
+
 def main() -> None:
-    makers = {"digits": write_digits, "stdlib": copy_stdlib}
+    makers = {"digits": write_digits, "stdlib": copy_stdlib, "tables": write_tables}
     if len(sys.argv) != 3 or sys.argv[1] not in makers:
         sys.exit(__doc__)
     number = makers[sys.argv[1]](Path(sys.argv[2]))

@@ -43,6 +43,7 @@ PUBLIC = [
     "sgd",
     "top_k",
     "transform",
+    "tune",
     "wsd",
 ]
 TORCH_FREE = ["dataset", "errors", "formats", "order", "packing", "rank", "report", "storage", "telemetry", "transform"]
@@ -84,7 +85,20 @@ def test_image_steps_are_where_the_contract_has_them(name):
 
 
 @pytest.mark.parametrize(
-    "room", ["dataset", "formats", "load", "ondevice", "order", "packing", "report", "telemetry", "train", "transform"]
+    "room",
+    [
+        "dataset",
+        "formats",
+        "load",
+        "ondevice",
+        "order",
+        "packing",
+        "report",
+        "telemetry",
+        "train",
+        "transform",
+        "tuning",
+    ],
 )
 def test_rooms_have_what_they_export(room):
     module = importlib.import_module(f"headrace.{room}")

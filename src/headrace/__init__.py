@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         constant,
         cosine,
         ema,
+        export_safetensors,
         lamb,
         linear,
         load_weights,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         top_k,
         wsd,
     )
+    from headrace.tuning.tune import tune
 
 _HOMES = {
     "Dataset": "dataset",
@@ -65,6 +67,7 @@ _HOMES = {
     "power_sgd": "train",
     "sgd": "train",
     "top_k": "train",
+    "tune": "tuning",
     "wsd": "train",
 }
 _MODULES = ("errors", "ondevice", "transform")
@@ -101,6 +104,7 @@ __all__ = [
     "sgd",
     "top_k",
     "transform",
+    "tune",
     "wsd",
 ]
 

@@ -2,7 +2,8 @@
 
 Each script is run as `script.py DATA RUN KILL_AT`: it trains on the dataset DATA, saves every SAVE_EVERY batches under
 RUN, and goes on from what it finds there. It appends the keys of every batch to RUN/batches-RANK.jsonl before it trains
-on it, and rank 0 kills itself with SIGKILL when its file has KILL_AT lines (0: never).
+on it, and rank 0 kills itself with SIGKILL when its file has KILL_AT lines (0: never). With RECORDED in the
+environment the run's events go to RUN/record.
 """
 
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 import headrace as hr
+from headrace.adapters.recorded import Recorded
 
 DATA, RUN, KILL_AT = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -27,7 +29,8 @@ def make_stream(epochs=1):
 
 
 def make_loader(epochs=1):
-    return hr.Loader(make_stream(epochs), global_batch_size=GLOBAL_BATCH_SIZE, threads=1)
+    loader = hr.Loader(make_stream(epochs), global_batch_size=GLOBAL_BATCH_SIZE, threads=1)
+    return Recorded(loader, RUN / "record") if os.environ.get("RECORDED") else loader
 
 
 def make_model():
@@ -41,6 +44,7 @@ def loss_of(model, batch):
 
 def steps_done(loader):
     """Batches that a loader has given out since its first epoch."""
+    loader = getattr(loader, "loader", loader)
     state = loader.state_dict()
     return state["epoch"] * loader.steps_per_epoch + state["position"] // loader.global_batch_size
 

@@ -17,6 +17,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 import headrace as hr
+from headrace.report import read_run, verdict
 from waiting import DEADLINE_SEC
 
 HERE = Path(__file__).parent
@@ -42,7 +43,7 @@ def undisturbed(packed):
         return [batch["__key__"] for batch in one]
 
 
-def train(name, packed, run, kill_at=0, ranks=1):
+def train(name, packed, run, kill_at=0, ranks=1, **environment):
     """Run a script on so many ranks; the global batches that they saw, in the order of positions."""
     if find_spec(IMPORTED.get(name, name)) is None:
         pytest.skip(f"{IMPORTED.get(name, name)} is not installed: pip install 'headrace[dev]'")
@@ -50,7 +51,8 @@ def train(name, packed, run, kill_at=0, ranks=1):
     command = [HERE / f"train_{name}.py", packed, run, str(kill_at)]
     if ranks > 1:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
+    others = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
+    environment = others | environment
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=4 * DEADLINE_SEC
     )
@@ -76,6 +78,22 @@ def test_a_killed_run_goes_on_with_the_exact_batches(name, packed, undisturbed, 
     assert len(seen) in (6, 7)  # the other rank may not have got as far
     assert train(name, packed, tmp_path / "run", kill_at=5) == undisturbed[4:9]
     assert train(name, packed, tmp_path / "run") == undisturbed[8:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_recorded_loader_is_as_exact_and_leaves_the_record_of_its_run(name, packed, undisturbed, tmp_path):
+    """Killed on the way and gone on with: one history of all steps, whatever had to be done again."""
+    assert train(name, packed, tmp_path / "run", kill_at=5, RECORDED="1") == undisturbed[:5]
+    assert train(name, packed, tmp_path / "run", RECORDED="1") == undisturbed[4:]
+    run = read_run(tmp_path / "run/record")
+    assert run.steps["step"].tolist() == list(range(1, 17))
+    assert run.steps["epoch"].tolist() == [0] * 8 + [1] * 8
+    assert set(run.steps["samples"]) == {GLOBAL_BATCH_SIZE}
+    assert np.allclose(run.steps["wait_sec"] + run.steps["compute_sec"], run.steps["sec"])
+    assert (run.steps["wait_sec"] > 0).all()
+    assert (run.attempts[1].start["step"], run.feeds[-1]["step"]) == (4, 16)
+    assert verdict(run).sentence
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from headrace.adapters.recorded import Recorded
 from headrace.errors import OptionError, StateError
 from headrace.load import Loader
 
@@ -18,7 +19,7 @@ NAME = "HeadraceLoader"
 """Under this name a checkpoint's `trainer_state.json` has the loader's state, among the callbacks' states."""
 
 
-def feed(trainer: Trainer, loader: Loader, *, inputs: Inputs | None = None) -> None:
+def feed(trainer: Trainer, loader: Loader | Recorded, *, inputs: Inputs | None = None) -> None:
     """Have a trainer train on a loader's batches, and its checkpoints hold the loader's state.
 
     `trainer.train(resume_from_checkpoint=...)` then goes on with the very next batch, and reads nothing of those
@@ -35,7 +36,7 @@ def feed(trainer: Trainer, loader: Loader, *, inputs: Inputs | None = None) -> N
     Raises OptionError for other arguments; `train` raises StateError for a checkpoint without the loader's state, or
     with that of another dataset or order.
     """
-    if not isinstance(trainer, Trainer) or not isinstance(loader, Loader):
+    if not isinstance(trainer, Trainer) or not isinstance(loader, Loader | Recorded):
         shown = f"{type(trainer).__name__} and {type(loader).__name__}"
         raise OptionError(f"feed is for a transformers.Trainer and a headrace.Loader: got {shown}")
     batches = _Batches(loader, inputs or _fields)
@@ -48,7 +49,7 @@ def feed(trainer: Trainer, loader: Loader, *, inputs: Inputs | None = None) -> N
 class _Batches(IterableDataset[Mapping[str, Any]]):
     """The loader's batches; after a resume with stand-ins before them, for those that the trainer passes over."""
 
-    def __init__(self, loader: Loader, inputs: Inputs) -> None:
+    def __init__(self, loader: Loader | Recorded, inputs: Inputs) -> None:
         self._loader, self._inputs = loader, inputs
         self.num_stand_ins = 0
 
@@ -62,7 +63,7 @@ class _Batches(IterableDataset[Mapping[str, Any]]):
         yield from map(self._inputs, self._loader)
 
 
-def _callback(loader: Loader, batches: _Batches) -> TrainerCallback:
+def _callback(loader: Loader | Recorded, batches: _Batches) -> TrainerCallback:
     """The callback that saves and loads. Its class is made here, since the trainer may make it anew, by its class."""
 
     class LoaderState(TrainerCallback, ExportableState):  # type: ignore[misc]
@@ -91,7 +92,7 @@ def _saved(state: Any, name: str) -> Mapping[str, Any]:
         ) from None
 
 
-def _num_passed(args: Any, state: Any, loader: Loader) -> int:
+def _num_passed(args: Any, state: Any, loader: Loader | Recorded) -> int:
     """How many batches the trainer will pass over: those of its epoch that were trained on."""
     each = args.gradient_accumulation_steps
     try:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import bench, export, inspect, pack, report, train
+from headrace.cli import bench, export, inspect, pack, report, train, tune
 from headrace.cli.output import run
 from headrace.version import __version__
 
@@ -47,6 +47,7 @@ app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.command("tune")(tune.tune)
 app.command("report")(report.report)
 
 

@@ -106,7 +106,7 @@ def train(
         slurm.check_requeue()
         if run is None:
             raise OptionError("--requeue goes on in the same folder: add --run DIR")
-    run_dir = _run_dir(run, target.name)
+    run_dir = new_run_dir(run, target.name)
     nproc = nproc or default_nproc()
     print(f"training on {nproc} process{'es' if nproc > 1 else ''}, run {run_dir}", file=sys.stderr)
     began = time.time()
@@ -121,8 +121,8 @@ def train(
     emit({**outcome.to_json(), "summary": sentence}, json, sentence)
 
 
-def _run_dir(given: Path | None, name: str) -> Path:
-    """The folder given, else the first free of runs/NAME-1, runs/NAME-2, ..., made at once so that it is ours."""
+def new_run_dir(given: Path | None, name: str) -> Path:
+    """The folder given, else the first free of runs/NAME-1, runs/NAME-2, ...: made at once, so that it is ours."""
     try:
         if given is not None:
             given.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
 Tensors: `model.NAME`, `optimizer.PARAMETER.KEY`, `ema.NAME` where weights are averaged, `random.GENERATOR`, in which
 row r is rank r's, and what else is kept from step to step (`Kept`), under names of its own. JSON: what an optimizer
-keeps as plain numbers. Names are the module's own, without a wrapper's prefix, and nothing says how many processes there
-were, except the rows of `random`: other numbers of processes go on with generators seeded anew.
+keeps as plain numbers. Names are the module's own, without a wrapper's prefix, and nothing says how many processes
+there were, except the rows of `random`: other numbers of processes go on with generators seeded anew.
 """
 
 from __future__ import annotations

@@ -55,9 +55,6 @@ class Whole:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = self.module = model
-        for param in model.parameters():
-            if isinstance(param, DTensor) and param.requires_grad:
-                param.register_post_accumulate_grad_hook(_add_up)  # type: ignore[no-untyped-call]
 
     def reducing(self, reduce: bool) -> AbstractContextManager[Any]:
         """Nothing is reduced."""
@@ -92,6 +89,9 @@ def cut_layers(model: nn.Module, devices: DeviceMesh, plan: TensorPlan | None) -
     """
     styles = resolve_plan(model, plan, devices.size())
     parallelize_module(model, devices, {name: _style(style) for name, style in styles.items()})
+    for param in model.parameters():
+        if isinstance(param, DTensor) and param.requires_grad:
+            param.register_post_accumulate_grad_hook(_add_up)  # type: ignore[no-untyped-call]
 
 
 def check_plan(plan: TensorPlan | None) -> None:

@@ -64,7 +64,7 @@ def build_pipeline(
     each = STAGES_A_RANK[options.schedule]
     parts = cut_stages(model, line.size * each, options.stages)
     own = {number: parts[number].to(device) for number in range(line.rank, len(parts), line.size)}
-    stages = {number: Stage(part, casting) for number, part in own.items()}
+    stages = {number: Stage(part, casting, device) for number, part in own.items()}
     for stage in stages.values():
         place(stage)
     held = _together(list(own.values()))

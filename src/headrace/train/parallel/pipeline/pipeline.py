@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from headrace.train.parallel.exposed import NOTHING, Exposed
+from headrace.train.randomness import undisturbed
 
 STAGES_A_RANK = {"gpipe": 1, "1f1b": 1, "interleaved": 2}
 """How many stages a process has under each schedule."""
@@ -30,9 +31,12 @@ Judge = Callable[[Any, int], Tensor]
 class Stage(nn.Module):
     """A stage as the schedule calls it: under the run's precision, and once before the run, to learn shapes."""
 
-    def __init__(self, module: nn.Module, casting: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self, module: nn.Module, casting: Callable[[], AbstractContextManager[Any]], device: torch.device
+    ) -> None:
         super().__init__()
         self.module = module
+        self._device = device
         self._casting = casting
         self._calls = 0
         self._kept: list[tuple[Tensor, Tensor]] = []
@@ -42,7 +46,9 @@ class Stage(nn.Module):
         self._calls += 1
         if self._calls == 1:
             self._kept = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
-        elif self._calls == 2:
+            with undisturbed(self._device), self._casting():
+                return self.module(*arguments)
+        if self._calls == 2:
             with torch.no_grad():
                 for buffer, value in self._kept:
                     buffer.copy_(value)
@@ -98,7 +104,9 @@ class Pipeline:
         self.model = self.module = own
         self.line = line
         self._peers = peers
+        self._device = device
         self._judge: Judge | None = None
+        self._tried = False
         self._which = torch.arange(num_micro_batches)
         self._training = _schedule(schedule, stages, line, device, num_micro_batches, self._judged)
         self._running = _schedule(schedule, stages, line, device, num_micro_batches, None)
@@ -120,8 +128,13 @@ class Pipeline:
         return self._running.step(*(arguments if self.line.is_first else ()))
 
     def _judged(self, output: Any, which: Tensor) -> Tensor:
+        """The first call is a try, as a stage's."""
         assert self._judge is not None
-        return self._judge(output, int(which))
+        if self._tried:
+            return self._judge(output, int(which))
+        self._tried = True
+        with undisturbed(self._device):
+            return self._judge(output, int(which))
 
     def reducing(self, reduce: bool) -> AbstractContextManager[Any]:
         """The schedule says itself when gradients are reduced."""
