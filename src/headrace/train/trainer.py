@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +20,32 @@ from torch import nn
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
 from headrace.train.archive import Archive, Keeping, num_restarts
-from headrace.train.average import EMA, Average
-from headrace.train.checks import check_counts, check_keeping, check_memory, check_options
+from headrace.train.average import EMA
+from headrace.train.best import BestRule
+from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
-from headrace.train.evaluation import Evaluator, Metric
+from headrace.train.evaluation import Metric
 from headrace.train.failure import Failure
-from headrace.train.frozen import fingerprint
 from headrace.train.guards import Guards, Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
-from headrace.train.loss_scale import LossScale
-from headrace.train.objective import Inputs, Loss, Objective
-from headrace.train.optimizers import ByRole, OptimizerFactory, built, trained
+from headrace.train.objective import Inputs, Loss
+from headrace.train.optimizers import OptimizerFactory
+from headrace.train.options import Options
 from headrace.train.parallel import (
     Compression,
-    Mesh,
-    Pipeline,
-    PipelineOptions,
-    Reducer,
     TensorPlan,
-    distribute,
-    micro_batch_plan,
-    take_place,
 )
-from headrace.train.pipelined import PipelinedPasses
 from headrace.train.randomness import seed_all
 from headrace.train.record import Journal, open_record
 from headrace.train.result import FitResult
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
+from headrace.train.setup import Parts, set_up
 from headrace.train.skipped import SkippedList
-from headrace.train.snapshot import Learner, shapes_of
-from headrace.train.step import Stepper
-from headrace.train.watchdog import HANG_TIMEOUT_SEC, Pulse, Watchdog, collective_timeout, print_failure
-from headrace.train.world import World, join_world
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What is set up once, at the first `fit`."""
-
-    world: World
-    learner: Learner
-    stepper: Stepper
-    evaluator: Evaluator | None
-    average: Average | None
+from headrace.train.snapshot import Learner
+from headrace.train.watchdog import HANG_TIMEOUT_SEC, Pulse, Watchdog, print_failure
+from headrace.train.world import World
 
 
 class Trainer:
@@ -105,7 +85,7 @@ class Trainer:
         keep_checkpoints: int = 2,
         keep_best: str | tuple[str, str] | None = None,
         checkpoints: str | Path | None = None,
-        checkpoint_async: bool | None = None,
+        checkpoint_async: bool = False,
         guards: Guards | None = None,
         save_frozen: bool = True,
         run_dir: str | Path | None = None,
@@ -148,7 +128,7 @@ class Trainer:
           before makes a checkpoint due, and the best one stays too.
         - `checkpoints`: where they go, a path or a store's URL; None: into `run_dir`.
         - `checkpoint_async`: training goes on while a checkpoint is written; it takes as much memory of the host as a
-          rank writes. None: on a GPU.
+          rank writes.
         - `guards`: what is watched for and answered during the run: `headrace.Guards()`; None: nothing, and a loss that
           is not finite is an error.
         - `hang_timeout_sec`: a step of several processes that takes longer ends all of them, with a report of who hangs
@@ -157,32 +137,39 @@ class Trainer:
           they are the same again (their hash is in it): for adapters beside a large model.
         - `device`: None takes this process's GPU, or the CPU where there is none.
         """
-        averaging = EMA(ema) if isinstance(ema, float | int) else ema
-        check_options(
-            precision=precision,
+        self._options = Options(
+            loss=loss,
+            inputs=inputs,
+            optimizer=optimizer,
+            schedule=schedule or Constant(),
             mesh=mesh,
             tp_plan=tp_plan,
             pp_schedule=pp_schedule,
             pp_stages=pp_stages,
+            precision=precision,
             compression=compression,
-            ema=averaging,
-            save_frozen=save_frozen,
             activation_checkpointing=activation_checkpointing,
-            metrics=metrics,
+            compile=compile,
+            micro_batch_size=micro_batch_size,
             evaluate=evaluate,
             evaluate_every=evaluate_every,
+            metrics=dict(metrics or {}),
             clip_grad_norm=clip_grad_norm,
-            guards=guards,
-            hang_timeout_sec=hang_timeout_sec,
-        )
-        best = check_keeping(keep_best, evaluate, checkpoints)
-        check_counts(
-            micro_batch_size=micro_batch_size,
-            checkpoint_every=checkpoint_every,
-            keep_checkpoints=keep_checkpoints,
+            ema=EMA(ema) if isinstance(ema, float | int) else ema,
             epochs=epochs,
             steps=steps,
+            checkpoint_every=checkpoint_every,
+            keep_checkpoints=keep_checkpoints,
+            keep_best=BestRule.parse(keep_best),
+            checkpoints=checkpoints,
+            checkpoint_async=checkpoint_async,
+            guards=guards,
+            save_frozen=save_frozen,
+            hang_timeout_sec=hang_timeout_sec,
+            seed=seed,
+            device=device,
         )
+        check_options(self._options)
         self.model = model
         self.loader = loader
         self.run_dir = Path(run_dir) if run_dir is not None else None
@@ -192,36 +179,7 @@ class Trainer:
         """What the watchdog does with its verdict, before it ends this process."""
         self.told_to_stop = False
         """Whether this process itself, and not only another rank, was asked to stop while it was fitting."""
-        self._loss = loss
-        self._inputs = inputs
-        self._optimizer = optimizer
-        self._schedule = schedule or Constant()
-        self._mesh = mesh
-        self._tp_plan = tp_plan
-        self._pp_schedule = pp_schedule
-        self._pp_stages = pp_stages
-        self._precision = precision
-        self._compression = compression
-        self._activation_checkpointing = activation_checkpointing
-        self._compile = compile
-        self._micro_batch_size = micro_batch_size
-        self._evaluate = evaluate
-        self._evaluate_every = evaluate_every
-        self._metrics = dict(metrics or {})
-        self._clip_grad_norm = clip_grad_norm
-        self._ema = averaging
-        self._goal = (epochs, steps)
-        self._checkpoint_every = checkpoint_every
-        self._keep_checkpoints = keep_checkpoints
-        self._keep_best = best
-        self._checkpoints = checkpoints
-        self._checkpoint_async = checkpoint_async
-        self._guards = guards
-        self._hang_timeout_sec = hang_timeout_sec
-        self._save_frozen = save_frozen
-        self._seed = seed
-        self._device = device
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._archived: Archive | None = None
         self._position = Position()
         self._whole = True  # no fit was left by an error
@@ -245,10 +203,10 @@ class Trainer:
         """
         began = time.perf_counter()
         check_counts(epochs=epochs, steps=steps)
-        parts = self._parts = self._parts or self._set_up()
-        plan = self._plan(*((epochs, steps) if epochs or steps else self._goal))
+        parts = self._parts = self._parts or set_up(self.model, self.loader, self._options)
+        plan = self._plan(*((epochs, steps) if epochs or steps else (self._options.epochs, self._options.steps)))
         archive = self._archive(parts.learner)
-        watchdog = Watchdog(parts.world, self.run_dir, self._hang_timeout_sec, self.tell_hang)
+        watchdog = Watchdog(parts.world, self.run_dir, self._options.hang_timeout_sec, self.tell_hang)
         with archive.held(), StopRequest() as request, watchdog as pulse:
             resumed = self._go_on(parts.world, archive, resume)
             result = self._run(parts, plan, archive, resumed, request, pulse, began)
@@ -267,7 +225,7 @@ class Trainer:
 
     def _run(
         self,
-        parts: _Parts,
+        parts: Parts,
         plan: Plan,
         archive: Archive,
         resumed: Resumed | None,
@@ -301,7 +259,7 @@ class Trainer:
         parts.world.part()
         return result
 
-    def _loop(self, parts: _Parts, plan: Plan, archive: Archive, journal: Journal, pulse: Pulse) -> Loop:
+    def _loop(self, parts: Parts, plan: Plan, archive: Archive, journal: Journal, pulse: Pulse) -> Loop:
         return Loop(
             plan,
             self._position,
@@ -309,7 +267,7 @@ class Trainer:
             self.model,
             self.loader,
             parts.stepper,
-            self._schedule,
+            self._options.schedule,
             parts.evaluator,
             archive,
             journal,
@@ -317,89 +275,8 @@ class Trainer:
             pulse,
         )
 
-    def _watch(self, parts: _Parts, journal: Journal) -> Watch | None:
-        return None if self._guards is None else Watch(self._guards, parts.learner, journal.guard)
-
-    def _set_up(self) -> _Parts:
-        """Join the other processes and give the model its place; the order of what is collective is the same on all."""
-        world = join_world(self._device, collective_timeout(self._hang_timeout_sec))
-        mesh = Mesh.of(self._mesh, world.size)
-        check_memory(self.model)
-        take_place(mesh, world)
-        if self._guards is not None and self._guards.replay_every is not None and mesh.fsdp * mesh.tp * mesh.pp > 1:
-            raise OptionError(
-                f"a replay needs the whole model on every rank: got mesh={self._mesh!r}; say mesh='dp', or leave "
-                "replay_every away"
-            )
-        if mesh.pp == 1:
-            self.model.to(world.device)
-        self.model.train()
-        trained(self.model)  # a model without parameters to train is refused before it is distributed
-        shapes = shapes_of(self.model)
-        frozen = None if self._save_frozen else world.agree(lambda: fingerprint(self.model))
-        objective = Objective(self._inputs, self._loss, self._precision, world.device)
-        if mesh.pp > 1 and isinstance(self._optimizer, ByRole):
-            raise OptionError(
-                f"{_shown(self._optimizer)} must see the whole model, and a stage of a pipeline is a part: take "
-                "adamw(), or a mesh without pp"
-            )
-        number, size = self._micro_batches(mesh)
-        reducer = Reducer(self._compression, self.model, world)
-        distributed = distribute(
-            self.model,
-            world,
-            mesh,
-            self._precision,
-            tp_plan=self._tp_plan,
-            reducer=reducer,
-            pipeline=PipelineOptions(self._pp_schedule, self._pp_stages, number),
-            casting=objective.casting,
-            activation_checkpointing=self._activation_checkpointing,
-            compile=self._compile,
-        )
-        optimizer = built(self._optimizer, distributed.model)
-        average = None if self._ema is None else Average(distributed.model, optimizer, self._ema)
-        scale = LossScale(world, replicas=mesh.dp == world.size) if self._precision == "fp16" else None
-        pipelined = None
-        if isinstance(distributed, Pipeline):
-            pipelined = PipelinedPasses(distributed, objective, number, size)
-        stepper = Stepper(
-            world,
-            distributed,
-            objective,
-            optimizer,
-            reducer,
-            scale,
-            mesh=mesh,
-            rank_batch_size=self.loader.global_batch_size / mesh.data_size,
-            full_batches=self.loader.full_batches,
-            micro_batch_size=self._micro_batch_size,
-            pipelined=pipelined,
-            clip_grad_norm=self._clip_grad_norm,
-            guarded=self._guards is not None,
-        )
-        evaluator = None
-        if self._evaluate is not None:
-            _ = self._evaluate.steps_per_epoch  # one that cannot work at this world size is refused now
-            weights = average.in_place if average is not None and average.evaluated else nullcontext
-            evaluator = Evaluator(
-                world,
-                distributed,
-                objective,
-                self._evaluate,
-                self._metrics,
-                self._micro_batch_size,
-                mesh,
-                pipelined,
-                weights,
-            )
-        kept = (reducer,) if scale is None else (reducer, scale)
-        learner = Learner(distributed, optimizer, world, shapes, kept, average, frozen)
-        return _Parts(world, learner, stepper, evaluator, average)
-
-    def _micro_batches(self, mesh: Mesh) -> tuple[int, int]:
-        rank_batch_size = -(-self.loader.global_batch_size // mesh.data_size)
-        return micro_batch_plan(rank_batch_size, self._micro_batch_size, mesh.pp, self._pp_schedule)
+    def _watch(self, parts: Parts, journal: Journal) -> Watch | None:
+        return None if self._options.guards is None else Watch(self._options.guards, parts.learner, journal.guard)
 
     def _plan(self, epochs: int | None, steps: int | None) -> Plan:
         if epochs is not None and steps is not None:
@@ -411,23 +288,25 @@ class Trainer:
         if epochs is None and steps is None:
             raise OptionError("the loader is endless, so say how far to go: fit(epochs=...) or fit(steps=...)")
         if self.run_dir is None:
-            needy = {"checkpoint_every": self._checkpoint_every, "keep_best": self._keep_best}
-            for name, value in {**needy, "checkpoints": self._checkpoints}.items():
+            needy = {"checkpoint_every": self._options.checkpoint_every, "keep_best": self._options.keep_best}
+            for name, value in {**needy, "checkpoints": self._options.checkpoints}.items():
                 if value is not None:
                     raise OptionError(f"{name} needs a place for what the run keeps: set run_dir")
         return Plan(
             total_steps=steps or (epochs or 0) * per_epoch,
             steps_per_epoch=per_epoch,
-            evaluate_every=max(1, round(self._evaluate_every * per_epoch)),
-            checkpoint_every=self._checkpoint_every,
+            evaluate_every=max(1, round(self._options.evaluate_every * per_epoch)),
+            checkpoint_every=self._options.checkpoint_every,
         )
 
     def _archive(self, learner: Learner) -> Archive:
         if self._archived is not None and self._archived.run_dir == self.run_dir:
             return self._archived  # it knows what was the best
-        is_async = learner.world.device.type != "cpu" if self._checkpoint_async is None else self._checkpoint_async
-        keeping = Keeping(self._keep_checkpoints, self._keep_best, self._checkpoints, is_async)
-        self._archived = Archive(self.run_dir, learner, self.loader, keeping, seed=self._seed, config=self._config)
+        options = self._options
+        keeping = Keeping(options.keep_checkpoints, options.keep_best, options.checkpoints, options.checkpoint_async)
+        self._archived = Archive(
+            self.run_dir, learner, self.loader, keeping, seed=self._options.seed, config=self._config
+        )
         return self._archived
 
     def _go_on(self, world: World, archive: Archive, resume: str | Path) -> Resumed | None:
@@ -445,7 +324,7 @@ class Trainer:
                 f"this Trainer has trained {self._position.step} steps already, and there is no checkpoint to go back "
                 "to: make a new one, with a new model, to start anew"
             )
-        seed_all(self._seed, resolve_rank().rank)
+        seed_all(self._options.seed, resolve_rank().rank)
         return None
 
     def _announce(self, journal: Journal, world: World, plan: Plan, resumed: Resumed | None) -> None:
@@ -456,32 +335,14 @@ class Trainer:
             step=self._position.step,
             resumed_from=str(resumed.path) if resumed else None,
             total_steps=plan.total_steps,
-            mesh=self._mesh,
-            precision=self._precision,
+            mesh=self._options.mesh,
+            precision=self._options.precision,
             global_batch_size=self.loader.global_batch_size,
             config=self._config(),
         )
 
     def _config(self) -> dict[str, Any]:
-        return {
-            "model": type(self.model).__name__,
-            "parameters": sum(param.numel() for param in self.model.parameters()),
-            "optimizer": _shown(self._optimizer),
-            "schedule": _shown(self._schedule),
-            "compression": None if self._compression is None else str(self._compression),
-            "activation_checkpointing": self._activation_checkpointing,
-            "compile": self._compile,
-            "micro_batch_size": self._micro_batch_size,
-            "clip_grad_norm": self._clip_grad_norm,
-            "checkpoints": None if self._checkpoints is None else str(self._checkpoints),
-            "checkpoint_async": self._checkpoint_async,
-            "keep_best": None if self._keep_best is None else [self._keep_best.metric, self._keep_best.mode],
-            "guards": asdict(self._guards) if self._guards is not None else None,
-            "hang_timeout_sec": self._hang_timeout_sec,
-            "ema": None if self._ema is None else repr(self._ema),
-            "seed": self._seed,
-            **self.config,
-        }
+        return {**self._options.described(self.model), **self.config}
 
     def _result(self, loop: Loop, plan: Plan, stopped: str | None, resumed: Resumed | None, sec: float) -> FitResult:
         steps = self._position.step
@@ -500,8 +361,3 @@ class Trainer:
             resumed_from=resumed.path if resumed else None,
             run_dir=self.run_dir,
         )
-
-
-def _shown(part: Any) -> str:
-    """A description as it prints; of a function its name, since its address would differ in every run."""
-    return getattr(part, "__qualname__", None) or repr(part)

@@ -1,0 +1,119 @@
+"""Setting a run up: the processes meet, the model gets its place on them, and what makes and judges steps is built."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from torch import nn
+
+from headrace.errors import OptionError
+from headrace.train.average import Average
+from headrace.train.checks import check_memory
+from headrace.train.contract import LoaderLike
+from headrace.train.evaluation import Evaluator
+from headrace.train.frozen import fingerprint
+from headrace.train.loss_scale import LossScale
+from headrace.train.objective import Objective
+from headrace.train.optimizers import ByRole, built, trained
+from headrace.train.options import Options, shown
+from headrace.train.parallel import Mesh, Pipeline, PipelineOptions, Reducer, distribute, micro_batch_plan, take_place
+from headrace.train.pipelined import PipelinedPasses
+from headrace.train.snapshot import Learner, shapes_of
+from headrace.train.step import Stepper
+from headrace.train.watchdog import collective_timeout
+from headrace.train.world import World, join_world
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is set up once, at the first `fit`."""
+
+    world: World
+    learner: Learner
+    stepper: Stepper
+    evaluator: Evaluator | None
+    average: Average | None
+
+
+def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
+    """Join the other processes and give the model its place; the order of what is collective is the same on all."""
+    world = join_world(options.device, collective_timeout(options.hang_timeout_sec))
+    mesh = Mesh.of(options.mesh, world.size)
+    check_memory(model)
+    take_place(mesh, world)
+    if options.guards is not None and options.guards.replay_every is not None and mesh.fsdp * mesh.tp * mesh.pp > 1:
+        raise OptionError(
+            f"a replay needs the whole model on every rank: got mesh={options.mesh!r}; say mesh='dp', or leave "
+            "replay_every away"
+        )
+    if mesh.pp == 1:
+        model.to(world.device)
+    model.train()
+    trained(model)  # a model without parameters to train is refused before it is distributed
+    shapes = shapes_of(model)
+    frozen = None if options.save_frozen else world.agree(lambda: fingerprint(model))
+    objective = Objective(options.inputs, options.loss, options.precision, world.device)
+    if mesh.pp > 1 and isinstance(options.optimizer, ByRole):
+        raise OptionError(
+            f"{shown(options.optimizer)} must see the whole model, and a stage of a pipeline is a part: take "
+            "adamw(), or a mesh without pp"
+        )
+    number, size = _micro_batches(loader, mesh, options)
+    reducer = Reducer(options.compression, model, world)
+    distributed = distribute(
+        model,
+        world,
+        mesh,
+        options.precision,
+        tp_plan=options.tp_plan,
+        reducer=reducer,
+        pipeline=PipelineOptions(options.pp_schedule, options.pp_stages, number),
+        casting=objective.casting,
+        activation_checkpointing=options.activation_checkpointing,
+        compile=options.compile,
+    )
+    optimizer = built(options.optimizer, distributed.model)
+    average = None if options.ema is None else Average(distributed.model, optimizer, options.ema)
+    scale = LossScale(world, replicas=mesh.dp == world.size) if options.precision == "fp16" else None
+    pipelined = None
+    if isinstance(distributed, Pipeline):
+        pipelined = PipelinedPasses(distributed, objective, number, size)
+    stepper = Stepper(
+        world,
+        distributed,
+        objective,
+        optimizer,
+        reducer,
+        scale,
+        mesh=mesh,
+        rank_batch_size=loader.global_batch_size / mesh.data_size,
+        full_batches=loader.full_batches,
+        micro_batch_size=options.micro_batch_size,
+        pipelined=pipelined,
+        clip_grad_norm=options.clip_grad_norm,
+        guarded=options.guards is not None,
+    )
+    evaluator = None
+    if options.evaluate is not None:
+        _ = options.evaluate.steps_per_epoch  # one that cannot work at this world size is refused now
+        weights = average.in_place if average is not None and average.evaluated else nullcontext
+        evaluator = Evaluator(
+            world,
+            distributed,
+            objective,
+            options.evaluate,
+            options.metrics,
+            options.micro_batch_size,
+            mesh,
+            pipelined,
+            weights,
+        )
+    kept = (reducer,) if scale is None else (reducer, scale)
+    learner = Learner(distributed, optimizer, world, shapes, kept, average, frozen)
+    return Parts(world, learner, stepper, evaluator, average)
+
+
+def _micro_batches(loader: LoaderLike, mesh: Mesh, options: Options) -> tuple[int, int]:
+    rank_batch_size = -(-loader.global_batch_size // mesh.data_size)
+    return micro_batch_plan(rank_batch_size, options.micro_batch_size, mesh.pp, options.pp_schedule)
