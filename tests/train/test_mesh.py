@@ -17,15 +17,17 @@ from headrace.train.parallel.blocks import repeated_blocks
         ("fsdp", {"fsdp": None}),
         ("dp=2,fsdp", {"dp": 2, "fsdp": None}),
         ("fsdp=4, dp=2", {"fsdp": 4, "dp": 2}),
+        ("dp=2,fsdp=2,tp=2,pp=2", {"dp": 2, "fsdp": 2, "tp": 2, "pp": 2}),
+        ("auto", {}),
     ],
 )
 def test_a_mesh_is_axes_and_sizes(text, axes):
     assert parse_mesh(text) == axes
 
 
-@pytest.mark.parametrize("text", ["", "dp=0", "dp=-1", "dp=2,dp=2", "dp=2,tp=2", "2", "dp=two", "auto", "dp;fsdp"])
-def test_what_this_release_cannot_do_is_refused(text):
-    with pytest.raises(OptionError, match=r"mesh must be axis=size pairs of dp .* and fsdp.*got"):
+@pytest.mark.parametrize("text", ["", "dp=0", "dp=-1", "dp=2,dp=2", "dp=2,ep=2", "2", "dp=two", "auto=2", "dp;fsdp"])
+def test_what_is_no_mesh_is_refused(text):
+    with pytest.raises(OptionError, match=r"mesh must be axis=size pairs of dp .*, fsdp .*, tp .* and pp .*got"):
         parse_mesh(text)
 
 
@@ -42,6 +44,7 @@ def test_two_axes_without_a_size_are_refused():
         ("dp=2,fsdp=2", 4, Mesh(2, 2)),
         ("dp,fsdp=2", 8, Mesh(4, 2)),
         ("fsdp", 1, Mesh()),
+        ("dp,tp=2,pp=2", 8, Mesh(dp=2, tp=2, pp=2)),
     ],
 )
 def test_an_axis_without_a_size_has_what_the_others_leave(text, world_size, mesh):
@@ -60,6 +63,15 @@ def test_an_axis_without_a_size_has_what_the_others_leave(text, world_size, mesh
 def test_the_sizes_must_multiply_to_the_number_of_processes(text, world_size, way_out):
     with pytest.raises(OptionError, match=f"got mesh='{text}' on {world_size}; {way_out}"):
         Mesh.of(text, world_size)
+
+
+def test_those_that_compute_together_have_one_share_of_the_data():
+    """Ranks count fastest along tp, then fsdp, dp and pp."""
+    mesh = Mesh(dp=2, fsdp=2, tp=2, pp=2)
+    shares = [mesh.data_rank(rank) for rank in range(16)]
+    assert [share.rank for share in shares] == [0, 0, 1, 1, 2, 2, 3, 3] * 2
+    assert {share.world_size for share in shares} == {4}
+    assert str(mesh) == "dp=2,fsdp=2,tp=2,pp=2"
 
 
 class Block(nn.Module):

@@ -25,7 +25,7 @@ def held_out(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mesh": "tp=2"}, "mesh must be axis=size pairs of dp"),
+        ({"mesh": "ep=2"}, "mesh must be axis=size pairs of dp"),
         ({"mesh": ""}, "mesh must be axis=size pairs of dp"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16: got 'fp8'"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),

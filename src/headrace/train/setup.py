@@ -15,9 +15,20 @@ from headrace.train.evaluation import Evaluator
 from headrace.train.frozen import fingerprint
 from headrace.train.loss_scale import LossScale
 from headrace.train.objective import Objective
-from headrace.train.optimizers import ByRole, built, trained
+from headrace.train.optimizers import ByRole, built, state_bytes_per_value, trained
 from headrace.train.options import Options, shown
-from headrace.train.parallel import Mesh, Pipeline, PipelineOptions, Reducer, distribute, micro_batch_plan, take_place
+from headrace.train.parallel import (
+    AUTO,
+    Mesh,
+    Pipeline,
+    PipelineOptions,
+    Reducer,
+    check_compression,
+    choose_mesh,
+    distribute,
+    micro_batch_plan,
+    take_place,
+)
 from headrace.train.pipelined import PipelinedPasses
 from headrace.train.snapshot import Learner, shapes_of
 from headrace.train.step import Stepper
@@ -30,6 +41,7 @@ class Parts:
     """What is set up once, at the first `fit`."""
 
     world: World
+    mesh: Mesh
     learner: Learner
     stepper: Stepper
     evaluator: Evaluator | None
@@ -39,8 +51,8 @@ class Parts:
 def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
     """Join the other processes and give the model its place; the order of what is collective is the same on all."""
     world = join_world(options.device, collective_timeout(options.hang_timeout_sec))
-    mesh = Mesh.of(options.mesh, world.size)
     check_memory(model)
+    mesh = _mesh(model, options, world)
     take_place(mesh, world)
     if options.guards is not None and options.guards.replay_every is not None and mesh.fsdp * mesh.tp * mesh.pp > 1:
         raise OptionError(
@@ -111,7 +123,15 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
         )
     kept = (reducer,) if scale is None else (reducer, scale)
     learner = Learner(distributed, optimizer, world, shapes, kept, average, frozen)
-    return Parts(world, learner, stepper, evaluator, average)
+    return Parts(world, mesh, learner, stepper, evaluator, average)
+
+
+def _mesh(model: nn.Module, options: Options, world: World) -> Mesh:
+    if options.mesh != AUTO:
+        return Mesh.of(options.mesh, world.size)
+    mesh = choose_mesh(model, state_bytes_per_value(options.optimizer), world)
+    check_compression(options.compression, mesh.axes, options.precision)
+    return mesh
 
 
 def _micro_batches(loader: LoaderLike, mesh: Mesh, options: Options) -> tuple[int, int]:

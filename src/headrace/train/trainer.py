@@ -239,7 +239,7 @@ class Trainer:
             SkippedList(self.run_dir, rank, self.loader) as skipped,
         ):
             journal = Journal(record, skipped)
-            self._announce(journal, parts.world, plan, resumed)
+            self._announce(journal, parts, plan, resumed)
             self._whole = False
             loop = self._loop(parts, plan, archive, journal, pulse)
             stopped = loop.run(request)
@@ -327,15 +327,15 @@ class Trainer:
         seed_all(self._options.seed, resolve_rank().rank)
         return None
 
-    def _announce(self, journal: Journal, world: World, plan: Plan, resumed: Resumed | None) -> None:
+    def _announce(self, journal: Journal, parts: Parts, plan: Plan, resumed: Resumed | None) -> None:
         journal.start(
             attempt=num_restarts(),
-            world_size=world.size,
-            pids=world.gather(os.getpid()),
+            world_size=parts.world.size,
+            pids=parts.world.gather(os.getpid()),
             step=self._position.step,
             resumed_from=str(resumed.path) if resumed else None,
             total_steps=plan.total_steps,
-            mesh=self._options.mesh,
+            mesh=str(parts.mesh),
             precision=self._options.precision,
             global_batch_size=self.loader.global_batch_size,
             config=self._config(),

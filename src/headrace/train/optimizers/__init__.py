@@ -15,7 +15,7 @@ What each keeps, in bytes a parameter of fp32 (a matrix of n x m):
 """
 
 from headrace.train.optimizers.adafactor import Adafactor, adafactor
-from headrace.train.optimizers.groups import ByRole, OptimizerFactory, built, trained
+from headrace.train.optimizers.groups import ByRole, OptimizerFactory, built, state_bytes_per_value, trained
 from headrace.train.optimizers.lamb import LAMB, lamb
 from headrace.train.optimizers.muon import Muon, muon
 from headrace.train.optimizers.stock import SGD, AdamW, adamw, sgd
@@ -34,5 +34,6 @@ __all__ = [
     "lamb",
     "muon",
     "sgd",
+    "state_bytes_per_value",
     "trained",
 ]

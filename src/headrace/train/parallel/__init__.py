@@ -1,14 +1,16 @@
 """A model on several processes: which of them hold what, and how their gradients come together."""
 
+from headrace.train.parallel.auto import choose_mesh
 from headrace.train.parallel.compression import Compression, Reducer, Traffic, check_compression, power_sgd, top_k
 from headrace.train.parallel.distribute import Distributed, distribute, parallelize, take_place
 from headrace.train.parallel.exposed import Exposed
-from headrace.train.parallel.mesh import Mesh, parse_mesh
+from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, check_schedule, micro_batch_plan
 from headrace.train.parallel.recompute import check_recompute
 from headrace.train.parallel.tensor import TensorPlan, check_plan
 
 __all__ = [
+    "AUTO",
     "Compression",
     "Distributed",
     "Exposed",
@@ -22,6 +24,7 @@ __all__ = [
     "check_plan",
     "check_recompute",
     "check_schedule",
+    "choose_mesh",
     "distribute",
     "micro_batch_plan",
     "parallelize",

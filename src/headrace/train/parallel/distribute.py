@@ -14,16 +14,20 @@ from torch.distributed.device_mesh import DeviceMesh
 from headrace.errors import OptionError
 from headrace.rank import set_data_rank
 from headrace.train.objective import PRECISIONS
+from headrace.train.parallel.auto import choose_mesh
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.compression import Compression, Reducer, check_compression
 from headrace.train.parallel.exposed import Exposed
-from headrace.train.parallel.mesh import Mesh, parse_mesh
+from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, build_pipeline
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
 from headrace.train.parallel.tensor import TensorPlan, Whole, cut_layers
 from headrace.train.world import World, join_world
+
+_ADAMW_BYTES = 8.0
+"""What AdamW keeps for each value: the likeliest optimizer of a loop that is not ours."""
 
 Casting = Callable[[], AbstractContextManager[Any]]
 
@@ -165,7 +169,8 @@ def parallelize(
     check_recompute(activation_checkpointing)
     check_compression(compression, parse_mesh(mesh), precision)
     world = join_world(device)
-    sizes = Mesh.of(mesh, world.size)
+    sizes = choose_mesh(model, _ADAMW_BYTES, world) if mesh == AUTO else Mesh.of(mesh, world.size)
+    check_compression(compression, sizes.axes, precision)
     if sizes.pp > 1:
         raise OptionError(f"a pipeline is run by a schedule, in the Trainer: got mesh={mesh!r}; leave pp out of it")
     take_place(sizes, world)

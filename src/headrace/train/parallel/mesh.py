@@ -20,6 +20,8 @@ from headrace.rank import Rank
 AXES = ("pp", "dp", "fsdp", "tp")
 """From the slowest of the ranks to the fastest."""
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
@@ -29,6 +31,16 @@ class Mesh:
     fsdp: int = 1
     tp: int = 1
     pp: int = 1
+
+    def __str__(self) -> str:
+        """As it is written: "dp=2,tp=2"."""
+        axes = self.axes
+        return ",".join(f"{axis}={axes[axis]}" for axis in ("dp", "fsdp", "tp", "pp") if axis in axes) or "dp=1"
+
+    @property
+    def axes(self) -> dict[str, int | None]:
+        """Its axes of more than one process, and their sizes."""
+        return {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) > 1}
 
     @property
     def data_size(self) -> int:
@@ -69,8 +81,10 @@ class Mesh:
 def parse_mesh(text: str) -> dict[str, int | None]:
     """The axes of a mesh like "dp", "fsdp=2" or "dp=2,tp=4" and their sizes; None: what the others leave.
 
-    Raises OptionError for anything else.
+    Of "auto", which is decided later, none. Raises OptionError for anything else.
     """
+    if text == AUTO:
+        return {}
     axes: dict[str, int | None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*([a-z]+)\s*(?:=\s*([1-9][0-9]*))?\s*", part)
