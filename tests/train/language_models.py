@@ -5,6 +5,7 @@ They begin at FOLDER/gpt2, a checkpoint folder that a test made; each scenario l
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,6 @@ from memory_loader import MemoryLoader
 from torch import nn
 
 import headrace as hr
-from headrace.rank import resolve_rank
 
 warnings.filterwarnings("ignore")  # theirs
 
@@ -37,6 +37,16 @@ def gpt2(folder):
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def llama():
+    """A Llama, which brings a plan for tensor parallel processes."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
+    config = transformers.LlamaConfig(**sizes, intermediate_size=32, vocab_size=32, max_position_embeddings=16)
+    return transformers.LlamaForCausalLM(config)
 
 
 def adapted(folder, seed=0):
@@ -88,11 +98,20 @@ def adapters(folder, run):
     return {"weights": found, "again": p.weights(again), "loss": first.loss, "base moved": moved}
 
 
+def cut(folder, run):
+    """A Llama by its own plan, if the mesh has tensor parallel processes."""
+    model = llama()
+    options = {"optimizer": hr.sgd(0.5, momentum=0.9), "clip_grad_norm": 1.0, "checkpoint_every": None}
+    result = trainer(model, **options).fit(steps=8)
+    parts = sorted(name for name, value in model.state_dict().items() if hasattr(value, "full_tensor"))
+    return {"weights": p.weights(model), "loss": result.loss, "parts": parts}
+
+
 def main(names, folder):
     torch.set_num_threads(1)
     for name in names:
-        found = {"whole": whole, "adapters": adapters}[name](folder, f"{name}-run")
-        torch.save(found, folder / f"{name}-{resolve_rank().rank}.pt")
+        found = {"whole": whole, "adapters": adapters, "cut": cut}[name](folder, f"{name}-run")
+        torch.save(found, folder / f"{name}-{os.environ['RANK']}.pt")
 
 
 if __name__ == "__main__":

@@ -87,3 +87,12 @@ def test_an_adapter_is_exported_as_pefts_own_folder(folder):
     trained = lm.adapters(folder, "exported")
     model = peft.PeftModel.from_pretrained(lm.gpt2(folder / "gpt2"), folder / "exported-adapter")
     assert largest_difference(model.state_dict(), trained["weights"]) == 0
+
+
+def test_a_model_s_own_plan_cuts_it_for_tensor_parallel_processes(folder, tmp_path):
+    alone = lm.cut(folder, "cut")
+    for found in ranks("cut", "tp", tmp_path):
+        assert largest_difference(found["weights"], alone["weights"]) <= 1e-6
+        assert "model.layers.1.self_attn.q_proj.weight" in found["parts"]
+        assert "model.layers.0.mlp.down_proj.weight" in found["parts"]
+    assert alone["loss"] < 3.47, "it began at log(32)"
