@@ -250,9 +250,10 @@ class NoisyLoss:
         return nn.functional.cross_entropy(output, batch["cls"]) * (1 + 0.01 * noise)
 
 
-def _noisy(run_dir, seed, fail_at=None):
+def _noisy(run_dir, seed, fail_at=None, **options):
     model = nn.Sequential(p.network(dropout=0.3, seed=seed), nn.BatchNorm1d(3))
-    options = {"optimizer": hr.adamw(0.01), "schedule": hr.cosine(2), "steps": 20, "checkpoint_every": 4}
+    defaults = {"optimizer": hr.adamw(0.01), "schedule": hr.cosine(2), "steps": 20, "checkpoint_every": 4}
+    options = defaults | options
     loader = MemoryLoader(p.fields(), 12, epochs=2)
     return model, p.trainer(model, loader, NoisyLoss(fail_at), run_dir=run_dir, **options)
 
@@ -281,12 +282,12 @@ def resumed(folder):
 @scenario
 def in_two_runs(folder):
     """One run of 20 steps, and one that ends after step 13 and goes on in another Trainer."""
-    straight, trainer = _noisy(folder / "at-once", seed=3)
+    straight, trainer = _noisy(folder / "at-once", seed=3, schedule=None)
     trainer.fit()
-    _, trainer = _noisy(folder / "in-two", seed=3)
+    _, trainer = _noisy(folder / "in-two", seed=3, schedule=None)
     trainer.fit(steps=13)
     torch.manual_seed(99)
-    in_two, trainer = _noisy(folder / "in-two", seed=5)
+    in_two, trainer = _noisy(folder / "in-two", seed=5, schedule=None)
     trainer.fit()
     return [p.weights(straight), p.weights(in_two)]
 

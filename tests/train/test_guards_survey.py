@@ -89,8 +89,8 @@ def test_a_replay_leaves_no_trace_in_the_training():
 
 
 def test_a_replay_with_a_sharded_model_is_refused(monkeypatch):
-    from headrace.train import trainer
+    from headrace.train.parallel import Mesh
 
-    monkeypatch.setattr(trainer.Mesh, "of", lambda text, size: trainer.Mesh(fsdp=2))
+    monkeypatch.setattr(Mesh, "of", lambda text, size: Mesh(fsdp=2))
     with pytest.raises(OptionError, match=r"a replay needs the whole model on every rank: got mesh='dp'; say mesh="):
         p.trainer(steps=1, guards=hr.Guards(replay_every=3)).fit()

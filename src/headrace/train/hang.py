@@ -22,6 +22,7 @@ FOLDER = "hang"
 REPORT = "report.txt"
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_REDUCER = os.path.join(_PACKAGE, "train", "parallel", "compression", "reducer.py")
 _STDLIB = str(sysconfig.get_paths()["stdlib"]) + os.sep
 _SITE = os.sep + "site-packages" + os.sep
 _TORCH = _SITE + "torch" + os.sep
@@ -64,6 +65,8 @@ def place_of(stack: Iterable[traceback.FrameSummary]) -> tuple[bool, str]:
         return True, _collective(inner) + _called_from(inner)
     if first.filename == os.path.join(_PACKAGE, "train", "tally.py") and first.name == "wait":
         return True, "all_reduce"
+    if first.filename == _REDUCER and first.name == "go_on":
+        return True, "the reduction of gradients"
     if _within(first, "autograd") and first.name == "_engine_run_backward":
         return True, "the reduction of gradients"
     if _within(first, "cuda") and first.name == "synchronize":

@@ -23,7 +23,7 @@ from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, build_pi
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
-from headrace.train.parallel.tensor import TensorPlan, Whole, cut_layers
+from headrace.train.parallel.tensor import TensorPlan, Whole, add_up_gradients, cut_layers
 from headrace.train.world import World, join_world
 
 _ADAMW_BYTES = 8.0
@@ -125,6 +125,8 @@ def _pipeline(
     def place(stage: nn.Module) -> None:
         if mesh.data_size > 1:
             Sharded(stage, axes, precision)
+        else:
+            add_up_gradients(stage)
 
     return build_pipeline(model, devices["pp"], world.device, options, casting, place, peers)
 

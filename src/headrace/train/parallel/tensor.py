@@ -55,6 +55,7 @@ class Whole:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = self.module = model
+        add_up_gradients(model)
 
     def reducing(self, reduce: bool) -> AbstractContextManager[Any]:
         """Nothing is reduced."""
@@ -82,6 +83,16 @@ def _add_up(param: Tensor) -> None:
         param.grad = gradient.redistribute(placements=param.placements)  # type: ignore[attr-defined]
 
 
+def add_up_gradients(model: nn.Module) -> None:
+    """Have gradients that lie in parts, as those of a norm over a part of the sequence, summed as they are made.
+
+    For a model that is not sharded besides, which does it itself, and once it is on its device: moving it loses hooks.
+    """
+    for param in model.parameters():
+        if isinstance(param, DTensor) and param.requires_grad:
+            param.register_post_accumulate_grad_hook(_add_up)  # type: ignore[no-untyped-call]
+
+
 def cut_layers(model: nn.Module, devices: DeviceMesh, plan: TensorPlan | None) -> None:
     """Cut the model's layers over the processes of a mesh of one axis, by a plan, in place. Collective.
 
@@ -89,9 +100,6 @@ def cut_layers(model: nn.Module, devices: DeviceMesh, plan: TensorPlan | None) -
     """
     styles = resolve_plan(model, plan, devices.size())
     parallelize_module(model, devices, {name: _style(style) for name, style in styles.items()})
-    for param in model.parameters():
-        if isinstance(param, DTensor) and param.requires_grad:
-            param.register_post_accumulate_grad_hook(_add_up)  # type: ignore[no-untyped-call]
 
 
 def check_plan(plan: TensorPlan | None) -> None:
