@@ -10,6 +10,7 @@ from problems import Block, layered, trainer
 from processes import HERE, run_ranks
 from torch import nn
 
+import headrace as hr
 from headrace.errors import OptionError, TrainingError
 from headrace.train.parallel.pipeline import cut_stages, micro_batch_plan
 
@@ -79,6 +80,21 @@ def test_stages_one_after_the_other_are_the_model(make, x, num_stages):
     assert torch.equal(x, whole)
 
 
+def test_what_a_model_keeps_out_of_its_state_a_stage_does_too():
+    class WithTable(Reader):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", torch.ones(6, 8), persistent=False)
+            self.register_buffer("counts", torch.zeros(8))
+
+        def forward(self, tokens):
+            return super().forward(tokens) + (self.table.sum() + self.counts.sum())
+
+    model = WithTable()
+    stages = cut_stages(model, 2)
+    assert sorted(name for stage in stages for name in stage.state_dict()) == sorted(model.state_dict())
+
+
 def test_an_even_cut_has_the_smallest_largest_stage():
     model = Reader()
     sizes = [sum(param.numel() for param in stage.parameters()) for stage in cut_stages(model, 2)]
@@ -124,8 +140,9 @@ def test_a_parameter_of_no_stage_is_named():
     [
         (16, None, 2, "1f1b", (4, 4)),
         (16, 3, 2, "gpipe", (6, 3)),
-        (3, None, 4, "1f1b", (3, 1)),
+        (3, None, 4, "1f1b", (4, 1)),
         (10, 2, 2, "interleaved", (6, 2)),
+        (32, 32, 2, "1f1b", (2, 32)),
     ],
 )
 def test_micro_batches_hold_a_batch(rank_batch_size, micro, line, schedule, found):
@@ -150,10 +167,14 @@ def test_every_schedule_trains_the_same(schedule, tmp_path):
     assert max(float((found[name] - value).abs().max()) for name, value in model.state_dict().items()) <= 1e-6
 
 
-def test_a_pipeline_in_a_loop_of_ones_own_and_muon_in_a_pipeline_are_refused(tmp_path):
+def test_what_does_not_go_with_a_pipeline_is_refused_on_every_process(tmp_path):
+    hr.pack(({"__key__": f"{i:02d}", "cls": i} for i in range(40)), tmp_path / "data", shuffle=False)
     run_ranks(2, [HERE / "scheduled.py", "refused", tmp_path / "messages.pt"])
-    own_loop, muon, keywords = torch.load(tmp_path / "messages.pt")
+    asked, own_loop, muon, keywords, frozen = torch.load(tmp_path / "messages.pt")
     assert own_loop == "a pipeline is run by a schedule, in the Trainer: got mesh='pp'; leave pp out of it"
     assert "Muon" in muon
     assert "a stage of a pipeline is a part: take adamw()" in muon
     assert keywords == "with pipeline stages inputs must return a tensor or a tuple of tensors: got a dict of keywords"
+    assert frozen.startswith("every stage of a pipeline needs parameters to train: that of rank 0 is frozen whole")
+    told = "this loader counted its steps for rank 0 of 2, and the mesh gives this process share 0 of 1"
+    assert asked.startswith(told)

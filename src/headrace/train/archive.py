@@ -121,6 +121,7 @@ class Archive:
             "numbers": self._learner.numbers(),
             "frozen": self._learner.frozen,
             "world_size": self._world.size,
+            "sharing": self._learner.sharing,
             "evaluation": None if found is None else {"loss": found.loss, "metrics": found.metrics},
             "best": noted(self._best),
             "config": self._config(),
@@ -165,7 +166,8 @@ class Archive:
         check_frozen(state.get("frozen"), self._learner.frozen)
         check_files(place, state["files"], self._world)
         tensors = read_tensors(place, self._learner.room, self._world)
-        self._learner.adopt(tensors, state["numbers"], self._seed + state["step"])
+        tp, pp = state.get("sharing", (1, 1))
+        self._learner.adopt(tensors, state["numbers"], self._seed + state["step"], (tp, pp))
         self._loader.load_state_dict(state["loader"])
 
 

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from headrace.errors import CheckpointError, DamagedError, StorageError
+from headrace.errors import CheckpointError, DamagedError, StateError, StorageError
 from headrace.storage import Place, exists, list_folder, locate, open_file, read_bytes
 from headrace.train.metadata import TensorReader
 from headrace.train.world import World
@@ -114,17 +114,17 @@ def read_tensors(
 
     A reader that is given has read that table already.
 
-    Raises CheckpointError, on all ranks, when it cannot be read. `room` may raise StateError, on all ranks.
+    Raises CheckpointError, on all ranks, when it cannot be read, and StateError where `room` does on one.
     """
     reader = source if isinstance(source, TensorReader) else TensorReader(source)
     tensors, error = {}, None
     try:
         tensors = room(reader.read_metadata())
-    except CheckpointError as err:
-        error = str(err)
+    except (CheckpointError, StateError) as err:
+        error = type(err)(str(err))
     errors = [found for found in world.gather(error) if found is not None]
     if errors:
-        raise CheckpointError(errors[0])
+        raise errors[0]
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
         with quietly():

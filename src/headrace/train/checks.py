@@ -6,6 +6,7 @@ from torch import nn
 
 from headrace.errors import OptionError
 from headrace.storage import locate
+from headrace.train.average import EMA
 from headrace.train.guards import Guards
 from headrace.train.objective import PRECISIONS
 from headrace.train.options import Options
@@ -29,6 +30,8 @@ def check_options(options: Options) -> None:
         raise OptionError(f"clip_grad_norm must be above 0, or None: got {options.clip_grad_norm}")
     if options.guards is not None and not isinstance(options.guards, Guards):
         raise OptionError(f"guards must be headrace.Guards(...), or None: got {options.guards!r}")
+    if options.ema is not None and not isinstance(options.ema, EMA):
+        raise OptionError(f"ema must be a decay, headrace.ema(...), or None: got {options.ema!r}")
     if options.hang_timeout_sec is not None and not options.hang_timeout_sec > 0:
         raise OptionError(f"hang_timeout_sec must be above 0, or None: got {options.hang_timeout_sec}")
     if options.checkpoints is not None:
@@ -49,6 +52,8 @@ def _check_parallel(options: Options) -> None:
     if options.tp_plan is not None and "tp" not in axes:
         raise OptionError(f"tp_plan is for a mesh with tp: got mesh={mesh!r}; say mesh='tp=2', or leave it away")
     check_schedule(options.pp_schedule)
+    if options.pp_schedule != "1f1b" and "pp" not in axes:
+        raise OptionError(f"pp_schedule is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
     if options.pp_stages is not None and "pp" not in axes:
         raise OptionError(f"pp_stages is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
     if "pp" in axes and (options.ema is not None or not options.save_frozen):

@@ -85,6 +85,7 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
         activation_checkpointing=options.activation_checkpointing,
         compile=options.compile,
     )
+    _check_stage(distributed.model, world)
     optimizer = built(options.optimizer, distributed.model)
     average = None if options.ema is None else Average(distributed.model, optimizer, options.ema)
     scale = LossScale(world, replicas=mesh.dp == world.size) if options.precision == "fp16" else None
@@ -122,8 +123,19 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
             weights,
         )
     kept = (reducer,) if scale is None else (reducer, scale)
-    learner = Learner(distributed, optimizer, world, shapes, kept, average, frozen)
+    learner = Learner(distributed, optimizer, world, shapes, kept, average, (mesh.tp, mesh.pp), frozen)
     return Parts(world, mesh, learner, stepper, evaluator, average)
+
+
+def _check_stage(own: nn.Module, world: World) -> None:
+    """A stage that is frozen has nothing to optimize; said by all ranks, of which it may be one. Collective."""
+    found = world.gather(any(param.requires_grad for param in own.parameters()))
+    idle = [str(rank) for rank, some in enumerate(found) if not some]
+    if idle:
+        raise OptionError(
+            f"every stage of a pipeline needs parameters to train: that of rank {', '.join(idle)} is frozen whole; "
+            "name other beginnings in pp_stages, or take a mesh without pp"
+        )
 
 
 def _mesh(model: nn.Module, options: Options, world: World) -> Mesh:

@@ -54,6 +54,8 @@ class Learner:
 
     others: tuple[Kept, ...] = ()
     average: Average | None = None
+    sharing: tuple[int, int] = (1, 1)
+    """How many processes compute each layer, and each sample, together: the mesh's tp and pp."""
     frozen: str | None = None
     """The fingerprint of frozen parameters, where they are not saved."""
 
@@ -130,8 +132,14 @@ class Learner:
                 return torch.empty_like(param, dtype=entry.properties.dtype, requires_grad=False)
         return torch.empty(entry.size, dtype=entry.properties.dtype)
 
-    def adopt(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Mapping[str, Any]], seed: int) -> None:
-        """Go on from what was read into `room`; the model has it already."""
+    def adopt(
+        self,
+        tensors: Mapping[str, Tensor],
+        numbers: Mapping[str, Mapping[str, Any]],
+        seed: int,
+        sharing: tuple[int, int] = (1, 1),
+    ) -> None:
+        """Go on from what was read into `room`; the model has it already. `sharing`: of the run that saved it."""
         params = self._params()
         state: dict[int, dict[str, Any]] = {}
         for index, name in enumerate(params):
@@ -146,11 +154,12 @@ class Learner:
             other.adopt(tensors)
         if self.average is not None:
             self.average.adopt(tensors)
-        self._set_random(tensors, seed)
+        self._set_random(tensors, seed, sharing)
 
-    def _set_random(self, tensors: Mapping[str, Tensor], seed: int) -> None:
+    def _set_random(self, tensors: Mapping[str, Tensor], seed: int, sharing: tuple[int, int]) -> None:
+        """Those that share samples must draw alike: generators of ranks that shared others are of no use."""
         rows = {n.removeprefix("random."): value for n, value in tensors.items() if n.startswith("random.")}
-        if rows and len(rows["torch"]) == self.world.size:
+        if rows and len(rows["torch"]) == self.world.size and sharing == self.sharing:
             # Copies: torch's generator crashes on a view that does not begin where its storage does.
             own = {name: value[self.world.rank].clone() for name, value in rows.items()}
             set_random_state(own, self.world.device)

@@ -288,9 +288,8 @@ class Trainer:
         if epochs is None and steps is None:
             raise OptionError("the loader is endless, so say how far to go: fit(epochs=...) or fit(steps=...)")
         if self.run_dir is None:
-            needy = {"checkpoint_every": self._options.checkpoint_every, "keep_best": self._options.keep_best}
-            for name, value in {**needy, "checkpoints": self._options.checkpoints}.items():
-                if value is not None:
+            for name in ("checkpoint_every", "keep_best", "checkpoints", "checkpoint_async"):
+                if getattr(self._options, name) not in (None, False):
                     raise OptionError(f"{name} needs a place for what the run keeps: set run_dir")
         return Plan(
             total_steps=steps or (epochs or 0) * per_epoch,

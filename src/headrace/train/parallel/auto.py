@@ -7,6 +7,7 @@ on the batch and the code and are not counted; a part of the memory is left to t
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -79,8 +80,8 @@ def auto_mesh(need: Need, room: int, world_size: int, local_size: int) -> tuple[
 
 def choose_mesh(model: nn.Module, state_bytes: float, world: World) -> Mesh:
     """The mesh of this run, the same on all ranks; rank 0 logs the reason. Collective."""
-    rooms = world.gather(process_memory_bytes(world.device))
-    mesh, why = auto_mesh(needed(model, state_bytes), min(rooms), world.size, local_world_size())
+    rooms, local_sizes = zip(*world.gather((process_memory_bytes(world.device), local_world_size())), strict=True)
+    mesh, why = auto_mesh(needed(model, state_bytes), min(rooms), world.size, math.gcd(*local_sizes))
     if world.rank == 0:
         logger.warning(why)
     return mesh

@@ -173,6 +173,8 @@ def parallelize(
     world = join_world(device)
     sizes = choose_mesh(model, _ADAMW_BYTES, world) if mesh == AUTO else Mesh.of(mesh, world.size)
     check_compression(compression, sizes.axes, precision)
+    if tp_plan is not None and sizes.tp == 1:
+        raise OptionError(f"tp_plan is for a mesh with tp: got mesh={mesh!r}; say mesh='tp=2', or leave it away")
     if sizes.pp > 1:
         raise OptionError(f"a pipeline is run by a schedule, in the Trainer: got mesh={mesh!r}; leave pp out of it")
     take_place(sizes, world)

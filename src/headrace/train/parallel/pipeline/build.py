@@ -42,7 +42,8 @@ def micro_batch_plan(
     number = max(1, -(-rank_batch_size // size))
     if schedule == "interleaved":
         number = -(-number // line_size) * line_size
-    return number, size
+    # Fewer would leave a process without work for the whole step, and 1F1B refuses them.
+    return max(number, line_size), size
 
 
 def build_pipeline(

@@ -8,6 +8,7 @@ stage has the fewest parameters, unless the user names the modules at which stag
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -32,6 +33,8 @@ def cut_stages(model: nn.Module, num_stages: int, starts: Sequence[str] | None =
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # else what is computed of a buffer would be a constant of the stage
+
     def __init__(self, blocks: list[nn.Module]) -> None:
         super().__init__()
         self._blocks = {id(block) for block in blocks}
@@ -48,7 +51,8 @@ def _traced(model: nn.Module) -> fx.Graph:
             f"pipeline stages need a forward pass that torch.fx can follow outside the repeated blocks: {err}; make "
             "the model a Sequential, or move what depends on values or shapes into a module of its own that repeats"
         ) from err
-    if str(graphs[0]) != str(graphs[1]):
+    evaluated, trained = (re.sub(r"_tensor_constant\d+", "constant", str(graph)) for graph in graphs)
+    if evaluated != trained:
         raise OptionError(
             "pipeline stages need a forward pass that does not ask for self.training outside the repeated blocks: this "
             "one differs between training and evaluation; use modules (nn.Dropout) in place of functions"
@@ -170,5 +174,14 @@ def _stage(model: nn.Module, whole: fx.Graph, nodes: list[fx.Node]) -> fx.GraphM
         (out,) = [node for node in nodes if any(user not in inside for user in node.users)]
         graph.output(copies[out])
     stage = fx.GraphModule(model, graph)
+    _forget_in_state(stage, set(model.state_dict()))
     stage.train(model.training)
     return stage
+
+
+def _forget_in_state(stage: fx.GraphModule, names: set[str]) -> None:
+    """torch.fx makes every tensor that it copies part of a module's state, also what the model keeps out of its own."""
+    for prefix, module in stage.named_modules():
+        for name in module._buffers:
+            if f"{prefix}.{name}".lstrip(".") not in names:
+                module._non_persistent_buffers_set.add(name)
