@@ -225,7 +225,7 @@ class Loader:
 
     @property
     def full_batches(self) -> bool:
-        """Whether every batch surely has global_batch_size / world_size real samples."""
+        """Whether every batch surely has its equal share of global_batch_size real samples."""
         return self._drop_last and not self.stream.has_filter and self._on_error == "raise"
 
     def __len__(self) -> int:

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 class LoaderLike(Protocol):
     """An iterable of batches (dicts) whose position can be saved.
 
-    Every rank has one of its own, over its share of each global batch, with the same number of steps. Where it has
-    `restarts`, a list of dataclasses that grows, the Trainer writes them to the run's events.
+    Every rank has one of its own, over its share of each global batch, with the same number of steps; ranks that
+    compute together (tp, pp) have the same share, which `headrace.rank.resolve_rank()` says. Where it has `restarts`,
+    a list of dataclasses that grows, the Trainer writes them to the run's events.
     """
 
     @property
@@ -27,7 +28,7 @@ class LoaderLike(Protocol):
 
     @property
     def full_batches(self) -> bool:
-        """Whether every local batch surely has global_batch_size / world size real samples."""
+        """Whether every local batch surely has its equal share of global_batch_size real samples."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
