@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 from torch import nn
 
 import headrace as hr
+from headrace.errors import TrainingError
 from headrace.train.guards import Watch
 from headrace.train.snapshot import Learner
-from headrace.train.tally import Totals
 
 GUARDS = hr.Guards(spike_window=16, spike_steps=3, snapshot_every=15)
 
@@ -25,15 +26,14 @@ class Watched:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         self.weight, self.found = model.weight, []
         self.watch = Watch(GUARDS, Learner(SimpleNamespace(model=model), optimizer, world, {}), self.found.append)
-        self.factors = []
 
     def make(self, step):
         with torch.no_grad():
             self.weight.fill_(step)
 
-    def read(self, step, loss=1.0, **more):
-        totals = SimpleNamespace(loss=loss, grad_norm=None, finite=Totals.finite.fget(totals_of(loss)))
-        self.watch.read(step, totals, loss, {}, **more)
+    def read(self, step, loss=1.0, overflowed=False):
+        totals = SimpleNamespace(loss=loss, grad_norm=None, finite=math.isfinite(loss))
+        self.watch.read(step, totals, loss, {}, overflowed)
 
     def steps(self, first, last, loss=1.0):
         for step in range(first, last + 1):
@@ -43,10 +43,6 @@ class Watched:
 
     def found_by(self, guard):
         return [finding.step for finding in self.found if finding.guard == guard]
-
-
-def totals_of(loss):
-    return SimpleNamespace(loss=loss, grad_norm=None)
 
 
 @pytest.fixture
@@ -84,3 +80,22 @@ def test_a_run_that_goes_on_amid_spikes_begins_its_row_anew(watched):
     assert later.found_by("rollback") == [35]
     assert later.weight.item() == 32
     assert not later.watch.in_doubt
+
+
+def test_a_step_whose_scaled_gradients_overflow_is_neither_good_nor_bad(watched):
+    watched.steps(31, 34, loss=math.nan)
+    factor = watched.watch.factor
+    watched.read(35, overflowed=True)
+    assert watched.watch.factor == factor
+    assert watched.found_by("finite") == [31, 32, 33, 34]
+    with pytest.raises(TrainingError, match="fewer than 5 steps in a row may be bad"):
+        watched.read(36, math.nan)
+
+
+def test_a_step_whose_scaled_gradients_overflow_ends_no_row_of_spikes(watched):
+    watched.steps(31, 32, loss=99.0)
+    watched.read(33, overflowed=True)
+    assert watched.watch.in_doubt
+    watched.steps(34, 34, loss=99.0)
+    assert watched.found_by("rollback") == [34]
+    assert "the spike began in step 31" in watched.found[-1].detail

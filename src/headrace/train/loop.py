@@ -192,7 +192,8 @@ class Loop:
             split.move(made.outcome.exposed.sec(), "compute", "communication")
             self._unwritten.append(made)
             if self._watch is not None and made.batch is not None:
-                self._watch.read(made.step, self.latest, made.outcome.sums.own_loss(), made.batch)
+                own_loss, overflowed = made.outcome.sums.own_loss(), made.outcome.overflowed
+                self._watch.read(made.step, self.latest, own_loss, made.batch, overflowed)
                 made.batch = None
         return self.latest is not None and self.latest.stop
 

@@ -54,10 +54,16 @@ class Watch:
             self._spikes.in_a_row = 0  # there is no copy from before them: a row that goes on begins here
         self._take(step)
 
-    def read(self, step: int, totals: Totals, own_loss: float, batch: Batch) -> None:
-        """Take what a step found. Collective where it was bad. Raises TrainingError where the run must end."""
+    def read(self, step: int, totals: Totals, own_loss: float, batch: Batch, overflowed: bool) -> None:
+        """Take what a step found. Collective where it was bad. Raises TrainingError where the run must end.
+
+        `overflowed`: its scaled gradients were too large. With a finite loss it says nothing of the model: it was left
+        out, and is neither good nor bad.
+        """
         if not totals.finite:
             self._bad_steps.bad(step, totals, own_loss, batch)
+            return
+        if overflowed:
             return
         self._bad_steps.good()
         scores = self._spikes.judge(totals)
