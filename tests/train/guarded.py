@@ -113,7 +113,7 @@ def blown_up_again(folder):
 def hard_batches(folder):
     """Two in a row that are odd, and then none: the model gets over them."""
     faults = {"steps": [70, 71], "change": injected.confuse}
-    return guarded(folder, "hard_batches", guards=WATCHFUL, goal=120, **faults)
+    return guarded(folder, "hard_batches", guards=WATCHFUL, goal=120, checkpoint_every=35, **faults)
 
 
 @scenario

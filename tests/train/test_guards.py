@@ -121,6 +121,11 @@ def test_odd_batches_that_leave_no_trace_are_noted_and_no_more(runs):
     assert ran.message is None
 
 
+def test_a_checkpoint_that_is_due_amid_spikes_waits_until_they_end(runs):
+    steps = [event["step"] for event in runs("hard_batches").events if event["event"] == "checkpoint"]
+    assert steps == [35, 72, 105, 120]
+
+
 def test_a_run_goes_on_bit_for_bit_with_the_state_of_its_guards(runs):
     for found in runs("halved").ranks:
         assert p.largest_difference(found["straight"], found["weights"]) == 0

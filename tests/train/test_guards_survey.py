@@ -69,10 +69,13 @@ def test_a_rank_is_slow_by_ratio_and_by_a_millisecond():
     assert not stragglers(100, [(10_000, 11_000), (16_000, 20_000)], ratio=1.7)
 
 
-def test_too_few_steps_say_nothing_of_the_pace():
+def test_too_few_steps_say_nothing_of_the_pace_and_are_counted_with_the_next():
     pace = Pace()
     for _ in range(9):
         pace.add(1.0)
+    assert pace.quantiles() == (0, 0)
+    pace.add(1.0)
+    assert pace.quantiles() == (1_000_000, 1_000_000)
     assert pace.quantiles() == (0, 0)
     assert not stragglers(100, [(0, 0), (90_000, 90_000)], ratio=1.5)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from headrace.train.average import EMA, Average
 from headrace.train.guards import RunningStatistics, step_if
 
 OPTIMIZERS = {
@@ -38,6 +39,20 @@ def test_a_bad_step_changes_neither_parameters_nor_state_and_the_next_good_one_d
     assert all(map(torch.equal, before, state(model, optimizer)))
     learn(model, optimizer, 1.0, answer(True))
     assert not any(map(torch.equal, before, state(model, optimizer)))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("answer", [bool, torch.tensor])
+def test_an_average_does_not_move_with_a_step_that_is_left_out(name, answer):
+    model = nn.Linear(3, 3)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    average = Average(model, optimizer, EMA(0.9))
+    learn(model, optimizer, 1.0, answer(True))
+    before = {name: value.clone() for name, value in average.tensors().items()}
+    learn(model, optimizer, float("nan"), answer(False))
+    assert all(torch.equal(before[name], value) for name, value in average.tensors().items())
+    learn(model, optimizer, 1.0, answer(True))
+    assert not any(torch.equal(before[name], value) for name, value in average.tensors().items())
 
 
 @pytest.mark.parametrize("answer", [bool, torch.tensor])

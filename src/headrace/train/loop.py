@@ -3,7 +3,7 @@
 After a step come, in this order, the evaluation (so that a checkpoint has it behind it), the checkpoint, and the step's
 line in the record, which has the time of all but the evaluation in it. On a GPU what a step found is read one step
 late, so its line is written one step late too; before a checkpoint everything is read, so that a step that went wrong
-is never saved.
+is never saved. A checkpoint that is due amid spikes waits until they end, except the last one of a run.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ class Loop:
         self._watch = watch
         self._pulse = pulse
         self._lag = 0 if world.device.type == "cpu" else 1
+        self._put_off = False
         self._unread: deque[_Made] = deque()
         self._unwritten: deque[_Made] = deque()
         self._clock = Clock()
@@ -191,7 +192,8 @@ class Loop:
             split.move(made.outcome.exposed.sec(), "compute", "communication")
             self._unwritten.append(made)
             if self._watch is not None and made.batch is not None:
-                self._watch.read(made.step, self.latest, made.outcome.sums.own_loss(), made.batch)
+                own_loss, overflowed = made.outcome.sums.own_loss(), made.outcome.overflowed
+                self._watch.read(made.step, self.latest, own_loss, made.batch, overflowed)
                 made.batch = None
         return self.latest is not None and self.latest.stop
 
@@ -201,9 +203,9 @@ class Loop:
         if not stop and (self._done() or step % plan.evaluate_every == 0):
             found = self._evaluate()
         every, last = plan.checkpoint_every, stop or self._done()
-        due = every is not None and (rewound or step % every == 0)
+        due = self._put_off or (every is not None and (rewound or step % every == 0))
         if last or due or self._saves.is_best(self._position, found):
-            self._checkpoint(found, last)
+            self._put_off = not self._checkpoint(found, last) and due
         for saved in self._saves.finished():
             self._journal.checkpoint(saved)
         self._note_restarts()
@@ -228,11 +230,16 @@ class Loop:
         self._journal.evaluate(self._position.step, self._epoch(self._position.step), self.evaluation)
         return self.evaluation
 
-    def _checkpoint(self, found: Evaluation | None, last: bool) -> None:
-        """Save; the last one of a run is waited for. A failed save is why a run may stop: it is raised here."""
+    def _checkpoint(self, found: Evaluation | None, last: bool) -> bool:
+        """Save; the last one of a run is waited for. False: the state is in doubt, and nothing was saved.
+
+        A failed save is why a run may stop: it is raised here.
+        """
         self._read(0)
         if self._watch is not None:
             self._watch.settle(self._position.step)
+            if self._watch.in_doubt and not last:
+                return False
             self._position.guards = self._watch.state_dict()
         self._position.loader = self._loader.state_dict()
         self._clock.lap("rest")
@@ -243,6 +250,7 @@ class Loop:
         self._pulse.beat("training")
         if saved:
             self._clock.lap("checkpoint")
+        return True
 
     def _write(self) -> None:
         while self._unwritten:

@@ -161,9 +161,9 @@ class Stepper:
             norm = self._norm() if self._clip is None else self._clipped()
         finite = outcome.sums.finite(norm)
         outcome.sums.fetch(norm)
+        statistics.settle(finite)  # before the step, after which an average takes them in
         if some:
             step_if(self._optimizer, finite)
-        statistics.settle(finite)
 
     def alone(self, batch: Batch, rows: int) -> list[Tensor]:
         """Loss and gradients of a batch's first micro-batch, on this rank alone; nothing of them is kept."""

@@ -28,11 +28,11 @@ class Pace:
         self._usec.append(sec * 1e6)
 
     def quantiles(self) -> tuple[int, int]:
-        """The median and the 90th percentile of the steps counted, in microseconds; begins anew. 0, 0: too few."""
+        """The median and the 90th percentile of the steps counted, in microseconds; begins anew. 0, 0: too few yet."""
+        if len(self._usec) < _LEAST_STEPS:
+            return 0, 0  # and goes on counting: where it is asked often, there would never be enough
         usec = sorted(self._usec)
         self._usec.clear()
-        if len(usec) < _LEAST_STEPS:
-            return 0, 0
         return round(usec[len(usec) // 2]), round(usec[len(usec) * 9 // 10])
 
 

@@ -2,7 +2,8 @@
 
 On the CPU the answer is known when the step is due. On a GPU it lies on the device, and waiting for it in every step
 would let the device run dry; a fused optimizer takes it there and leaves everything as it was, which is how torch's
-GradScaler skips a step. An optimizer that cannot do that is given the answer by the host, once the device has it.
+GradScaler skips a step. An optimizer that cannot do that is given the answer by the host, once the device has it; so is
+one whose steps something follows, such as an average of the weights, which must not see a step that was left out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def step_if(optimizer: Optimizer, finite: bool | Tensor) -> None:
 
 def _takes_mask(optimizer: Any) -> bool:
     sharded = any(isinstance(param, DTensor) for group in optimizer.param_groups for param in group["params"])
-    return not sharded and getattr(optimizer, "_step_supports_amp_scaling", False)
+    followed = bool(optimizer._optimizer_step_post_hooks)
+    return not sharded and not followed and getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def _masked(optimizer: Any, finite: Tensor) -> None:
@@ -54,7 +56,7 @@ class RunningStatistics:
             torch._foreach_copy_(self._kept, self._live)
 
     def settle(self, finite: bool | Tensor) -> None:
-        """After the step: as they were, unless it was finite."""
+        """After the step's last forward pass: as they were, unless it was finite."""
         if finite is True or not self._live:
             return
         for live, kept in zip(self._live, self._kept, strict=True):

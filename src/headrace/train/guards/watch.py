@@ -36,6 +36,7 @@ class Watch:
         self._snapshots = Snapshots(learner) if options.spike_score is not None else None
         self._survey = Survey(options, learner, self._note)
         self._taken = 0
+        self._row_began = 0
         self._num_rollbacks = 0
         self._go_back = False
 
@@ -50,20 +51,35 @@ class Watch:
             self._bad_steps.load_state_dict(state["bad_steps"])
             self._spikes.load_state_dict(state["spikes"])
             self._num_rollbacks = int(state["rollbacks"])
+            self._spikes.in_a_row = 0  # there is no copy from before them: a row that goes on begins here
         self._take(step)
 
-    def read(self, step: int, totals: Totals, own_loss: float, batch: Batch) -> None:
-        """Take what a step found. Collective where it was bad. Raises TrainingError where the run must end."""
+    def read(self, step: int, totals: Totals, own_loss: float, batch: Batch, overflowed: bool) -> None:
+        """Take what a step found. Collective where it was bad. Raises TrainingError where the run must end.
+
+        `overflowed`: its scaled gradients were too large. With a finite loss it says nothing of the model: it was left
+        out, and is neither good nor bad.
+        """
         if not totals.finite:
             self._bad_steps.bad(step, totals, own_loss, batch)
+            return
+        if overflowed:
             return
         self._bad_steps.good()
         scores = self._spikes.judge(totals)
         if scores:
             self._spiked(step, totals, scores)
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the latest steps were spikes, so that the state may be one to go back from."""
+        return self._spikes.in_a_row > 0
+
     def settles(self, step: int) -> bool:
-        """Whether `act` must know of every step up to this one."""
+        """Whether `act` must know of every step up to this one: none is judged by a state that was put back since."""
+        return self._go_back or self._takes(step)
+
+    def _takes(self, step: int) -> bool:
         return self._snapshots is not None and step - self._taken >= self._options.snapshot_every
 
     def act(self, step: int) -> bool:
@@ -85,7 +101,7 @@ class Watch:
         self._survey.timed(sec)
 
     def _repaired(self, step: int, repaired: bool) -> None:
-        if repaired and self._snapshots is not None and not self._spikes.in_a_row:
+        if repaired and self._snapshots is not None and not self.in_doubt:
             self._snapshots.forget()  # of a replica that was odd they may hold what was wrong with it
             self._take(step)
 
@@ -93,7 +109,7 @@ class Watch:
         if self._go_back:
             self._roll_back(step)
             return True
-        if self.settles(step) and not self._spikes.in_a_row:
+        if self._takes(step) and not self.in_doubt:
             self._take(step)
         return False
 
@@ -121,6 +137,8 @@ class Watch:
             f"the {name} {values[name]:.4g} is {score:.0f} deviations above the median"
             for name, score in scores.items()
         )
+        if self._spikes.in_a_row == 1:
+            self._row_began = step
         self._go_back = self._spikes.in_a_row >= self._options.spike_steps
         ends = self._go_back and self._num_rollbacks >= self._options.max_rollbacks
         action = f"number {self._spikes.in_a_row} in a row"
@@ -135,7 +153,7 @@ class Watch:
 
     def _roll_back(self, step: int) -> None:
         assert self._snapshots is not None
-        first = step - self._spikes.in_a_row + 1
+        first = self._row_began
         to_step, spikes = self._snapshots.go_back(first)
         self._spikes.load_state_dict(spikes)
         self._num_rollbacks += 1
