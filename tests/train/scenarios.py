@@ -156,6 +156,22 @@ def averaged(folder):
 
 
 @scenario
+def average_called(folder):
+    """Steps after a forward pass on averaged weights, and those of a run without one."""
+    found = {}
+    for calls in (False, True):
+        model = p.layered()
+        trainer = p.trainer(model, ema=0.9)
+        trainer.fit(steps=4)
+        with trainer.averaged(), torch.no_grad():
+            if calls:
+                model(torch.ones(2, 6))
+        trainer.fit(steps=6)
+        found["called" if calls else "straight"] = p.weights(model)
+    return found
+
+
+@scenario
 def average_resumed(folder):
     """Two runs of 19 steps, one of which fails in step 15 and goes on from step 12."""
     straight, trainer = _averaging(folder / "average-straight")

@@ -142,7 +142,7 @@ def test_an_average_may_begin_in_a_run_that_had_none_and_is_not_lost(tmp_path):
 def ranks(request, tmp_path_factory):
     """What the scenarios gave on each of two ranks, and the folder they left."""
     folder = tmp_path_factory.mktemp("ranks")
-    names = ["averaged", "average_resumed", "average_begun"]
+    names = ["averaged", "average_called", "average_resumed", "average_begun"]
     run_ranks(2, [HERE / "scenarios.py", *names, "--out", folder], TEST_MESH=request.param)
     return folder, lambda name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)]
 
@@ -154,6 +154,11 @@ def test_the_average_on_two_processes_is_that_of_one(ranks, tmp_path):
         assert largest_difference(found["trained"], found["before"]) == 0
         assert largest_difference(found["trained"], found["averaged"]) > 1e-4
         assert found["loss"] == pytest.approx(alone["loss"], abs=1e-6)
+
+
+def test_training_goes_on_with_its_own_weights_after_the_averaged_ones_were_called(ranks):
+    for found in ranks[1]("average_called"):
+        assert largest_difference(found["called"], found["straight"]) == 0
 
 
 def test_resume_is_bit_for_bit_on_two_processes(ranks):

@@ -162,6 +162,43 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
+    ("evaluate", "asked", "averaged"),
+    [(True, None, True), (True, False, False), (False, None, False), (False, True, True)],
+)
+def test_the_weights_that_were_evaluated_are_exported_unless_others_are_asked_for(tmp_path, evaluate, asked, averaged):
+    model = torch.nn.Sequential(network().to(torch.bfloat16), torch.nn.BatchNorm1d(3, dtype=torch.bfloat16))
+    inputs = {"inputs": lambda batch: batch["x"].bfloat16()}
+    made = trainer(model, run_dir=tmp_path, ema=hr.ema(0.9, evaluate=evaluate), **inputs)
+    made.fit(steps=3)
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    with made.averaged():
+        inside = {name: value.clone() for name, value in model.state_dict().items()}
+    assert not torch.equal(trained["0.0.weight"], inside["0.0.weight"])
+    done = hr.export_safetensors(tmp_path, tmp_path / "model.safetensors", averaged=asked)
+    assert done.averaged == averaged
+    for name, value in tensors_in(done.path).items():
+        assert torch.equal(value, (inside if averaged else trained)[name]), name
+    choice = {None: [], True: ["--averaged"], False: ["--no-averaged"]}[asked]
+    assert run_cli(app, ["export", str(tmp_path), str(tmp_path / "again.safetensors"), *choice]) == 0
+    assert (tmp_path / "again.safetensors").read_bytes() == done.path.read_bytes()
+
+
+def test_an_average_that_is_not_there_is_not_exported(tmp_path):
+    trainer(run_dir=tmp_path).fit(steps=1)
+    with pytest.raises(CheckpointError, match="has no averaged weights: train with ema, or leave out --averaged"):
+        hr.export_safetensors(tmp_path, tmp_path / "model.safetensors", averaged=True)
+
+
+def test_a_checkpoint_without_its_frozen_parameters_is_not_exported(tmp_path):
+    model = network()
+    model[0].requires_grad_(False)
+    trainer(model, run_dir=tmp_path, save_frozen=False).fit(steps=1)
+    with pytest.raises(CheckpointError, match=r"leaves out the frozen parameters .*save_pretrained.*save_frozen=True"):
+        hr.export_safetensors(tmp_path, tmp_path / "model.safetensors")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"keep_best": "f1"}, r"keep_best must be .*\('f1', 'max'\): got 'f1'"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from headrace.errors import OptionError, TrainingError
@@ -21,6 +23,12 @@ def test_the_first_by_time_is_shown_whichever_rank_it_was(tmp_path):
     assert first_failure(tmp_path) == first
     with room_for_failures(tmp_path, 4):
         assert first_failure(tmp_path) is None, "the next launch does not see them"
+
+
+def test_a_record_that_another_machine_has_just_removed_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "glob", lambda folder, _: [folder / "rank0.json"])
+    with room_for_failures(tmp_path, 0):
+        pass
 
 
 def test_the_longest_record_fits_into_the_room_that_is_held_for_it(tmp_path):

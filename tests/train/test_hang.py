@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 from subprocess import PIPE
@@ -17,7 +18,9 @@ from processes import HERE, ended, run_ranks, started_ranks
 
 from headrace.errors import OptionError
 from headrace.telemetry import read_events
+from headrace.train.archive import Archive
 from headrace.train.hang import Sighting, judge, place_of
+from headrace.train.watchdog import Watchdog
 from waiting import DEADLINE_SEC, running, wait_gone
 
 
@@ -85,6 +88,15 @@ def test_the_command_says_it_in_one_line_and_starts_nothing_again(tmp_path):
 def test_a_first_step_and_an_evaluation_may_take_longer(tmp_path):
     run_ranks(2, [HERE / "hang_run.py", "slow", tmp_path])
     assert not (tmp_path / "hang").exists()
+
+
+def test_going_on_from_a_checkpoint_is_not_watched(tmp_path, monkeypatch):
+    found = []
+    go_on, watch = Archive.go_on, Watchdog.__enter__
+    monkeypatch.setattr(Archive, "go_on", lambda *args: [found.append("goes on"), go_on(*args)][1])
+    monkeypatch.setattr(Watchdog, "__enter__", lambda watchdog: [found.append("watches"), watch(watchdog)][1])
+    trainer(run_dir=tmp_path).fit(steps=1)
+    assert found == ["goes on", "watches"]
 
 
 @pytest.mark.parametrize("limit", [0, -1.0, float("nan")])
@@ -155,6 +167,20 @@ def frames(*lines):
         ([("headrace/train/world.py", "gather"), ("torch/distributed/c10d_logger.py", "wrapper"),
           ("torch/distributed/distributed_c10d.py", "all_gather_object"),
           ("torch/distributed/distributed_c10d.py", "all_gather")], (True, "all_gather_object")),
+        ([("loss.py", "loss"), ("torch/distributed/_functional_collectives.py", "wait_tensor"),
+          ("torch/_ops.py", "__call__")], (True, "wait_tensor (loss.py:7, in loss)")),
+        ([("loss.py", "loss"), ("torch/_ops.py", "__call__")], (False, "user code (loss.py:7, in loss)")),
+        ([("loss.py", "loss"), ("headrace/train/tally.py", "wait")], (True, "all_reduce")),
+        ([("headrace/train/step.py", "step"), ("headrace/train/parallel/compression/reducer.py", "go_on")],
+         (True, "the reduction of gradients")),
+        ([("headrace/train/guards/survey.py", "read"), ("headrace/train/guards/exchange.py", "read")],
+         (True, "all_gather_into_tensor")),
+        ([("headrace/train/saving.py", "wait"), ("headrace/train/background.py", "wait"), (threading.__file__, "join")],
+         (True, "work in its background")),
+        ([("headrace/train/loss_scale.py", "unscale"), ("headrace/train/loss_scale.py", "_divide")],
+         (True, "the scaling of the loss")),
+        ([("headrace/train/step.py", "step"), ("headrace/train/guards/update.py", "step_if")],
+         (True, "the guarded step")),
         ([("headrace/train/checkpoint.py", "save")], (False, "checkpoint.py:7, in save")),
     ],
 )  # fmt: skip

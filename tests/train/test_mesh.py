@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from processes import HERE, run_ranks
 from torch import nn
 
 from headrace.errors import OptionError
@@ -102,3 +103,7 @@ def test_a_module_that_shares_a_parameter_with_others_is_no_block():
 
 def test_a_plain_network_has_no_blocks():
     assert repeated_blocks(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))) == []
+
+
+def test_collectives_along_an_axis_wait_as_long_as_those_of_all():
+    run_ranks(4, [HERE / "mesh_groups.py"])

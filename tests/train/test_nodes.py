@@ -14,6 +14,8 @@ import torch
 from problems import exact, weights
 from processes import HERE
 
+from headrace.cli.main import app
+from headrace.cli.output import run as run_cli
 from headrace.errors import OptionError
 from headrace.telemetry import read_events
 from headrace.train.nodes import Nodes
@@ -130,3 +132,16 @@ def test_what_the_options_mean():
 def test_what_cannot_work_is_refused(nnodes, endpoint, message):
     with pytest.raises(OptionError, match=message):
         Nodes.of(nnodes, endpoint)
+
+
+@pytest.mark.parametrize("resume", ["never", "other/run"])
+@pytest.mark.parametrize("nnodes", ["2", "1:2"])
+def test_several_machines_go_on_from_the_run_itself_only(nnodes, resume, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.py").write_text("def recipe(): ...")
+    options = ["--nnodes", nnodes, "--rdzv-endpoint", "host:1", "--run", "r", "--resume", resume]
+    assert run_cli(app, ["train", "r.py", *options]) != 0
+    assert f"--resume must be auto: got {resume!r}" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists(), "no work was begun"
+    Nodes.of(nnodes, "host:1").check_resume("auto")
+    Nodes().check_resume(resume)

@@ -100,6 +100,7 @@ def train(
     chosen = [*(settings or []), *([f"mesh={mesh}"] if mesh is not None else [])]
     parse_settings(load_recipe(target), chosen)
     nodes = Nodes.of(nnodes, rdzv_endpoint)
+    nodes.check_resume(resume)
     if run is None and not nodes.alone:
         raise OptionError("several machines need one folder that all see: add --run DIR, the same on all")
     if requeue:

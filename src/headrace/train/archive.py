@@ -120,6 +120,7 @@ class Archive:
             "optimizer": type(self._learner.optimizer).__name__,
             "numbers": self._learner.numbers(),
             "frozen": self._learner.frozen,
+            "evaluates_average": self._learner.average is not None and self._learner.average.evaluated,
             "world_size": self._world.size,
             "sharing": self._learner.sharing,
             "evaluation": None if found is None else {"loss": found.loss, "metrics": found.metrics},

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from headrace.errors import OptionError, StateError
 from headrace.train.dtensors import part, part_like
 
-_PREFIX, _STEPS = "ema.", "ema_steps"
+PREFIX, _STEPS = "ema.", "ema_steps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Average:
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of it: the live averages, cut as the parameters are, and the number of steps."""
         named = zip(self._live.items(), self._parts, strict=True)
-        found = {f"{_PREFIX}{name}": part_like(tensor.detach(), own) for (name, tensor), own in named}
+        found = {f"{PREFIX}{name}": part_like(tensor.detach(), own) for (name, tensor), own in named}
         return {**found, _STEPS: torch.tensor(self._steps)}
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
@@ -119,7 +119,7 @@ def room_for_average(average: Average | None, entries: Mapping[str, Any]) -> dic
 
     Raises StateError when it has one that this run would lose, or one of other weights.
     """
-    saved = {name: tuple(entry.size) for name, entry in entries.items() if name.startswith(_PREFIX) or name == _STEPS}
+    saved = {name: tuple(entry.size) for name, entry in entries.items() if name.startswith(PREFIX) or name == _STEPS}
     if not saved:
         return {}
     if average is None:
@@ -129,7 +129,7 @@ def room_for_average(average: Average | None, entries: Mapping[str, Any]) -> dic
     if saved != mine:
         name = min(name for name in saved.keys() | mine.keys() if saved.get(name) != mine.get(name))
         raise StateError(
-            f"the checkpoint averages other weights: {name.removeprefix(_PREFIX)!r} is {saved.get(name, 'missing')} in "
+            f"the checkpoint averages other weights: {name.removeprefix(PREFIX)!r} is {saved.get(name, 'missing')} in "
             f"its average and {mine.get(name, 'missing')} here; train the parameters that it trained"
         )
     return room

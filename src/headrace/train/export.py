@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from headrace.errors import CheckpointError
 from headrace.storage import Place, make_folder, replace_file, storage_refusals
+from headrace.train.average import PREFIX as _AVERAGED
 from headrace.train.checkpoint import check_files, name_of, read_state, read_tensors
 from headrace.train.metadata import TensorReader
 from headrace.train.rundir import first_readable, named_checkpoints
@@ -57,16 +58,24 @@ class Exported:
     tensors: int
     bytes: int
     """Size of the file."""
+    averaged: bool
+    """Whether trained parameters are the averaged ones."""
 
 
 def export_safetensors(
-    source: str | os.PathLike[str] | Place, path: str | os.PathLike[str], *, best: bool = False
+    source: str | os.PathLike[str] | Place,
+    path: str | os.PathLike[str],
+    *,
+    best: bool = False,
+    averaged: bool | None = None,
 ) -> Exported:
     """Write a model's parameters and buffers, under its own names for them, to one safetensors file.
 
     `source`: a run's folder, or a folder or URL of checkpoints, of which the newest readable one is taken; or one of
     them. `best` takes the run's best instead (`Trainer(keep_best=)`). A file at `path` is replaced by a whole one.
-    Memory holds one tensor at a time. Raises CheckpointError when there is no such checkpoint or it is damaged.
+    `averaged`: whether to take the averaged weights (`Trainer(ema=)`); None: where evaluations were of them. Memory
+    holds one tensor at a time. Raises CheckpointError when there is no such checkpoint, it is damaged, or it has not
+    all that is asked for.
     """
     places = named_checkpoints(source)
     if best:
@@ -74,17 +83,19 @@ def export_safetensors(
     found = first_readable(places, lambda place, state: check_files(place, state["files"], _HERE), _HERE)
     assert found is not None
     reader = TensorReader(found.path)
+    _check_whole(found.state, found.path)
     entries = _model_entries(reader)
+    averages = _averages(reader, found.state, averaged)
     target = Path(path)
     make_folder(target.parent)
     temporary = target.with_name(target.name + ".partial")
     with storage_refusals("write", target):
         try:
-            size = _write(temporary, _header(entries, found.state["step"]), _tensors(reader, entries))
+            size = _write(temporary, _header(entries, found.state["step"]), _tensors(reader, entries, averages))
             replace_file(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-    return Exported(target, found.state["step"], len(entries), size)
+    return Exported(target, found.state["step"], len(entries), size, bool(averages))
 
 
 def _best_of(places: list[Place]) -> Place:
@@ -99,6 +110,23 @@ def _best_of(places: list[Place]) -> Place:
     if found is None:
         raise CheckpointError(f"the best checkpoint, {name}, is not there: give the run's folder, or leave out --best")
     return found
+
+
+def _check_whole(state: dict[str, Any], place: Path | Place) -> None:
+    if state.get("frozen") is not None:
+        raise CheckpointError(
+            f"{place} leaves out the frozen parameters (save_frozen=False), and a file must have all: use the model's "
+            "own save_pretrained for adapters, or train with save_frozen=True"
+        )
+
+
+def _averages(reader: TensorReader, state: dict[str, Any], wanted: bool | None) -> set[str]:
+    """The names of the tensors of which to take the average: all that have one, or none."""
+    names = reader.read_metadata().state_dict_metadata
+    found = {name.removeprefix(_AVERAGED) for name in names if name.startswith(_AVERAGED)}
+    if wanted and not found:
+        raise CheckpointError(f"{reader.place} has no averaged weights: train with ema, or leave out --averaged")
+    return found if (state.get("evaluates_average", True) if wanted is None else wanted) else set()
 
 
 def _model_entries(reader: TensorReader) -> dict[str, TensorStorageMetadata]:
@@ -125,10 +153,14 @@ def _header(entries: dict[str, TensorStorageMetadata], step: int) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _tensors(reader: TensorReader, entries: dict[str, TensorStorageMetadata]) -> Iterator[Tensor]:
+def _tensors(reader: TensorReader, entries: dict[str, TensorStorageMetadata], averages: set[str]) -> Iterator[Tensor]:
     for name, entry in entries.items():
-        room = {_MODEL + name: torch.empty(entry.size, dtype=entry.properties.dtype)}
-        yield read_tensors(reader, lambda _, room=room: room, _HERE)[_MODEL + name]  # type: ignore[misc]
+        key = (_AVERAGED if name in averages else _MODEL) + name
+        saved = reader.read_metadata().state_dict_metadata[key]
+        assert isinstance(saved, TensorStorageMetadata)
+        room = {key: torch.empty(saved.size, dtype=saved.properties.dtype)}
+        found = read_tensors(reader, lambda _, room=room: room, _HERE)[key]  # type: ignore[misc]
+        yield found.to(entry.properties.dtype)  # averages are kept in fp32 at least
 
 
 def _write(path: Path, header: bytes, tensors: Iterator[Tensor]) -> int:

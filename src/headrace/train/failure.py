@@ -74,7 +74,7 @@ def room_for_failures(run_dir: Path, num_ranks: int) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.glob("rank*"):
-                path.unlink()
+                path.unlink(missing_ok=True)  # another machine may begin at this moment, too
             for rank in range(num_ranks):
                 with open(_partial(folder, rank), "wb") as file:
                     os.posix_fallocate(file.fileno(), 0, _ROOM_BYTES)

@@ -22,10 +22,20 @@ FOLDER = "hang"
 REPORT = "report.txt"
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
-_REDUCER = os.path.join(_PACKAGE, "train", "parallel", "compression", "reducer.py")
+_REDUCTION = "the reduction of gradients"
+_WAITS = {
+    ("train/tally.py", "wait"): "all_reduce",
+    ("train/parallel/compression/reducer.py", "go_on"): _REDUCTION,
+    ("train/guards/exchange.py", "read"): "all_gather_into_tensor",
+    ("train/background.py", "wait"): "work in its background",
+    ("train/loss_scale.py", "_divide"): "the scaling of the loss",
+    ("train/guards/update.py", "step_if"): "the guarded step",
+}
+"""What our own functions wait for with a call into C, or into the standard library, which leaves no frame to see."""
 _STDLIB = str(sysconfig.get_paths()["stdlib"]) + os.sep
 _SITE = os.sep + "site-packages" + os.sep
 _TORCH = _SITE + "torch" + os.sep
+_OPS = _TORCH + "_ops.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +66,18 @@ def sight(rank: int, step: int | None, phase: str, sec: float, frame: FrameType)
 
 def place_of(stack: Iterable[traceback.FrameSummary]) -> tuple[bool, str]:
     """Whether a stack, outermost frame first, waits for other ranks or the device, and what to call where it is."""
-    inner = [frame for frame in reversed(list(stack)) if not _is_stdlib(frame)]
+    inner = [frame for frame in reversed(list(stack)) if not _is_passage(frame)]
     user = next((frame for frame in inner if not _is_library(frame)), None)
     first = inner[0] if inner else None
     if first is None:
         return False, "the standard library"
     if _within(first, "distributed"):
         return True, _collective(inner) + _called_from(inner)
-    if first.filename == os.path.join(_PACKAGE, "train", "tally.py") and first.name == "wait":
-        return True, "all_reduce"
-    if first.filename == _REDUCER and first.name == "go_on":
-        return True, "the reduction of gradients"
+    wait = _WAITS.get((first.filename.removeprefix(_PACKAGE), first.name))
+    if wait is not None:
+        return True, wait
     if _within(first, "autograd") and first.name == "_engine_run_backward":
-        return True, "the reduction of gradients"
+        return True, _REDUCTION
     if _within(first, "cuda") and first.name == "synchronize":
         return True, "work of its GPU"
     if first.filename.startswith(os.path.join(_PACKAGE, "load")):
@@ -164,6 +173,11 @@ def _within(frame: traceback.FrameSummary, part: str) -> bool:
 
 def _is_stdlib(frame: traceback.FrameSummary) -> bool:
     return frame.filename.startswith((_STDLIB, "<frozen")) and _SITE not in frame.filename
+
+
+def _is_passage(frame: traceback.FrameSummary) -> bool:
+    """Whether a frame says nothing of who called: the standard library's, and those by which torch calls kernels."""
+    return _is_stdlib(frame) or frame.filename.endswith(_OPS)
 
 
 def _is_library(frame: traceback.FrameSummary) -> bool:

@@ -37,6 +37,17 @@ class Nodes:
             )
         return cls(fewest, most, endpoint)
 
+    def check_resume(self, resume: str) -> None:
+        """Raise OptionError for a `--resume` that a machine which comes later could not follow too.
+
+        A launch cannot tell whether it begins a run or joins one, and whoever joins goes on from the run's newest.
+        """
+        if not self.alone and resume != "auto":
+            raise OptionError(
+                f"on several machines, which may join a run under way, --resume must be auto: got {resume!r}; to start "
+                "anew name an empty folder (--run), to go on from another run begin on one machine"
+            )
+
     @property
     def alone(self) -> bool:
         """Whether there is one machine only."""

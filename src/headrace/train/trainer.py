@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
 from headrace.train.archive import Archive, Keeping, num_restarts
-from headrace.train.average import EMA
+from headrace.train.average import EMA, Average
 from headrace.train.best import BestRule
 from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
@@ -207,9 +207,11 @@ class Trainer:
         plan = self._plan(*((epochs, steps) if epochs or steps else (self._options.epochs, self._options.steps)))
         archive = self._archive(parts.learner)
         watchdog = Watchdog(parts.world, self.run_dir, self._options.hang_timeout_sec, self.tell_hang)
-        with archive.held(), StopRequest() as request, watchdog as pulse:
+        with archive.held(), StopRequest() as request:
+            # Not watched: reading a large checkpoint makes no progress that could be seen, and takes what it takes.
             resumed = self._go_on(parts.world, archive, resume)
-            result = self._run(parts, plan, archive, resumed, request, pulse, began)
+            with watchdog as pulse:
+                result = self._run(parts, plan, archive, resumed, request, pulse, began)
             self.told_to_stop = request.requested
             return result
 
@@ -218,10 +220,10 @@ class Trainer:
 
         Raises OptionError without `ema`. On every process where parameters are sharded.
         """
-        average = self._parts.average if self._parts is not None else None
-        if average is None:
+        parts = self._parts
+        if parts is None or parts.average is None:
             raise OptionError("averaged weights are there once fit was called with ema: set Trainer(ema=0.999), say")
-        return average.in_place()
+        return _in_place(parts.average, parts.learner)
 
     def _run(
         self,
@@ -360,3 +362,16 @@ class Trainer:
             resumed_from=resumed.path if resumed else None,
             run_dir=self.run_dir,
         )
+
+
+@contextmanager
+def _in_place(average: Average, learner: Learner) -> Iterator[None]:
+    """The average in place of the weights. A forward pass without a backward pass leaves parameters gathered, with the
+    values of that moment, so they are let go before and afterwards.
+    """
+    learner.distributed.settle()
+    try:
+        with average.in_place():
+            yield
+    finally:
+        learner.distributed.settle()

@@ -112,6 +112,15 @@ def join_world(device: str | torch.device | None = None, timeout: timedelta = TI
     return World(dist.get_rank(), dist.get_world_size(), chosen)
 
 
+def wait_as_all(groups: Iterable[dist.ProcessGroup], device: torch.device) -> None:
+    """Have collectives of groups wait as long as those of all processes do: torch gives new groups half an hour."""
+    everybody = dist.group.WORLD
+    assert everybody is not None
+    timeout = everybody._get_backend(device).options._timeout
+    for group in groups:
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
 def leave_world() -> None:
     """Leave torch.distributed, if joined."""
     if dist.is_initialized():

@@ -24,7 +24,7 @@ from headrace.train.parallel.recompute import check_recompute, recompute_activat
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
 from headrace.train.parallel.tensor import TensorPlan, Whole, add_up_gradients, cut_layers
-from headrace.train.world import World, join_world
+from headrace.train.world import World, join_world, wait_as_all
 
 _ADAMW_BYTES = 8.0
 """What AdamW keeps for each value: the likeliest optimizer of a loop that is not ours."""
@@ -121,6 +121,7 @@ def _pipeline(
     axes, peers = _data_axes(devices, mesh), None
     if mesh.data_size > 1:
         peers = (axes._flatten("data") if mesh.dp > 1 else axes).get_group()
+        wait_as_all([peers], world.device)
 
     def place(stage: nn.Module) -> None:
         if mesh.data_size > 1:

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from headrace.errors import OptionError
 from headrace.rank import Rank
+from headrace.train.world import wait_as_all
 
 AXES = ("pp", "dp", "fsdp", "tp")
 """From the slowest of the ranks to the fastest."""
@@ -58,7 +59,9 @@ class Mesh:
         """
         sizes = {axis: getattr(self, axis) for axis in AXES}
         kept = {axis: size for axis, size in sizes.items() if size > 1 or axis == "fsdp"}
-        return init_device_mesh(device.type, tuple(kept.values()), mesh_dim_names=tuple(kept))
+        made = init_device_mesh(device.type, tuple(kept.values()), mesh_dim_names=tuple(kept))
+        wait_as_all(made.get_all_groups(), device)
+        return made
 
     @classmethod
     def of(cls, text: str, world_size: int) -> Mesh:
