@@ -93,6 +93,7 @@ def blown_up(folder):
         optimizer=hr.sgd(0.1, momentum=0.9),
         goal=120,
         checkpoint_every=50,
+        ema=hr.ema(0.9),
     )
 
 
