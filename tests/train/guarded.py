@@ -30,7 +30,11 @@ def guarded(folder, name, *, steps=(), change=None, rank=None, model=None, goal=
     options = {"guards": hr.Guards(), "steps": goal, **options}
     trainer = p.trainer(model, loader, run_dir=folder / name, evaluate=held_out, **options)
     message = scenarios.message_of(trainer)
-    return {"weights": p.weights(model), "message": message, "steps": trainer.step, "loss": last_loss(trainer)}
+    found = {"weights": p.weights(model), "message": message, "steps": trainer.step, "loss": last_loss(trainer)}
+    if "ema" in options:
+        with trainer.averaged():
+            found["average"] = p.weights(model)
+    return found
 
 
 def last_loss(trainer):
@@ -89,6 +93,7 @@ def blown_up(folder):
         optimizer=hr.sgd(0.1, momentum=0.9),
         goal=120,
         checkpoint_every=50,
+        ema=hr.ema(0.9),
     )
 
 
@@ -145,6 +150,7 @@ def replica(folder, name, *, step=33, checkpoint_every=50, **guards):
         optimizer=optimizer,
         guards=hr.Guards(**options),
         checkpoint_every=checkpoint_every,
+        ema=hr.ema(0.99),
     )
 
 

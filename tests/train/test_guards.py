@@ -51,7 +51,8 @@ class Ran:
 
 def same_on_all_ranks(ran):
     first, *others = ran.ranks
-    return all(p.largest_difference(first["weights"], other["weights"]) == 0 for other in others)
+    names = {"weights", "average"} & first.keys()
+    return all(p.largest_difference(first[name], other[name]) == 0 for other in others for name in names)
 
 
 def test_guards_change_nothing_of_a_run_in_which_nothing_is_wrong(runs):

@@ -100,6 +100,10 @@ class Average:
         """Averaged running statistics, which differ from rank to rank until they are shared."""
         return [own for own, live in zip(self._parts, self._live.values(), strict=True) if not live.requires_grad]
 
+    def weights(self) -> list[Tensor]:
+        """This rank's parts of the averaged parameters, live: what replicas hold alike, as statistics are not."""
+        return [own for own, live in zip(self._parts, self._live.values(), strict=True) if live.requires_grad]
+
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of it: the live averages, cut as the parameters are, and the number of steps."""
         named = zip(self._live.items(), self._parts, strict=True)

@@ -45,8 +45,8 @@ class Guards:
     """Steps between comparisons of the ranks, at least 1; there is one before every checkpoint. None: only those."""
     on_corruption: str = "raise"
     """What follows where replicas differ or compute does not repeat: "raise" ends the run with an error; "repair" has
-    all replicas take the parameters and the optimizer's state of the majority, of the lowest rank where there is none,
-    and notes the rest."""
+    all replicas take the parameters, the optimizer's state and the averaged weights of the majority, of the lowest rank
+    where there is none, and notes the rest."""
     replay_every: int | None = None
     """Steps between those whose first micro-batch is computed twice before, at least 1; not with sharded models.
     None: none is."""

@@ -72,7 +72,7 @@ class Replicas:
         return found
 
     def repair(self, differences: Iterable[Difference]) -> None:
-        """Give the ranks of each group what its source holds, the optimizer's state too. Collective."""
+        """Give the ranks of each group what its source holds, the optimizer's state and the average too. Collective."""
         for difference in differences:
             ranks = difference.group
             group = dist.new_group(list(ranks)) if len(ranks) < self._learner.world.size else dist.group.WORLD
@@ -88,6 +88,8 @@ class Replicas:
             for value in self._learner.optimizer.state.get(param, {}).values():
                 if isinstance(value, Tensor):
                     yield part(value)
+        if self._learner.average is not None:
+            yield from self._learner.average.weights()
 
 
 def bit_sum(tensors: Iterable[Tensor]) -> Tensor:
