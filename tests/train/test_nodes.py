@@ -68,6 +68,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def is_open(port):
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
 def wait_for_world(folder, size, past, *processes):
     """Wait until the run's newest attempt, one after `past` others, has `size` ranks and a checkpoint."""
 
@@ -93,6 +98,7 @@ def test_machines_die_come_and_leave_and_the_run_ends_with_the_same_weights(tmp_
     (tmp_path / "small.py").write_text(RECIPE)
     port = free_port()
     with node(tmp_path, port) as first:
+        wait_for(lambda: is_open(port), "the first machine to be where all meet, since it stays")
         with node(tmp_path, port) as second:
             attempts = wait_for_world(tmp_path, 2, 0, first, second)
             kill(second)
