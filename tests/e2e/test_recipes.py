@@ -52,8 +52,8 @@ def test_the_perceptron_tells_classes_as_well_as_others_do(data):
 def test_the_perceptron_tells_numbers_and_r2_is_that_of_all_held_out_rows(data):
     place = data / "diabetes"
     trainer, result = fit("tabular.py", data=str(place), epochs=10)
-    features, wanted = sys.modules[type(trainer._inputs).__module__].columns(hr.open(place / "test"))
-    numbers = trainer._loss.__self__
+    features, wanted = sys.modules[type(trainer._options.inputs).__module__].columns(hr.open(place / "test"))
+    numbers = trainer._options.loss.__self__
     trainer.model.eval()
     with torch.no_grad():
         told = trainer.model(torch.from_numpy(features))[:, 0].numpy() * numbers.deviation + numbers.mean
@@ -64,7 +64,7 @@ def test_the_perceptron_tells_numbers_and_r2_is_that_of_all_held_out_rows(data):
 
 def test_standardised_columns_have_mean_0_and_deviation_1_by_the_training_rows_alone(data):
     trainer, _ = fit("tabular.py", data=str(data / "wine"), epochs=1)
-    columns = sys.modules[type(trainer._inputs).__module__].columns
+    columns = sys.modules[type(trainer._options.inputs).__module__].columns
     rows, _ = columns(hr.open(data / "wine/train"))
     standard = trainer.model[0](torch.from_numpy(rows))
     assert torch.allclose(standard.mean(0), torch.zeros(rows.shape[1]), atol=1e-4)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,14 @@ def test_an_interrupted_run_ends_with_the_bits_of_a_straight_one(digits, tmp_pat
     straight = make(digits, tmp_path / "straight", epochs=2)
     straight.fit()
     broken = make(digits, tmp_path / "broken", epochs=2)
-    learn, calls = broken._loss, iter(range(1, 99))
+    learn, calls = broken._options.loss, iter(range(1, 99))
 
     def fail_in_step_27(output, batch):
         if next(calls) == 27:
             raise RuntimeError("gone")
         return learn(output, batch)
 
-    broken._loss = fail_in_step_27
+    broken._options = replace(broken._options, loss=fail_in_step_27)
     with pytest.raises(RuntimeError, match="gone"):
         broken.fit()
     resumed = make(digits, tmp_path / "broken", epochs=2, seed=0)
@@ -65,11 +66,12 @@ def test_an_interrupted_run_ends_with_the_bits_of_a_straight_one(digits, tmp_pat
 
 HELD = """
 import itertools, os, time
+from dataclasses import replace
 import digits, torch
 
 def recipe(*, data: str, epochs: int, checkpoint_every: int):
     trainer = digits.recipe(data=data, epochs=epochs, checkpoint_every=checkpoint_every)
-    learn, steps = trainer._loss, itertools.count(1)
+    learn, steps = trainer._options.loss, itertools.count(1)
 
     def loss(output, batch):
         if torch.is_grad_enabled() and next(steps) == 61:
@@ -77,7 +79,7 @@ def recipe(*, data: str, epochs: int, checkpoint_every: int):
                 time.sleep(0.01)
         return learn(output, batch)
 
-    trainer._loss = loss
+    trainer._options = replace(trainer._options, loss=loss)
     return trainer
 """
 
