@@ -53,12 +53,12 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
     world = join_world(options.device, collective_timeout(options.hang_timeout_sec))
     check_memory(model)
     mesh = _mesh(model, options, world)
-    take_place(mesh, world)
     if options.guards is not None and options.guards.replay_every is not None and mesh.fsdp * mesh.tp * mesh.pp > 1:
         raise OptionError(
             f"a replay needs the whole model on every rank: got mesh={options.mesh!r}; say mesh='dp', or leave "
             "replay_every away"
         )
+    take_place(mesh, world)
     if mesh.pp == 1:
         model.to(world.device)
     model.train()
