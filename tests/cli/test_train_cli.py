@@ -292,7 +292,11 @@ def test_what_a_step_is_blamed_for_is_what_happened_in_it(workplace):
         (["--set", "lr=fast"], 2, "setting lr must be of type float: got 'fast'"),
         (["--set", "lr"], 2, "a setting is given as name=value: got 'lr'"),
         (["--nproc", "0"], 2, "nproc"),
-        (["--mesh", "tp=2"], 2, "rank 0: mesh must be axis=size pairs of dp"),
+        (
+            ["--mesh", "tp=2"],
+            2,
+            "rank 0: the mesh's sizes must multiply to the number of processes: got mesh='tp=2' on 1",
+        ),
         (["--resume", "nowhere"], 1, "nowhere is neither of them"),
     ],
 )
