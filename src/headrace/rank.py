@@ -63,6 +63,16 @@ def resolve_rank(
     return _of_mesh or _from_torch() or _from_environment(environ) or Rank()
 
 
+def check_unchanged(counted: Rank, now: Rank) -> None:
+    """Raise OptionError where a loader counted its steps before a mesh said whose share of the data this process has."""
+    if now != counted:
+        raise OptionError(
+            f"this loader counted its steps for rank {counted.rank} of {counted.world_size}, and the mesh gives this "
+            f"process share {now.rank} of {now.world_size}: with tp or pp do not ask a loader for its length before the "
+            "Trainer's fit, or give it rank and world_size"
+        )
+
+
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
     """How many ranks share this machine, as far as the launcher says; else 1."""
     for name in _LOCAL_WORLD_SIZES:

@@ -22,7 +22,7 @@ from headrace.load.state import VERSION, check_state, partitions_of
 from headrace.load.stream import Stream
 from headrace.load.threads import Threads
 from headrace.order import Batches, MixedOrder, Order, check_world_size
-from headrace.rank import Rank, local_world_size, resolve_rank
+from headrace.rank import Rank, check_unchanged, local_world_size, resolve_rank
 from headrace.storage import parse_size
 from headrace.telemetry import Meter, Reading
 
@@ -239,7 +239,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[BatchDict]:
         """The batches of the next `epochs` epochs; after loading a state, the rest of the iteration it was taken in."""
-        self._check_rank()
+        check_unchanged(self._rank, resolve_rank(*self._given_rank))
         endless = self.epochs is None
         ended = not endless and self._epoch >= self._first_epoch + (self.epochs or 0)
         if not (self._resumed or endless) or ended:
@@ -249,16 +249,6 @@ class Loader:
         self._resumed = False
         self._iteration += 1
         return self._iterate(self._iteration)
-
-    def _check_rank(self) -> None:
-        """It may have been asked for its length before a mesh said whose share of the data this process has."""
-        now = resolve_rank(*self._given_rank)
-        if now != self._rank:
-            raise OptionError(
-                f"this loader counted its steps for rank {self._rank.rank} of {self._rank.world_size}, and the mesh "
-                f"gives this process share {now.rank} of {now.world_size}: with tp or pp do not ask a loader for its "
-                "length before the Trainer's fit, or give it rank and world_size"
-            )
 
     def _iterate(self, iteration: int) -> Iterator[BatchDict]:
         while True:
