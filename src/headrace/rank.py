@@ -64,12 +64,12 @@ def resolve_rank(
 
 
 def check_unchanged(counted: Rank, now: Rank) -> None:
-    """Raise OptionError where a loader counted its steps before a mesh said whose share of the data this process has."""
+    """Raise OptionError where a loader counted its steps before a mesh said whose share this process has."""
     if now != counted:
         raise OptionError(
             f"this loader counted its steps for rank {counted.rank} of {counted.world_size}, and the mesh gives this "
-            f"process share {now.rank} of {now.world_size}: with tp or pp do not ask a loader for its length before the "
-            "Trainer's fit, or give it rank and world_size"
+            f"process share {now.rank} of {now.world_size}: with tp or pp do not ask a loader for its length before "
+            "the Trainer's fit, or give it rank and world_size"
         )
 
 
