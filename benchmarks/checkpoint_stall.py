@@ -46,6 +46,7 @@ def rank_main(options: argparse.Namespace) -> None:
     import headrace as hr
     from headrace.train.homes import LocalHome
     from headrace.train.optimizers import built
+    from headrace.train.parallel import Mesh, distribute
     from headrace.train.saving import Checkpoints
     from headrace.train.snapshot import Learner
     from headrace.train.world import World, join_world
@@ -73,11 +74,12 @@ def rank_main(options: argparse.Namespace) -> None:
     width = int((options.parameters * 1e6 / 12) ** 0.5)
     for mesh in options.mesh:
         model = nn.Sequential(*[nn.Linear(width, width) for _ in range(12)])
-        module = hr.parallelize(model, mesh, device="cpu")
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        distributed = distribute(model, world, Mesh.of(mesh, world.size), "fp32")
         optimizer = built(hr.adamw(), model)
-        module(torch.ones(1, width)).square().mean().backward()
+        distributed.module(torch.ones(1, width)).square().mean().backward()
         optimizer.step()
-        learner = Learner(model, optimizer, world)
+        learner = Learner(distributed, optimizer, world, shapes)
         homes = {way: LocalHome(options.folder / f"{mesh}-{way}") for way in ("sync", "async")}
         sides = {way: Checkpoints(home, world, 1, is_async=way == "async") for way, home in homes.items()}
         for number in range(options.rounds + 1):

@@ -2,6 +2,6 @@
 
 from headrace.telemetry.events import FILE_NAME, EventWriter, read_events
 from headrace.telemetry.meters import Meter, Reading
-from headrace.telemetry.progress import progress
+from headrace.telemetry.progress import progress, silent
 
-__all__ = ["FILE_NAME", "EventWriter", "Meter", "Reading", "progress", "read_events"]
+__all__ = ["FILE_NAME", "EventWriter", "Meter", "Reading", "progress", "read_events", "silent"]

@@ -10,6 +10,10 @@ Advance = Callable[..., None]
 """`advance(n=1, note="")`: n more items are done; the note, if given, replaces the text at the bar's end."""
 
 
+def silent(n: int = 1, note: str = "") -> None:
+    """The `advance` of a bar that is not shown."""
+
+
 @contextmanager
 def progress(title: str, total: int | None, unit: str = "") -> Iterator[Advance]:
     """Show a bar named `title` for `total` items (None: unknown) while the block runs; yields `advance`.
@@ -17,7 +21,7 @@ def progress(title: str, total: int | None, unit: str = "") -> Iterator[Advance]
     Silent, and free of rich's import, when stderr is not a terminal. `advance` may be called from several threads.
     """
     if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda n=1, note="": None
+        yield silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

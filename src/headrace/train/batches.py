@@ -7,7 +7,6 @@ dimension) belongs to every part.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,14 +38,12 @@ def real_rows(batch: Batch) -> tuple[Batch, int]:
     return (batch, rows) if real == rows else (_rows(batch, 0, real, rows), real)
 
 
-def micro_batches(batch: Batch, rows: int, size: int | None) -> Iterator[tuple[Batch, int]]:
+def micro_batches(batch: Batch, rows: int, size: int | None) -> list[tuple[Batch, int]]:
     """The batch in parts of at most `size` samples, with the number of samples of each."""
     if size is None or rows <= size:
-        yield batch, rows
-        return
-    for first in range(0, rows, size):
-        last = min(first + size, rows)
-        yield _rows(batch, first, last, rows), last - first
+        return [(batch, rows)]
+    spans = [(first, min(first + size, rows)) for first in range(0, rows, size)]
+    return [(_rows(batch, first, last, rows), last - first) for first, last in spans]
 
 
 def first_rows(batch: Batch, rows: int, present: int) -> Batch:

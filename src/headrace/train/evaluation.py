@@ -98,7 +98,7 @@ class Evaluator:
     def _add_runs(self, pipelined: PipelinedPasses, batch: Batch, sums: _Sums) -> None:
         """A batch in as many runs of the pipeline as every process makes, some perhaps of no sample."""
         real, rows = real_rows(batch)
-        parts = list(micro_batches(to_device(real, self._world.device), rows, pipelined.rows)) if rows else []
+        parts = micro_batches(to_device(real, self._world.device), rows, pipelined.rows) if rows else []
         empty = (to_device(batch, self._world.device), 0)
         for part, part_rows in parts + (self._runs - len(parts)) * [empty]:
             judged = pipelined.judgement(part, part_rows)
@@ -116,7 +116,7 @@ class Evaluator:
 
     def _parts(self, batch: Batch) -> list[tuple[Batch, int]]:
         real, rows = real_rows(batch)
-        parts = list(micro_batches(to_device(real, self._world.device), rows, self._micro)) if rows else []
+        parts = micro_batches(to_device(real, self._world.device), rows, self._micro) if rows else []
         if parts and self._passes:
             self._spare = parts[0][0]
         return parts
@@ -131,7 +131,7 @@ class Evaluator:
                     "skipped; use a larger batch, or filter before streaming (ds.select)"
                 )
             whole = to_device(batch, self._world.device)
-            self._spare, _ = next(micro_batches(whole, rows, self._micro))
+            self._spare, _ = micro_batches(whole, rows, self._micro)[0]
         return self._spare
 
     def _add(self, model: nn.Module, part: Batch, rows: int, sums: _Sums) -> None:

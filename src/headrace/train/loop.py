@@ -17,14 +17,14 @@ from typing import Any, Protocol
 from torch import nn
 
 from headrace.errors import LoaderError
-from headrace.telemetry import progress
+from headrace.telemetry import progress, silent
 from headrace.train.batches import Batch, real_rows, to_device
 from headrace.train.clock import Clock, Split
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluation, Evaluator
 from headrace.train.guards import Watch
 from headrace.train.interrupt import StopRequest
-from headrace.train.parallel import Traffic
+from headrace.train.parallel import NOTHING, Traffic
 from headrace.train.record import Journal
 from headrace.train.saving import Saved
 from headrace.train.schedules import Schedule
@@ -91,6 +91,8 @@ class _Made:
     outcome: Outcome
     batch: Batch | None
     """Of this rank, as long as guards may ask whose samples these were."""
+    totals: Totals | None = None
+    """What it found; None until it is read."""
     split: Split | None = None
     """Where its time went; None while the step is the present one."""
 
@@ -132,6 +134,7 @@ class Loop:
         self._pulse = pulse
         self._lag = 0 if world.device.type == "cpu" else 1
         self._put_off = False
+        self._saving = 0
         self._unread: deque[_Made] = deque()
         self._unwritten: deque[_Made] = deque()
         self._clock = Clock()
@@ -154,7 +157,8 @@ class Loop:
                 self._after(stop)
                 made.split = self._clock.next_step()
                 self._write()
-                advance(1, note=_note(self.latest))
+                if advance is not silent:
+                    advance(1, note=_note(self.latest))
                 if stop:
                     return self._stopped()
         self._finish()
@@ -170,7 +174,7 @@ class Loop:
             self._watch.before(done + 1, lambda: self._stepper.alone(real, rows))
         multiplier = self._schedule.multiplier(done, self._plan.total_steps)
         lr = self._stepper.set_rate(multiplier if self._watch is None else multiplier * self._watch.factor)
-        outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested or self._saves.failed)
+        outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested or self._save_failed())
         self._clock.lap("compute")
         self._position.step, self._position.making = done + 1, None
         if outcome.traffic is not None:
@@ -186,10 +190,11 @@ class Loop:
         """Read what steps found, all but the newest `lag`; whether a rank was asked to stop by the last one read."""
         while len(self._unread) > lag:
             made = self._unread.popleft()
-            self.latest = made.outcome.totals(self._world)
+            self.latest = made.totals = made.outcome.totals(self._world)
             self._position.samples += self.latest.samples
             split = made.split or self._clock.split
-            split.move(made.outcome.exposed.sec(), "compute", "communication")
+            if made.outcome.exposed is not NOTHING:
+                split.move(made.outcome.exposed.sec(), "compute", "communication")
             self._unwritten.append(made)
             if self._watch is not None and made.batch is not None:
                 own_loss, overflowed = made.outcome.sums.own_loss(), made.outcome.overflowed
@@ -199,26 +204,25 @@ class Loop:
 
     def _after(self, stop: bool) -> None:
         step, plan = self._position.step, self._plan
-        rewound, found = self._guard(), None
-        if not stop and (self._done() or step % plan.evaluate_every == 0):
-            found = self._evaluate()
-        every, last = plan.checkpoint_every, stop or self._done()
+        rewound = self._watch is not None and self._guard(self._watch)
+        done, every = step >= plan.total_steps, plan.checkpoint_every
+        found = self._evaluate() if not stop and (done or step % plan.evaluate_every == 0) else None
+        last = stop or done
         due = self._put_off or (every is not None and (rewound or step % every == 0))
-        if last or due or self._saves.is_best(self._position, found):
+        if last or due or (found is not None and self._saves.is_best(self._position, found)):
             self._put_off = not self._checkpoint(found, last) and due
-        for saved in self._saves.finished():
-            self._journal.checkpoint(saved)
-        self._note_restarts()
+        if self._saving:
+            self._note_saved()
+        if restarts := getattr(self._loader, "restarts", ()):
+            self._journal.loader_restarts(step, restarts)
         if self._journal.feed_is_due():
             self._journal.feed(step, self._loader.meters())
 
-    def _guard(self) -> bool:
+    def _guard(self, watch: Watch) -> bool:
         """Let the guards act; whether the model went back, so that checkpoints since then are of what is left."""
-        if self._watch is None:
-            return False
-        if self._watch.settles(self._position.step):
+        if watch.settles(self._position.step):
             self._read(0)
-        return self._watch.act(self._position.step)
+        return watch.act(self._position.step)
 
     def _evaluate(self) -> Evaluation | None:
         if self._evaluator is None:
@@ -249,26 +253,32 @@ class Loop:
             self._saves.wait()
         self._pulse.beat("training")
         if saved:
+            self._saving += 1
             self._clock.lap("checkpoint")
         return True
+
+    def _save_failed(self) -> bool:
+        return self._saving > 0 and self._saves.failed
+
+    def _note_saved(self) -> None:
+        for saved in self._saves.finished():
+            self._saving -= 1
+            self._journal.checkpoint(saved)
 
     def _write(self) -> None:
         while self._unwritten:
             made = self._unwritten.popleft()
             assert made.split is not None
+            assert made.totals is not None
             outcome, epoch = made.outcome, self._epoch(made.step)
-            totals = outcome.totals(self._world)
             if self._watch is not None:
                 self._watch.timed(_own_sec(made.split))
-            self._journal.step(made.step, epoch, made.lr, totals, made.split, outcome.traffic, outcome.scaled)
+            self._journal.step(made.step, epoch, made.lr, made.totals, made.split, outcome.traffic, outcome.scaled)
 
     def _stopped(self) -> str:
         self._journal.feed(self._position.step, self._loader.meters())
         self._journal.stop(self._position.step, "sigterm")
         return "sigterm"
-
-    def _note_restarts(self) -> None:
-        self._journal.loader_restarts(self._position.step, getattr(self._loader, "restarts", ()))
 
     def _finish(self) -> None:
         """A run that had nothing left to do is still evaluated."""
@@ -304,7 +314,7 @@ class Loop:
 
     def _bar(self) -> AbstractContextManager[Callable[..., None]]:
         if self._world.rank != 0:
-            return nullcontext(lambda n=1, note="": None)
+            return nullcontext(silent)
         return progress("train", self._plan.total_steps, "steps")
 
 

@@ -24,7 +24,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 _CAST_TO = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Judgement:
     """What one forward pass gave."""
 
@@ -52,9 +52,10 @@ class Objective:
 
     def __call__(self, model: nn.Module, batch: Batch, rows: int) -> Judgement:
         """The judgement of a batch of `rows` samples. With bf16 and fp16 the forward pass runs under autocast."""
+        if self._cast_to is None:
+            return self._judge(_call(model, self._inputs(batch)), batch, rows)
         with self.casting():
-            output = _call(model, self._inputs(batch))
-            return self._judge(output, batch, rows)
+            return self._judge(_call(model, self._inputs(batch)), batch, rows)
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         """What a model of several stages is called with."""
@@ -72,12 +73,15 @@ class Objective:
 
     def _judge(self, output: Any, batch: Batch, rows: int) -> Judgement:
         answer = self._loss(output, batch)
-        mean, metrics = answer if isinstance(answer, tuple) else (answer, {})
+        if not isinstance(answer, tuple):
+            _check_mean(answer)
+            return Judgement(answer, rows, False, {}, output)
+        mean, metrics = answer
         _check_mean(mean)
         if not isinstance(metrics, Mapping):
             raise TrainingError(f"loss must return a tensor, or a tensor and a dict: got a {type(metrics).__name__}")
         weighted = "weight" in metrics
-        others = {name: value for name, value in metrics.items() if name != "weight"} if metrics else {}
+        others = {name: value for name, value in metrics.items() if name != "weight"}
         return Judgement(mean, metrics["weight"] if weighted else rows, weighted, others, output)
 
     def casting(self) -> AbstractContextManager[Any]:

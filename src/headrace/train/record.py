@@ -36,6 +36,9 @@ class Record(Protocol):
     def write(self, event: str, **fields: Any) -> None:
         """Note one event."""
 
+    def write_often(self, event: str, **fields: Any) -> None:
+        """Note one of many events."""
+
     def close(self) -> None:
         """Nothing more will come."""
 
@@ -45,6 +48,8 @@ class NoRecord:
 
     def write(self, event: str, **fields: Any) -> None:
         """Nothing is kept."""
+
+    write_often = write
 
     def close(self) -> None:
         """Nothing was open."""
@@ -81,10 +86,11 @@ class Journal:
     ) -> None:
         """One step is done and accounted for."""
         extra: dict[str, Any] = {} if totals.grad_norm is None else {"grad_norm": totals.grad_norm}
-        extra |= _sent(traffic)
+        if traffic is not None:
+            extra |= _sent(traffic)
         if scaled is not None:
             extra |= {"loss_scale": scaled.factor, "overflowed": scaled.overflowed}
-        self._record.write(
+        self._record.write_often(
             "step",
             step=step,
             epoch=epoch,

@@ -24,13 +24,13 @@ from headrace.train.dtensors import part, squared_norms
 from headrace.train.guards import RunningStatistics, step_if
 from headrace.train.loss_scale import LossScale, Scaled
 from headrace.train.objective import Objective
-from headrace.train.parallel import Distributed, Exposed, Mesh, Reducer, Traffic
+from headrace.train.parallel import NOTHING, Distributed, Exposed, Mesh, Reducer, Traffic
 from headrace.train.pipelined import PipelinedPasses
 from headrace.train.tally import Sum, Tally, Totals
 from headrace.train.world import World
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """What a step left behind: sums that may still be on their way."""
 
@@ -57,10 +57,14 @@ class Outcome:
         totals = self.sums.totals()
         if self.guarded:
             return totals
+        if not totals.finite:
+            self._raise(world, totals)
+        return totals
+
+    def _raise(self, world: World, totals: Totals) -> None:
         for name, value in (("gradients", totals.grad_norm), ("loss", totals.loss)):
             if value is not None and not math.isfinite(value):
                 raise self._not_finite(world, name, value)
-        return totals
 
     def _not_finite(self, world: World, name: str, value: float) -> TrainingError:
         finite = world.gather(math.isfinite(self.sums.own_loss()))
@@ -143,7 +147,8 @@ class Stepper:
             self._guarded(outcome, self._statistics, some)
         else:
             self._unguarded(outcome, some)
-        self._optimizer.zero_grad(set_to_none=True)
+        for param in self._params:  # what zero_grad does, without what it costs
+            param.grad = None
         return outcome
 
     def _unguarded(self, outcome: Outcome, some: bool) -> None:
@@ -167,7 +172,7 @@ class Stepper:
 
     def alone(self, batch: Batch, rows: int) -> list[Tensor]:
         """Loss and gradients of a batch's first micro-batch, on this rank alone; nothing of them is kept."""
-        part_of, part_rows = next(micro_batches(batch, rows, self._micro))
+        part_of, part_rows = micro_batches(batch, rows, self._micro)[0]
         loss = self._objective(self._distributed.model, part_of, part_rows).loss
         gradients = torch.autograd.grad(loss, self._params, allow_unused=True)
         return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
@@ -189,7 +194,7 @@ class Stepper:
         sums = Tally(self._world, self._copies).launch(stop())
         sums.wait()
         sums.fetch(None)
-        return Outcome(number, sums, Exposed(), guarded=self._statistics is not None)
+        return Outcome(number, sums, NOTHING, guarded=self._statistics is not None)
 
     def _backward(self, batch: Batch, rows: int, stop: Callable[[], bool]) -> tuple[Sum, bool]:
         """Gradients reduced over the ranks, the sums on their way, and whether no correction can be needed."""
@@ -219,7 +224,7 @@ class Stepper:
 
         A rank that has fewer than the step needs takes one of an earlier batch, with 0, so that it takes part.
         """
-        parts = list(micro_batches(batch, rows, self._micro)) if rows else []
+        parts = micro_batches(batch, rows, self._micro) if rows else []
         if parts and not self._full and self._world.size > 1:
             self._spare = parts[0]
         missing = (self._passes or 1) - len(parts)

@@ -19,10 +19,8 @@ from torch import Tensor
 from headrace.train.objective import Judgement
 from headrace.train.world import World
 
-_FIXED = ("samples", "weight", "stop", "loss")
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Totals:
     """One step over all ranks."""
 
@@ -38,11 +36,14 @@ class Totals:
     @property
     def finite(self) -> bool:
         """Whether loss and norm are, as far as there are any."""
-        return all(value is None or math.isfinite(value) for value in (self.loss, self.grad_norm))
+        loss, norm = self.loss, self.grad_norm
+        return (loss is None or math.isfinite(loss)) and (norm is None or math.isfinite(norm))
 
 
 class Tally:
     """Adds up one step on this rank; `launch` sends it to all."""
+
+    __slots__ = ("_copies", "_loss", "_metrics", "_on_host", "_samples", "_weight", "_world")
 
     def __init__(self, world: World, copies: int = 1) -> None:
         """`copies`: how many ranks have each share of the data, and count it."""
@@ -75,9 +76,9 @@ class Tally:
 
     def launch(self, stop: bool) -> Sum:
         """Begin summing over the ranks. Collective; every rank must have the same metrics."""
-        names = (*_FIXED, *self.names)
+        names = self.names if self._metrics else []
         values = [self._samples, self._weight, float(stop), self._loss]
-        values += [self._metrics[name] for name in names[len(_FIXED) :]]
+        values += [self._metrics[name] for name in names]
         if self._copies > 1:
             values = [value / self._copies for value in values]
         if self._world.size == 1 and self._on_host:
@@ -103,9 +104,11 @@ class Tally:
 class Sum:
     """A sum over the ranks, on its way."""
 
+    __slots__ = ("_fetched", "_names", "_norm", "_own_loss", "_totals", "_values", "_vector", "_work")
+
     def __init__(
         self,
-        names: tuple[str, ...],
+        names: list[str],
         values: list[float] | None,
         vector: Tensor | None,
         work: dist.Work | None,
@@ -172,7 +175,6 @@ class Sum:
         elif self._norm is not None:
             norm = self._norm.item()
         assert self._values is not None
-        samples, weight, stop, loss, *metrics = self._values
-        means = [value / weight if weight else None for value in (loss, *metrics)]
-        names = self._names[len(_FIXED) :]
-        return Totals(round(samples), weight, stop > 0, means[0], dict(zip(names, means[1:], strict=True)), norm)
+        samples, weight, stop, *sums = self._values
+        loss, *means = [value / weight if weight else None for value in sums]
+        return Totals(round(samples), weight, stop > 0, loss, dict(zip(self._names, means, strict=True)), norm)

@@ -9,10 +9,9 @@ does not enter it, so that a spike that lasts does not become usual. All ranks h
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from typing import Any
-
-import numpy as np
 
 from headrace.train.guards.options import Guards
 from headrace.train.tally import Totals
@@ -43,9 +42,8 @@ class Usual:
             self._work_out()
 
     def _work_out(self) -> None:
-        values = np.array(self._values)
-        self._median = float(np.median(values))
-        deviation = _TO_DEVIATION * float(np.median(np.abs(values - self._median)))
+        self._median = statistics.median(self._values)
+        deviation = _TO_DEVIATION * statistics.median([abs(value - self._median) for value in self._values])
         self._deviation = max(deviation, _LEAST_SHARE * abs(self._median), 1e-12)
         self._new = 0
 
@@ -79,17 +77,19 @@ class Spikes:
         """The scores beyond the threshold, by name; none: the step is as usual, and says what is."""
         if self._threshold is None or totals.loss is None:
             return {}
-        values = {"loss": totals.loss}
+        values = [("loss", self._usual["loss"], totals.loss)]
         if totals.grad_norm:
-            values["gradient norm"] = math.log(totals.grad_norm)
+            values.append(("gradient norm", self._usual["gradient norm"], math.log(totals.grad_norm)))
         found = {}
-        for name, value in values.items():
-            if (score := self._usual[name].score(value)) > self._threshold:
+        for name, usual, value in values:
+            if (score := usual.score(value)) > self._threshold:
                 found[name] = score
-        self.in_a_row = self.in_a_row + 1 if found else 0
-        if not found:
-            for name, value in values.items():
-                self._usual[name].add(value)
+        if found:
+            self.in_a_row += 1
+            return found
+        self.in_a_row = 0
+        for _, usual, value in values:
+            usual.add(value)
         return found
 
     def state_dict(self) -> dict[str, Any]:

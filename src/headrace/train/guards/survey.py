@@ -45,10 +45,14 @@ class Survey:
         if every is not None and step % every == 0:
             self._differed += not repeats(compute, self._learner.model, self._learner.world.device)
 
+    def is_due(self, step: int) -> bool:
+        """Whether `act` has anything to do."""
+        return self._exchange.pending or self._asks(step)
+
     def act(self, step: int) -> bool:
         """Read what was asked after an earlier step, and ask if that is due; whether replicas were repaired."""
         repaired = self._exchange.pending and self._read()
-        if self._due(step):
+        if self._asks(step):
             self._ask(step)
         return repaired
 
@@ -60,7 +64,7 @@ class Survey:
             self._ask(step)
         return self._read()
 
-    def _due(self, step: int) -> bool:
+    def _asks(self, step: int) -> bool:
         check, replay = self._options.check_every, self._options.replay_every
         together = check is not None and self._learner.world.size > 1 and step % check == 0
         return together or (replay is not None and step % replay == 0)

@@ -6,6 +6,7 @@ that of gradients which are reduced already. So ranks skip, go back and stop tog
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,8 @@ class Watch:
         self._spikes = Spikes(options)
         self._snapshots = Snapshots(learner) if options.spike_score is not None else None
         self._survey = Survey(options, learner, self._note)
-        self._taken = 0
+        self._next_copy = math.inf
+        """The step after which one is due."""
         self._row_began = 0
         self._num_rollbacks = 0
         self._go_back = False
@@ -77,14 +79,12 @@ class Watch:
 
     def settles(self, step: int) -> bool:
         """Whether `act` must know of every step up to this one: none is judged by a state that was put back since."""
-        return self._go_back or self._takes(step)
-
-    def _takes(self, step: int) -> bool:
-        return self._snapshots is not None and step - self._taken >= self._options.snapshot_every
+        return self._go_back or step >= self._next_copy
 
     def act(self, step: int) -> bool:
         """After `step` steps: go back if that is due (and say so), else keep a copy if that is."""
-        self._repaired(step, self._survey.act(step))
+        if self._survey.is_due(step):
+            self._repaired(step, self._survey.act(step))
         return self._back_or_on(step)
 
     def settle(self, step: int) -> None:
@@ -109,7 +109,7 @@ class Watch:
         if self._go_back:
             self._roll_back(step)
             return True
-        if self._takes(step) and not self.in_doubt:
+        if step >= self._next_copy and not self.in_doubt:
             self._take(step)
         return False
 
@@ -129,7 +129,7 @@ class Watch:
     def _take(self, step: int) -> None:
         if self._snapshots is not None:
             self._snapshots.take(step, self._spikes.state_dict())
-            self._taken = step
+            self._next_copy = step + self._options.snapshot_every
 
     def _spiked(self, step: int, totals: Totals, scores: dict[str, float]) -> None:
         values = {"loss": totals.loss, "gradient norm": totals.grad_norm}
@@ -158,7 +158,7 @@ class Watch:
         self._spikes.load_state_dict(spikes)
         self._num_rollbacks += 1
         self._go_back = False
-        self._taken = step  # what was put back is the newest good state there is
+        self._next_copy = step + self._options.snapshot_every  # what was put back is the newest good state there is
         detail = f"the spike began in step {first}"
         action = f"back to the state after step {to_step}, on with the batches after step {step}"
         fields = {"to_step": to_step, "rollbacks": self._num_rollbacks}

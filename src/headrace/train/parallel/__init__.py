@@ -3,7 +3,7 @@
 from headrace.train.parallel.auto import choose_mesh
 from headrace.train.parallel.compression import Compression, Reducer, Traffic, check_compression, power_sgd, top_k
 from headrace.train.parallel.distribute import Distributed, distribute, parallelize, take_place
-from headrace.train.parallel.exposed import Exposed
+from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, check_schedule, micro_batch_plan
 from headrace.train.parallel.recompute import check_recompute
@@ -11,6 +11,7 @@ from headrace.train.parallel.tensor import TensorPlan, check_plan
 
 __all__ = [
     "AUTO",
+    "NOTHING",
     "Compression",
     "Distributed",
     "Exposed",

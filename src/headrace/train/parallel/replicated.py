@@ -55,6 +55,9 @@ class _DeviceTimer:
         return Exposed(marks=marks)
 
 
+_REDUCES = nullcontext()
+
+
 def _reduce(state: tuple[_HostTimer | _DeviceTimer, Reducer], bucket: GradBucket) -> torch.futures.Future[Tensor]:
     timer, reducer = state
     if bucket.is_last():
@@ -88,7 +91,7 @@ class Replica:
     def reducing(self, reduce: bool) -> AbstractContextManager[Any]:
         """Whether the backward pass inside reduces gradients (the last of a step) or only adds them up."""
         if reduce or not isinstance(self.module, DistributedDataParallel):
-            return nullcontext()
+            return _REDUCES
         no_sync: AbstractContextManager[Any] = self.module.no_sync()
         return no_sync
 
