@@ -114,10 +114,15 @@ def by_every_optimizer(folder):
 def by_hand(folder):
     """A loop of the user's own."""
     model = p.layered()
-    module = hr.parallelize(model, os.environ.get("TEST_MESH", "dp"), device="cpu")
+    mesh = os.environ.get("TEST_MESH", "dp")
+    staged = "pp" in mesh
+    module = hr.parallelize(model, mesh, device="cpu", pp_micro_batches=3 if staged else None)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for batch, _ in zip(MemoryLoader(p.fields(), 12, epochs=None), range(10), strict=False):
-        p.cross_entropy(module(batch["x"]), batch).backward()
+        if staged:
+            module.learn(batch["x"], target=batch["cls"], loss=nn.functional.cross_entropy)
+        else:
+            p.cross_entropy(module(batch["x"]), batch).backward()
         optimizer.step()
         optimizer.zero_grad()
     return p.weights(model)

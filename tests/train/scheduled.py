@@ -1,4 +1,7 @@
-"""`python scheduled.py SCHEDULE FILE` on two ranks: a pipeline by it; `refused` in its place: what is not done."""
+"""`python scheduled.py SCHEDULE FILE` on two ranks: a pipeline by it.
+
+`refused` in its place: what is not done; `staged`: what a loop of one's own is given.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ DATA = Path(sys.argv[2]).parent
 
 def messages():
     yield asked_too_early
-    yield lambda: hr.parallelize(layered(), "pp", device="cpu")
+    yield lambda: hr.parallelize(layered(), "pp", pp_micro_batches=1, device="cpu")
+    yield lambda: learnt(hr.parallelize(layered(), "pp", pp_micro_batches=4, device="cpu"), 6)
     yield lambda: trainer(layered(), steps=1, mesh="pp", optimizer=hr.muon()).fit()
     yield lambda: trainer(layered(), steps=1, mesh="pp", inputs=lambda batch: {"input": batch["x"]}).fit()
 
@@ -28,6 +32,25 @@ def half_frozen():
     model[0].requires_grad_(False)
     model[1].requires_grad_(False)
     return model
+
+
+def learnt(module, rows):
+    return module.learn(torch.ones(rows, 6), target=torch.zeros(rows, dtype=torch.long), loss=cross_entropy_of)
+
+
+def cross_entropy_of(output, target):
+    return torch.nn.functional.cross_entropy(output, target)
+
+
+def staged():
+    """By each process: the loss of a batch, what calling the model gives, and the names of its parameters."""
+    module = hr.parallelize(layered(), "pp", pp_micro_batches=2, device="cpu")
+    module.eval()
+    mean, output = learnt(module, 8), module(torch.ones(8, 6))
+    names = [name.removeprefix("module.") for name, _ in module.named_parameters()]
+    shares = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, {"loss": mean, "output": output, "names": names})
+    return shares
 
 
 def asked_too_early():
@@ -48,6 +71,8 @@ def message(attempt):
 def main(schedule, file):
     if schedule == "refused":
         found = [message(attempt) for attempt in messages()]
+    elif schedule == "staged":
+        found = staged()
     else:
         model = layered()
         trainer(model, steps=10, mesh="pp", pp_schedule=schedule, clip_grad_norm=0.3).fit()

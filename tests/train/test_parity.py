@@ -25,7 +25,7 @@ MESHES = {
     "fsdp=2,pp=2": 4,
     "tp=2,pp=2": 4,
 }
-NOT_IN_A_PIPELINE = {"by_hand", "resumed"}
+NOT_IN_A_PIPELINE = {"resumed"}
 
 
 @pytest.fixture(scope="module", params=MESHES)

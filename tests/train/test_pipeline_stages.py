@@ -167,11 +167,35 @@ def test_every_schedule_trains_the_same(schedule, tmp_path):
     assert max(float((found[name] - value).abs().max()) for name, value in model.state_dict().items()) <= 1e-6
 
 
+def test_a_loop_of_ones_own_is_given_the_loss_on_every_process_and_the_output_on_the_last(tmp_path):
+    run_ranks(2, [HERE / "scheduled.py", "staged", tmp_path / "found.pt"])
+    first, last = torch.load(tmp_path / "found.pt")
+    model = layered()
+    output = model(torch.ones(8, 6))
+    mean = nn.functional.cross_entropy(output, torch.zeros(8, dtype=torch.long))
+    assert torch.allclose(first["loss"], mean, atol=1e-6)
+    assert torch.equal(first["loss"], last["loss"])
+    assert first["output"] is None
+    assert torch.allclose(last["output"], output, atol=1e-6)
+    assert sorted(first["names"] + last["names"]) == sorted(name for name, _ in model.named_parameters())
+    assert first["names"]
+    assert last["names"]
+
+
+def test_pipelines_options_of_a_loop_of_ones_own_are_refused_without_one():
+    with pytest.raises(OptionError, match="pp_micro_batches is for a mesh with pp: got 4"):
+        hr.parallelize(layered(), "dp", pp_micro_batches=4, device="cpu")
+    with pytest.raises(OptionError, match="pp_stages is for a mesh with pp: got mesh='dp'"):
+        hr.parallelize(layered(), "dp", pp_stages=["1"], device="cpu")
+
+
 def test_what_does_not_go_with_a_pipeline_is_refused_on_every_process(tmp_path):
     hr.pack(({"__key__": f"{i:02d}", "cls": i} for i in range(40)), tmp_path / "data", shuffle=False)
     run_ranks(2, [HERE / "scheduled.py", "refused", tmp_path / "messages.pt"])
-    asked, own_loop, muon, keywords, frozen = torch.load(tmp_path / "messages.pt")
-    assert own_loop == "a pipeline is run by a schedule, in the Trainer: got mesh='pp'; leave pp out of it"
+    asked, few, uneven, muon, keywords, frozen = torch.load(tmp_path / "messages.pt")
+    assert few.startswith("pp_micro_batches must be at least the 2 processes of a pipeline")
+    assert few.endswith("a multiple of them: got 1")
+    assert uneven.startswith("with pipeline stages a batch must divide by pp_micro_batches, 4: got 6 samples")
     assert "Muon" in muon
     assert "a stage of a pipeline is a part: take adamw()" in muon
     assert keywords == "with pipeline stages inputs must return a tensor or a tuple of tensors: got a dict of keywords"

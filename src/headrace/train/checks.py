@@ -12,9 +12,9 @@ from headrace.train.objective import PRECISIONS
 from headrace.train.options import Options
 from headrace.train.parallel import (
     check_compression,
+    check_pipeline,
     check_plan,
     check_recompute,
-    check_schedule,
     parse_mesh,
 )
 
@@ -51,11 +51,7 @@ def _check_parallel(options: Options) -> None:
     check_plan(options.tp_plan)
     if options.tp_plan is not None and "tp" not in axes:
         raise OptionError(f"tp_plan is for a mesh with tp: got mesh={mesh!r}; say mesh='tp=2', or leave it away")
-    check_schedule(options.pp_schedule)
-    if options.pp_schedule != "1f1b" and "pp" not in axes:
-        raise OptionError(f"pp_schedule is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
-    if options.pp_stages is not None and "pp" not in axes:
-        raise OptionError(f"pp_stages is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
+    check_pipeline(mesh, options.pp_schedule, options.pp_stages)
     if "pp" in axes and (options.ema is not None or not options.save_frozen):
         name = "ema" if options.ema is not None else "save_frozen=False"
         raise OptionError(f"{name} does not work with pipeline stages: got mesh={mesh!r}; take a mesh without pp")

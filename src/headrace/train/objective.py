@@ -39,6 +39,12 @@ class Judgement:
     output: Any
 
 
+def autocast_for(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What a forward pass and its loss run under; precision: one of PRECISIONS."""
+    cast_to = _CAST_TO.get(precision)
+    return nullcontext() if cast_to is None else torch.autocast(device.type, cast_to)
+
+
 class Objective:
     """Runs a model on a batch and judges its output. Raises TrainingError for an answer of the wrong kind."""
 
@@ -47,12 +53,13 @@ class Objective:
             raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
         self._inputs = inputs
         self._loss = loss
-        self._device_type = device.type
-        self._cast_to = _CAST_TO.get(precision)
+        self._precision = precision
+        self._device = device
+        self._casts = precision in _CAST_TO
 
     def __call__(self, model: nn.Module, batch: Batch, rows: int) -> Judgement:
         """The judgement of a batch of `rows` samples. With bf16 and fp16 the forward pass runs under autocast."""
-        if self._cast_to is None:
+        if not self._casts:
             return self._judge(_call(model, self._inputs(batch)), batch, rows)
         with self.casting():
             return self._judge(_call(model, self._inputs(batch)), batch, rows)
@@ -86,7 +93,7 @@ class Objective:
 
     def casting(self) -> AbstractContextManager[Any]:
         """What the forward pass and the loss run under."""
-        return nullcontext() if self._cast_to is None else torch.autocast(self._device_type, self._cast_to)
+        return autocast_for(self._precision, self._device)
 
 
 def _call(model: nn.Module, arguments: Any) -> Any:

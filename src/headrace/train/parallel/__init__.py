@@ -5,7 +5,7 @@ from headrace.train.parallel.compression import Compression, Reducer, Traffic, c
 from headrace.train.parallel.distribute import Distributed, distribute, parallelize, take_place
 from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
-from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, check_schedule, micro_batch_plan
+from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, check_pipeline, micro_batch_plan
 from headrace.train.parallel.recompute import check_recompute
 from headrace.train.parallel.tensor import TensorPlan, check_plan
 
@@ -22,9 +22,9 @@ __all__ = [
     "TensorPlan",
     "Traffic",
     "check_compression",
+    "check_pipeline",
     "check_plan",
     "check_recompute",
-    "check_schedule",
     "choose_mesh",
     "distribute",
     "micro_batch_plan",

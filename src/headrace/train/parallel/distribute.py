@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -13,13 +13,13 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from headrace.errors import OptionError
 from headrace.rank import set_data_rank
-from headrace.train.objective import PRECISIONS
+from headrace.train.objective import PRECISIONS, autocast_for
 from headrace.train.parallel.auto import choose_mesh
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.compression import Compression, Reducer, check_compression
 from headrace.train.parallel.exposed import Exposed
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
-from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, build_pipeline
+from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, Staged, build_pipeline, check_pipeline
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
@@ -144,6 +144,20 @@ def take_place(mesh: Mesh, world: World) -> None:
     set_data_rank(mesh.data_rank(world.rank) if mesh.data_size != world.size else None)
 
 
+def _micro_batches(number: int | None, num_stages: int, schedule: str) -> int:
+    """As many as asked for, or two for each stage. Raises OptionError for a number that the schedule cannot run."""
+    if number is None:
+        return 2 * num_stages
+    if num_stages == 1:
+        raise OptionError(f"pp_micro_batches is for a mesh with pp: got {number}; say mesh='pp=2', or leave it away")
+    if number < num_stages or (schedule == "interleaved" and number % num_stages):
+        raise OptionError(
+            f"pp_micro_batches must be at least the {num_stages} processes of a pipeline, and with "
+            f"pp_schedule='interleaved' a multiple of them: got {number}"
+        )
+    return number
+
+
 def parallelize(
     model: nn.Module,
     mesh: str = "dp",
@@ -153,6 +167,9 @@ def parallelize(
     compression: Compression | None = None,
     activation_checkpointing: str | None = None,
     compile: bool = False,
+    pp_schedule: str = "1f1b",
+    pp_stages: Sequence[str] | None = None,
+    pp_micro_batches: int | None = None,
     device: str | torch.device | None = None,
 ) -> nn.Module:
     """The model on the processes of a mesh, for a training loop of your own: call what is returned in its place.
@@ -164,6 +181,10 @@ def parallelize(
     `activation_checkpointing` and `compile` are the Trainer's; what compression keeps for the next step is in no
     checkpoint of yours. It is collective. Raises OptionError for a mesh that does not fit.
 
+    With pp in the mesh what is returned is a `Staged`, whose `learn` runs a batch forward and backward, in
+    `pp_micro_batches` parts (None: two for each stage), under autocast of `precision`; `pp_schedule` and `pp_stages`
+    are the Trainer's.
+
     >>> parallelize(nn.Linear(2, 1), "dp", device="cpu")
     Linear(in_features=2, out_features=1, bias=True)
     """
@@ -171,22 +192,26 @@ def parallelize(
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
     check_recompute(activation_checkpointing)
     check_compression(compression, parse_mesh(mesh), precision)
+    check_pipeline(mesh, pp_schedule, pp_stages)
     world = join_world(device)
     sizes = choose_mesh(model, _ADAMW_BYTES, world) if mesh == AUTO else Mesh.of(mesh, world.size)
     check_compression(compression, sizes.axes, precision)
     if tp_plan is not None and sizes.tp == 1:
         raise OptionError(f"tp_plan is for a mesh with tp: got mesh={mesh!r}; say mesh='tp=2', or leave it away")
-    if sizes.pp > 1:
-        raise OptionError(f"a pipeline is run by a schedule, in the Trainer: got mesh={mesh!r}; leave pp out of it")
+    micro_batches = _micro_batches(pp_micro_batches, sizes.pp, pp_schedule)
     take_place(sizes, world)
-    model.to(world.device)
-    return distribute(
+    distributed = distribute(
         model,
         world,
         sizes,
         precision,
         tp_plan=tp_plan,
+        pipeline=PipelineOptions(pp_schedule, pp_stages, micro_batches),
+        casting=lambda: autocast_for(precision, world.device),
         reducer=Reducer(compression, model, world),
         activation_checkpointing=activation_checkpointing,
         compile=compile,
-    ).module
+    )
+    if isinstance(distributed, Pipeline):
+        return Staged(distributed, micro_batches, world.device)
+    return distributed.module

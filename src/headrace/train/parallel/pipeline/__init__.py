@@ -3,10 +3,19 @@
 from headrace.train.parallel.pipeline.build import (
     PipelineOptions,
     build_pipeline,
-    check_schedule,
+    check_pipeline,
     micro_batch_plan,
 )
 from headrace.train.parallel.pipeline.pipeline import Pipeline
+from headrace.train.parallel.pipeline.staged import Staged
 from headrace.train.parallel.pipeline.stages import cut_stages
 
-__all__ = ["Pipeline", "PipelineOptions", "build_pipeline", "check_schedule", "cut_stages", "micro_batch_plan"]
+__all__ = [
+    "Pipeline",
+    "PipelineOptions",
+    "Staged",
+    "build_pipeline",
+    "check_pipeline",
+    "cut_stages",
+    "micro_batch_plan",
+]

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from headrace.errors import OptionError
+from headrace.train.parallel.mesh import parse_mesh
 from headrace.train.parallel.pipeline.pipeline import STAGES_A_RANK, Line, Pipeline, Stage
 from headrace.train.parallel.pipeline.stages import cut_stages
 
@@ -28,10 +29,13 @@ class PipelineOptions:
     """Of every step."""
 
 
-def check_schedule(schedule: str) -> None:
-    """Raise OptionError for one that does not exist."""
+def check_pipeline(mesh: str, schedule: str, stages: Sequence[str] | None) -> None:
+    """Raise OptionError for a schedule that does not exist, and for options that a mesh without pp has no use for."""
     if schedule not in STAGES_A_RANK:
         raise OptionError(f"pp_schedule must be one of {', '.join(STAGES_A_RANK)}: got {schedule!r}")
+    for name, is_given in (("pp_schedule", schedule != "1f1b"), ("pp_stages", stages is not None)):
+        if is_given and "pp" not in parse_mesh(mesh):
+            raise OptionError(f"{name} is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
 
 
 def micro_batch_plan(
@@ -60,7 +64,6 @@ def build_pipeline(
     `devices` has one axis, along the pipeline; `place` shards or copies a stage over other axes, in place.
     `peers`: the processes with the same stages of other pipelines, if any. Collective.
     """
-    check_schedule(options.schedule)
     line = Line(devices.get_group(), devices.get_local_rank(), devices.size())
     each = STAGES_A_RANK[options.schedule]
     parts = cut_stages(model, line.size * each, options.stages)
