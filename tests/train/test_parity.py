@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from problems import largest_difference
@@ -47,19 +49,20 @@ def of(ranks, name):
     return ranks[name]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What a scenario gives on this process, which every mesh is held to."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    yield cache(lambda name: SCENARIOS[name](tmp_path_factory.mktemp(name)))
     torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ["clipped_momentum", "accumulated", "by_hand", "recomputed", "in_sequence"])
-def test_weights_are_those_of_one_process(name, ranks, tmp_path):
+def test_weights_are_those_of_one_process(name, ranks, alone):
     rank_0, *others = of(ranks, name)
     assert {largest_difference(rank_0, other) for other in others} == {0}
-    assert largest_difference(rank_0, SCENARIOS[name](tmp_path)) <= TOLERANCE
+    assert largest_difference(rank_0, alone(name)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -75,34 +78,34 @@ def test_weights_are_those_of_one_process(name, ranks, tmp_path):
         "nothing_at_all",
     ],
 )
-def test_weights_losses_and_counts_are_those_of_one_process(name, ranks, tmp_path):
-    alone = SCENARIOS[name](tmp_path)
+def test_weights_losses_and_counts_are_those_of_one_process(name, ranks, alone):
+    expected = alone(name)
     for found in ranks[name]:
-        assert largest_difference(found["weights"], alone["weights"]) <= TOLERANCE
-        assert without_weights(found) == pytest.approx(without_weights(alone), abs=TOLERANCE)
+        assert largest_difference(found["weights"], expected["weights"]) <= TOLERANCE
+        assert without_weights(found) == pytest.approx(without_weights(expected), abs=TOLERANCE)
 
 
 def without_weights(found):
     return {key: value for key, value in found.items() if key != "weights"}
 
 
-def test_every_optimizer_makes_the_steps_of_one_process(ranks, tmp_path):
-    alone = SCENARIOS["by_every_optimizer"](tmp_path)
+def test_every_optimizer_makes_the_steps_of_one_process(ranks, alone):
+    expected = alone("by_every_optimizer")
     for found in ranks["by_every_optimizer"]:
-        alone = {name: alone[name] for name in found}  # in a pipeline one is refused
-        assert largest_difference(found, alone) <= 2e-6
+        # In a pipeline one is refused.
+        assert largest_difference(found, {name: expected[name] for name in found}) <= 2e-6
 
 
-def test_bf16_trains_nearly_the_same(ranks, tmp_path):
-    alone = SCENARIOS["in_bf16"](tmp_path)
+def test_bf16_trains_nearly_the_same(ranks, alone):
+    expected = alone("in_bf16")
     for found in ranks["in_bf16"]:
         assert {value.dtype for value in found["weights"].values()} == {torch.float32}
-        assert largest_difference(found["weights"], alone["weights"]) <= 3e-3
-        assert found["loss"] == pytest.approx(alone["loss"], abs=1e-2)
+        assert largest_difference(found["weights"], expected["weights"]) <= 3e-3
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-2)
 
 
-def test_accumulation_gives_the_gradients_of_the_whole_batch(tmp_path):
-    whole, parts = SCENARIOS["plain"](tmp_path)["weights"], SCENARIOS["accumulated"](tmp_path)
+def test_accumulation_gives_the_gradients_of_the_whole_batch(alone):
+    whole, parts = alone("plain")["weights"], alone("accumulated")
     assert largest_difference(whole, parts) <= TOLERANCE
 
 
@@ -112,11 +115,11 @@ def test_only_real_samples_are_counted(ranks):
     assert ranks["nothing_at_all"][0]["samples"] == 2 * 8
 
 
-def test_evaluation_is_exact_over_ranks_with_padding(ranks, tmp_path):
-    alone = SCENARIOS["evaluated"](tmp_path)
+def test_evaluation_is_exact_over_ranks_with_padding(ranks, alone):
+    expected = alone("evaluated")
     rank_0, *others = ranks["evaluated"]
     assert all(rank_0 == other for other in others)
-    assert rank_0 == pytest.approx(alone, abs=TOLERANCE)
+    assert rank_0 == pytest.approx(expected, abs=TOLERANCE)
     assert rank_0["accuracy"] * 53 == pytest.approx(round(rank_0["accuracy"] * 53), abs=1e-9)
 
 
@@ -128,15 +131,15 @@ def test_resume_is_bit_for_bit_on_several_processes(ranks):
         assert largest_difference(found["straight"], found["broken"]) == 0
 
 
-def test_resume_is_bit_for_bit_on_one_process(tmp_path):
-    found = SCENARIOS["resumed"](tmp_path)
+def test_resume_is_bit_for_bit_on_one_process(alone):
+    found = alone("resumed")
     assert found["resumed_from"] == "step-00000012"
     assert largest_difference(found["straight"], found["broken"]) == 0
 
 
-def test_a_second_fit_goes_on_where_the_first_ended(ranks, tmp_path):
+def test_a_second_fit_goes_on_where_the_first_ended(ranks, alone):
     for name in ("resumed_with_momentum", "in_two_runs"):
-        for straight, in_two in (*ranks[name], SCENARIOS[name](tmp_path)):
+        for straight, in_two in (*ranks[name], alone(name)):
             assert largest_difference(straight, in_two) == 0
 
 
