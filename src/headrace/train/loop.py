@@ -204,9 +204,12 @@ class Loop:
 
     def _after(self, stop: bool) -> None:
         step, plan = self._position.step, self._plan
-        rewound = self._watch is not None and self._guard(self._watch)
         done, every = step >= plan.total_steps, plan.checkpoint_every
-        found = self._evaluate() if not stop and (done or step % plan.evaluate_every == 0) else None
+        evaluates = not stop and (done or step % plan.evaluate_every == 0)
+        if evaluates:
+            self._read(0)  # guards judge a state before it is evaluated
+        rewound = self._watch is not None and self._guard(self._watch)
+        found = self._evaluate() if evaluates else None
         last = stop or done
         due = self._put_off or (every is not None and (rewound or step % every == 0))
         if last or due or (found is not None and self._saves.is_best(self._position, found)):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from headrace.train.dtensors import part, place
 from headrace.train.snapshot import Learner
+from headrace.train.world import wait_as_all
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -75,12 +76,14 @@ class Replicas:
         """Give the ranks of each group what its source holds, the optimizer's state and the average too. Collective."""
         for difference in differences:
             ranks = difference.group
-            group = dist.new_group(list(ranks)) if len(ranks) < self._learner.world.size else dist.group.WORLD
+            apart = dist.new_group(list(ranks)) if len(ranks) < self._learner.world.size else None
             if self._learner.world.rank in ranks:
+                if apart is not None:
+                    wait_as_all([apart], self._learner.world.device)
                 for tensor in self._held():
-                    dist.broadcast(tensor, src=difference.source, group=group)
-            if group is not dist.group.WORLD:
-                dist.destroy_process_group(group)
+                    dist.broadcast(tensor, src=difference.source, group=apart)
+            if apart is not None:
+                dist.destroy_process_group(apart)
 
     def _held(self) -> Iterator[Tensor]:
         for param in self._learner.model.parameters():
