@@ -12,6 +12,7 @@ from headrace.version import __version__
 
 if TYPE_CHECKING:
     from headrace import errors, ondevice, transform
+    from headrace.adapters.monitor import Monitor
     from headrace.dataset import Dataset, index, open
     from headrace.errors import HeadraceError
     from headrace.formats import Manifest
@@ -45,6 +46,7 @@ _HOMES = {
     "HeadraceError": "errors",
     "Loader": "load",
     "Manifest": "formats",
+    "Monitor": "adapters.monitor",
     "Stream": "load",
     "Trainer": "train",
     "adafactor": "train",
@@ -78,6 +80,7 @@ __all__ = [
     "HeadraceError",
     "Loader",
     "Manifest",
+    "Monitor",
     "Stream",
     "Trainer",
     "__version__",

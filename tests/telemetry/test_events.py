@@ -35,6 +35,33 @@ def test_lines_are_valid_json_without_nan(tmp_path):
     assert (event["loss"], event["top"], event["x"], event["counts"]) == (None, None, 0.5, [0, 1])
 
 
+def test_events_that_come_often_are_written_together_and_in_order(tmp_path):
+    writer = EventWriter(tmp_path / "events.jsonl")
+    writer.write("start")
+    for step in range(50):
+        writer.write_often("step", step=step)
+    assert len(list(read_events(writer.path))) < 51
+    writer.write("feed")
+    assert [event.get("step", event["event"]) for event in read_events(writer.path)] == ["start", *range(50), "feed"]
+    writer.write_often("step", step=50)
+    writer.close()
+    assert [event.get("step") for event in read_events(writer.path)][-1] == 50
+
+
+def test_one_that_comes_a_while_after_the_last_is_written_at_once(tmp_path):
+    writer = EventWriter(tmp_path / "events.jsonl")
+    writer.write_often("step", step=0)
+    assert len(list(read_events(writer.path))) == 1
+
+
+def test_a_process_that_ends_without_closing_leaves_what_waited(tmp_path):
+    code = "import sys; from headrace.telemetry import EventWriter; w = EventWriter(sys.argv[1]);" + 9 * (
+        "w.write_often('step');"
+    )
+    subprocess.run([sys.executable, "-c", code + "raise SystemExit(3)", tmp_path / "events.jsonl"], check=False)
+    assert len(list(read_events(tmp_path / "events.jsonl"))) == 9
+
+
 def test_writing_again_appends(tmp_path):
     path = tmp_path / "events.jsonl"
     write(path, ("start", {}))

@@ -9,6 +9,7 @@ time then.
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ class EventWriter:
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._end_torn_line()
+            atexit.register(self.flush)
         except OSError as err:
             raise StorageError(f"cannot write the run's events to {self.path}: {err.strerror}") from err
 
@@ -46,18 +48,24 @@ class EventWriter:
     def write_often(self, event: str, **fields: Any) -> None:
         """The same for what may happen very often: those of a tenth of a second are written together.
 
-        What waits is written with the next event of any kind, and on closing; a killed process loses it.
+        What waits is written with the next event of any kind, on closing, and when the process ends; a killed one
+        loses it.
         """
         now = time.time()
         self._waiting.append({"event": event, "time": now, **fields})
         if not 0 <= now - self._written < _TOGETHER_SEC:
             self._write_out()
 
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            self._write_out()
+
     def close(self) -> None:
         """Close the file; writing afterwards is an error."""
+        atexit.unregister(self.flush)
         try:
-            if self._waiting:
-                self._write_out()
+            self.flush()
         finally:
             os.close(self._fd)
 

@@ -1,0 +1,231 @@
+"""The record of a training loop of one's own, with any loader, for `headrace report`.
+
+A step is what lies between two ends of `step()`: in it, the time in the loader's own `next` is waiting, the time inside
+the block is computing, unless `timed` gives a part of it another name, and what is left is the rest. So the parts add
+up to the wall time. No device is waited for: on a GPU, whose work goes on behind the loop, the parts are right where
+the loop waits for it at every step, as by reading the loss.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from headrace.errors import OptionError, StorageError
+from headrace.rank import resolve_rank
+from headrace.telemetry import FILE_NAME, EventWriter
+from headrace.version import __version__
+
+B = TypeVar("B")
+
+_FEED_EVERY_SEC = 5.0
+_METERS = ("stages", "threads", "dropped", "padded", "skipped", "restarts")
+_KINDS = ("copy", "communication", "checkpoint", "rest")
+
+
+class Monitor:
+    """Writes a run's events. Rank 0 writes; elsewhere the same calls do nothing but take the time.
+
+    For one thread. A loop that goes on from a checkpoint says so by `first_step`; on the same folder, steps that are
+    done again are counted once, and as lost work.
+    """
+
+    def __init__(
+        self, run_dir: str | Path, *, first_step: int = 0, total_steps: int | None = None, config: Any = None
+    ) -> None:
+        """`run_dir` is made if it is not there.
+
+        Args:
+            run_dir: where `events.jsonl` goes.
+            first_step: how many steps were done before, 0 or more.
+            total_steps: how many the run is to have in all; None: not known.
+            config: what describes the run, a JSON value by name; shown in the report.
+        """
+        if first_step < 0:
+            raise OptionError(f"first_step must be at least 0: got {first_step}")
+        self.steps_done = first_step
+        """Completed steps of the run."""
+        self._about = {"total_steps": total_steps, "config": dict(config or {})}
+        self._run_dir = Path(run_dir)
+        self._record: EventWriter | None = None
+        self._world_size = 0
+        self._loader: Any = None
+        self._noted: dict[str, Any] = {}
+        self._samples = 0
+        self._sec = dict.fromkeys(("wait", *_KINDS), 0.0)
+        self._ended: float | None = None
+        self._fed = 0.0
+
+    def watch(self, loader: Iterable[B]) -> Watched[B]:
+        """The loader's batches, each `next` of it timed. With a headrace.Loader its meters are recorded, too."""
+        self._loader = loader
+        return Watched(self, loader)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One step: everything between its batches and the next step's. A step that fails is not recorded."""
+        self._begin()
+        before = sum(self._sec[kind] for kind in _KINDS)
+        began = time.perf_counter()
+        yield
+        now = time.perf_counter()
+        named = sum(self._sec[kind] for kind in _KINDS) - before
+        self._end(began if self._ended is None else self._ended, now, now - began - named)
+
+    @contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Count what the block takes as `kind`: "copy", "communication", "checkpoint" or "rest"."""
+        if kind not in _KINDS:
+            raise OptionError(f"kind must be one of {', '.join(_KINDS)}: got {kind!r}")
+        began = time.perf_counter()
+        yield
+        self._sec[kind] += time.perf_counter() - began
+
+    def note(self, *, loss: float | None = None, lr: float | None = None, **metrics: float) -> None:
+        """Say something of the step under way, for its line in the record: numbers on the host, of this rank."""
+        self._noted = {"loss": loss, "lr": lr, "metrics": metrics}
+
+    def evaluated(self, loss: float | None = None, *, samples: int = 0, sec: float = 0.0, **metrics: float) -> None:
+        """Record an evaluation after the steps that are done. What it took belongs to no step."""
+        self._begin()
+        if self._record is not None:
+            found = {"loss": loss, "metrics": metrics, "samples": samples, "sec": sec}
+            self._record.write("evaluate", step=self.steps_done, epoch=self._epoch(), **found)
+        self.pause()
+
+    def pause(self) -> None:
+        """Count what comes until the next batch or step as no part of any, and have all lines written."""
+        self._ended = None
+        self._feed()
+        if self._record is not None:
+            self._record.flush()
+
+    def close(self) -> None:
+        """The run is complete: record its end."""
+        if self._record is not None:
+            self.pause()
+            self._record.write("end", step=self.steps_done, epochs=None, samples=None, sec=None, loss=None, metrics={})
+            self._record.close()
+            self._record = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Record the end, unless the block failed."""
+        if error is None:
+            self.close()
+        else:
+            self.pause()
+
+    def _waited(self, sec: float, batch: Any) -> None:
+        self._sec["wait"] += sec
+        self._samples += num_samples(batch)
+        if self._ended is None:
+            self._ended = time.perf_counter() - sec
+
+    def _begin(self) -> None:
+        """The first step begins an attempt at the run."""
+        if self._world_size:
+            return
+        rank = resolve_rank()
+        self._world_size = rank.world_size
+        if rank.rank != 0:
+            return
+        try:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise StorageError(f"the run's folder {self._run_dir} cannot be made: {err.strerror}") from err
+        self._record = EventWriter(self._run_dir / FILE_NAME)
+        self._fed = time.monotonic()
+        self._record.write(
+            "start",
+            attempt=0,
+            step=self.steps_done,
+            resumed_from=None,
+            world_size=rank.world_size,
+            pids=[os.getpid()],
+            versions={"headrace": __version__, "python": platform.python_version()},
+            machine={"host": platform.node(), "cpus": len(os.sched_getaffinity(0)), "platform": platform.platform()},
+            global_batch_size=getattr(self._loader, "global_batch_size", None),
+            **self._about,
+        )
+
+    def _end(self, since: float, now: float, compute_sec: float) -> None:
+        self.steps_done += 1
+        whole = now - since
+        sec, self._sec = self._sec, dict.fromkeys(self._sec, 0.0)
+        sec["rest"] += max(0.0, whole - compute_sec - sum(sec.values()))
+        samples, self._samples = self._samples, 0
+        noted, self._noted = self._noted or {"loss": None, "lr": None, "metrics": {}}, {}
+        self._ended = now
+        if self._record is None:
+            return
+        parts = {f"{kind}_sec": value for kind, value in sec.items()}
+        self._record.write_often(
+            "step",
+            step=self.steps_done,
+            epoch=self._epoch(),
+            samples=samples * self._world_size,
+            **noted,
+            sec=sum(sec.values()) + compute_sec,
+            compute_sec=compute_sec,
+            **parts,
+        )
+        if time.monotonic() - self._fed >= _FEED_EVERY_SEC:
+            self._feed()
+
+    def _epoch(self) -> int:
+        each = getattr(self._loader, "steps_per_epoch", None)
+        return max(0, self.steps_done - 1) // each if each else 0
+
+    def _feed(self) -> None:
+        self._fed = time.monotonic()
+        meters = getattr(self._loader, "meters", None)
+        if self._record is not None and meters is not None:
+            read = meters()
+            self._record.write("feed", step=self.steps_done, **{name: read.get(name) for name in _METERS})
+
+
+class Watched(Generic[B]):
+    """A loader, watched: iterating it is all that changes; other attributes are the loader's own."""
+
+    def __init__(self, monitor: Monitor, loader: Iterable[B]) -> None:
+        self._monitor = monitor
+        self._watched = loader
+
+    def __iter__(self) -> Iterator[B]:
+        began = time.perf_counter()
+        batches = iter(self._watched)  # where some loaders start their processes
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._monitor._waited(time.perf_counter() - began, batch)
+            yield batch
+            began = time.perf_counter()
+
+    def __len__(self) -> int:
+        return len(self._watched)  # type: ignore[arg-type]  # TypeError where the loader has none
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._watched, name)
+
+
+def num_samples(batch: Any) -> int:
+    """How many samples a batch has: the length of `__key__`, else the first dimension of the first array in it."""
+    if isinstance(batch, Mapping):
+        return len(batch["__key__"]) if "__key__" in batch else num_samples(list(batch.values()))
+    if isinstance(batch, list | tuple):
+        return next(filter(None, map(num_samples, batch)), 0)
+    shape: Any = getattr(batch, "shape", ())
+    return int(shape[0]) if len(shape) else 0
