@@ -92,7 +92,7 @@ def test_a_recorded_loader_is_as_exact_and_leaves_the_record_of_its_run(name, pa
     assert run.steps["epoch"].tolist() == [0] * 8 + [1] * 8
     assert set(run.steps["samples"]) == {GLOBAL_BATCH_SIZE}
     assert np.allclose(sum(run.steps[f"{part}_sec"] for part in PARTS), run.steps["sec"])
-    assert (run.steps["rest_sec"] < run.steps["sec"] / 2).all()
+    assert run.steps["rest_sec"].sum() < run.steps["sec"].sum() / 2
     assert (run.steps["wait_sec"] > 0).all()
     assert (run.attempts[1].start["step"], run.feeds[-1]["step"]) == (4, 16)
     assert verdict(run).sentence

@@ -100,11 +100,9 @@ class Monitor:
         self.pause()
 
     def pause(self) -> None:
-        """Count what comes until the next batch or step as no part of any, and have all lines written."""
+        """Count what comes until the next batch or step as no part of any."""
         self._ended = None
         self._feed()
-        if self._record is not None:
-            self._record.flush()
 
     def close(self) -> None:
         """The run is complete: record its end."""
@@ -170,7 +168,7 @@ class Monitor:
         if self._record is None:
             return
         parts = {f"{kind}_sec": value for kind, value in sec.items()}
-        self._record.write_often(
+        self._record.write(  # at once: the loop may have saved a checkpoint within the step
             "step",
             step=self.steps_done,
             epoch=self._epoch(),

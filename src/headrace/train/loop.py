@@ -251,6 +251,7 @@ class Loop:
         self._position.loader = self._loader.state_dict()
         self._clock.lap("rest")
         self._pulse.beat("checkpoint")
+        self._journal.flush()
         saved = self._saves.save(self._position, found)
         if saved and last:
             self._saves.wait()
@@ -277,6 +278,8 @@ class Loop:
             if self._watch is not None:
                 self._watch.timed(_own_sec(made.split))
             self._journal.step(made.step, epoch, made.lr, made.totals, made.split, outcome.traffic, outcome.scaled)
+            if made.split.checkpoint:
+                self._journal.flush()  # the checkpoint has this step, so the record must
 
     def _stopped(self) -> str:
         self._journal.feed(self._position.step, self._loader.meters())

@@ -37,7 +37,10 @@ class Record(Protocol):
         """Note one event."""
 
     def write_often(self, event: str, **fields: Any) -> None:
-        """Note one of many events."""
+        """Note one of many events, which may be written a moment later."""
+
+    def flush(self) -> None:
+        """Write what waits."""
 
     def close(self) -> None:
         """Nothing more will come."""
@@ -50,6 +53,9 @@ class NoRecord:
         """Nothing is kept."""
 
     write_often = write
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
     def close(self) -> None:
         """Nothing was open."""
@@ -69,6 +75,10 @@ class Journal:
         self._record, self._skipped = record, skipped
         self._fed = time.monotonic()
         self._restarts_written = 0
+
+    def flush(self) -> None:
+        """Have everything written: what is in a checkpoint must be in the record."""
+        self._record.flush()
 
     def start(self, **fields: Any) -> None:
         """The attempt begins; adds versions and the machine."""
