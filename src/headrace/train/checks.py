@@ -56,9 +56,6 @@ def _check_parallel(options: Options) -> None:
         raise OptionError(f"pp_schedule is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
     if options.pp_stages is not None and "pp" not in axes:
         raise OptionError(f"pp_stages is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
-    if "pp" in axes and (options.ema is not None or not options.save_frozen):
-        name = "ema" if options.ema is not None else "save_frozen=False"
-        raise OptionError(f"{name} does not work with pipeline stages: got mesh={mesh!r}; take a mesh without pp")
     check_compression(options.compression, axes, options.precision)
 
 

@@ -12,7 +12,7 @@ from headrace.train.average import Average
 from headrace.train.checks import check_memory
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator
-from headrace.train.frozen import fingerprint
+from headrace.train.frozen import Frozen
 from headrace.train.loss_scale import LossScale
 from headrace.train.objective import Objective
 from headrace.train.optimizers import ByRole, built, state_bytes_per_value, trained
@@ -64,7 +64,7 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
     model.train()
     trained(model)  # a model without parameters to train is refused before it is distributed
     shapes = shapes_of(model)
-    frozen = None if options.save_frozen else world.agree(lambda: fingerprint(model))
+    frozen = None if options.save_frozen else world.agree(lambda: Frozen.of(model))
     objective = Objective(options.inputs, options.loss, options.precision, world.device)
     if mesh.pp > 1 and isinstance(options.optimizer, ByRole):
         raise OptionError(

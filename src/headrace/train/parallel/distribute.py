@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from headrace.errors import OptionError
@@ -58,8 +58,8 @@ class Distributed(Protocol):
     def exposed(self) -> Exposed:
         """How long the last backward pass waited for communication."""
 
-    def share_buffers(self) -> None:
-        """Give all processes the first one's buffers (running statistics, say). Collective."""
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes that hold these (buffers, running statistics, say) the first one's values. Collective."""
 
 
 def distribute(
