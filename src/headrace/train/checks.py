@@ -12,6 +12,7 @@ from headrace.train.objective import PRECISIONS
 from headrace.train.options import Options
 from headrace.train.parallel import (
     check_compression,
+    check_float8,
     check_plan,
     check_recompute,
     check_schedule,
@@ -57,6 +58,7 @@ def _check_parallel(options: Options) -> None:
     if options.pp_stages is not None and "pp" not in axes:
         raise OptionError(f"pp_stages is for a mesh with pp: got mesh={mesh!r}; say mesh='pp=2', or leave it away")
     check_compression(options.compression, axes, options.precision)
+    check_float8(options.precision, axes)
 
 
 def _check_evaluation(options: Options) -> None:

@@ -19,12 +19,14 @@ from headrace.train.optimizers import ByRole, built, state_bytes_per_value, trai
 from headrace.train.options import Options, shown
 from headrace.train.parallel import (
     AUTO,
+    FLOAT8,
     Mesh,
     Pipeline,
     PipelineOptions,
     Reducer,
     check_compression,
     choose_mesh,
+    convert_layers,
     distribute,
     micro_batch_plan,
     take_place,
@@ -46,6 +48,8 @@ class Parts:
     stepper: Stepper
     evaluator: Evaluator | None
     average: Average | None
+    float8_layers: tuple[str, ...]
+    """Linear layers that multiply in float8, by the model's names."""
 
 
 def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
@@ -58,6 +62,7 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
             f"a replay needs the whole model on every rank: got mesh={options.mesh!r}; say mesh='dp', or leave "
             "replay_every away"
         )
+    float8_layers = convert_layers(model, world) if options.precision == FLOAT8 else ()
     take_place(mesh, world)
     if mesh.pp == 1:
         model.to(world.device)
@@ -124,7 +129,7 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
         )
     kept = (reducer,) if scale is None else (reducer, scale)
     learner = Learner(distributed, optimizer, world, shapes, kept, average, (mesh.tp, mesh.pp), frozen)
-    return Parts(world, mesh, learner, stepper, evaluator, average)
+    return Parts(world, mesh, learner, stepper, evaluator, average, float8_layers)
 
 
 def _check_stage(own: nn.Module, world: World) -> None:

@@ -18,6 +18,7 @@ from headrace.train.parallel.auto import choose_mesh
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.compression import Compression, Reducer, check_compression
 from headrace.train.parallel.exposed import Exposed
+from headrace.train.parallel.float8 import FLOAT8, check_float8, convert_layers
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, build_pipeline
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
@@ -160,7 +161,8 @@ def parallelize(
     Gradients are averaged over all processes, each of which has its share of the data. Joins the processes that a
     launcher describes, and moves the model to `device`: None takes this process's GPU, or the CPU where there is none.
     Make the optimizer afterwards, of the parameters of what is returned. `precision="bf16"` or "fp16" has sharded
-    parameters gathered in it; autocast, and with fp16 the scale of the loss, are the loop's own. `compression`,
+    parameters gathered in it, "float8" in bf16, and its linear layers multiply in float8, in place; autocast, to bf16
+    with both, and with fp16 the scale of the loss, are the loop's own. `compression`,
     `activation_checkpointing` and `compile` are the Trainer's; what compression keeps for the next step is in no
     checkpoint of yours. It is collective. Raises OptionError for a mesh that does not fit.
 
@@ -174,10 +176,13 @@ def parallelize(
     world = join_world(device)
     sizes = choose_mesh(model, _ADAMW_BYTES, world) if mesh == AUTO else Mesh.of(mesh, world.size)
     check_compression(compression, sizes.axes, precision)
+    check_float8(precision, sizes.axes)
     if tp_plan is not None and sizes.tp == 1:
         raise OptionError(f"tp_plan is for a mesh with tp: got mesh={mesh!r}; say mesh='tp=2', or leave it away")
     if sizes.pp > 1:
         raise OptionError(f"a pipeline is run by a schedule, in the Trainer: got mesh={mesh!r}; leave pp out of it")
+    if precision == FLOAT8:
+        convert_layers(model, world)
     take_place(sizes, world)
     model.to(world.device)
     return distribute(

@@ -78,9 +78,11 @@ def _check_dtypes(model: nn.Module, blocks: list[nn.Module]) -> None:
             )
 
 
+_BF16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 _POLICIES = {
     "fp32": MixedPrecisionPolicy(),
-    "bf16": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+    "bf16": _BF16,
     "fp16": MixedPrecisionPolicy(param_dtype=torch.float16, reduce_dtype=torch.float32),
+    "float8": _BF16,
 }
-"""With bf16 and fp16 parameters are gathered in half the bytes; gradients are added up in fp32."""
+"""With all but fp32 parameters are gathered in half the bytes; gradients are added up in fp32."""
