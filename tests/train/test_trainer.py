@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 
 import numpy as np
@@ -27,7 +28,7 @@ def held_out(**options):
     [
         ({"mesh": "ep=2"}, "mesh must be axis=size pairs of dp"),
         ({"mesh": ""}, "mesh must be axis=size pairs of dp"),
-        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16: got 'fp8'"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, float8: got 'fp8'"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm must be above 0"),
         ({"evaluate_every": 0}, "evaluate_every must be above 0"),
@@ -272,3 +273,9 @@ def test_replaced_processes_of_the_loader_are_on_record(tmp_path):
     assert 25 in restart["positions"]
     assert restart["batch"] <= 6
     assert [event["restarts"] for event in events if event["event"] == "feed"][-1] == 1
+
+
+def test_float8_without_its_library_says_which_extra_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(OptionError, match=r"precision='float8' needs torchao: pip install 'headrace\[float8\]'"):
+        trainer(precision="float8")

@@ -112,6 +112,7 @@ class Archive:
         if self._checkpoints is None:
             return False
         self._best = self._better(position, found) or self._best
+        frozen = self._learner.frozen
         state = {
             "step": position.step,
             "samples": position.samples,
@@ -119,7 +120,7 @@ class Archive:
             "guards": position.guards,
             "optimizer": type(self._learner.optimizer).__name__,
             "numbers": self._learner.numbers(),
-            "frozen": self._learner.frozen,
+            "frozen": None if frozen is None else frozen.fingerprint,
             "evaluates_average": self._learner.average is not None and self._learner.average.evaluated,
             "world_size": self._world.size,
             "sharing": self._learner.sharing,
@@ -164,7 +165,8 @@ class Archive:
         mine = type(self._learner.optimizer).__name__
         if state["optimizer"] != mine:
             raise StateError(f"it was trained with the optimizer {state['optimizer']}, this run has {mine}")
-        check_frozen(state.get("frozen"), self._learner.frozen)
+        frozen = self._learner.frozen
+        check_frozen(state.get("frozen"), None if frozen is None else frozen.fingerprint)
         check_files(place, state["files"], self._world)
         tensors = read_tensors(place, self._learner.room, self._world)
         tp, pp = state.get("sharing", (1, 1))

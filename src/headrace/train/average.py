@@ -8,7 +8,7 @@ trains, and the running statistics of batch norms, which belong to the weights t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -118,10 +118,13 @@ class Average:
                 torch._foreach_copy_(self._parts, [part(tensor) for tensor in self._live.values()])
 
 
-def room_for_average(average: Average | None, entries: Mapping[str, Any]) -> dict[str, Tensor]:
+def room_for_average(
+    average: Average | None, entries: Mapping[str, Any], elsewhere: Set[str] = frozenset()
+) -> dict[str, Tensor]:
     """Where a checkpoint's average is to be read to; empty where it has none.
 
-    Raises StateError when it has one that this run would lose, or one of other weights.
+    `elsewhere`: names of tensors of which other processes keep the average, if anybody does. Raises StateError when it
+    has one that this run would lose, or one of other weights.
     """
     saved = {name: tuple(entry.size) for name, entry in entries.items() if name.startswith(PREFIX) or name == _STEPS}
     if not saved:
@@ -129,6 +132,7 @@ def room_for_average(average: Average | None, entries: Mapping[str, Any]) -> dic
     if average is None:
         raise StateError("the checkpoint has an average of the weights, and this run keeps none: set ema=0.999, say")
     room = average.tensors()
+    saved = {name: shape for name, shape in saved.items() if name.removeprefix(PREFIX) not in elsewhere}
     mine = {name: tuple(tensor.shape) for name, tensor in room.items()}
     if saved != mine:
         name = min(name for name in saved.keys() | mine.keys() if saved.get(name) != mine.get(name))

@@ -12,6 +12,7 @@ from headrace.train.objective import PRECISIONS
 from headrace.train.options import Options
 from headrace.train.parallel import (
     check_compression,
+    check_float8,
     check_pipeline,
     check_plan,
     check_recompute,
@@ -52,10 +53,8 @@ def _check_parallel(options: Options) -> None:
     if options.tp_plan is not None and "tp" not in axes:
         raise OptionError(f"tp_plan is for a mesh with tp: got mesh={mesh!r}; say mesh='tp=2', or leave it away")
     check_pipeline(mesh, options.pp_schedule, options.pp_stages)
-    if "pp" in axes and (options.ema is not None or not options.save_frozen):
-        name = "ema" if options.ema is not None else "save_frozen=False"
-        raise OptionError(f"{name} does not work with pipeline stages: got mesh={mesh!r}; take a mesh without pp")
     check_compression(options.compression, axes, options.precision)
+    check_float8(options.precision, axes)
 
 
 def _check_evaluation(options: Options) -> None:

@@ -76,7 +76,7 @@ class Evaluator:
         began = time.perf_counter()
         sums = _Sums()
         with self._weights(), evaluating(model), torch.no_grad():
-            self._distributed.share_buffers()
+            self._distributed.share(self._distributed.model.buffers())
             batches = 0
             for batch in self._loader:
                 batches += 1

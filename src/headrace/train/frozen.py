@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import xxhash
 from torch import nn
@@ -9,10 +11,19 @@ from torch import nn
 from headrace.errors import StateError
 
 
-def frozen_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that require no gradient; of a tied one all its names."""
-    named = model.named_parameters(remove_duplicate=False)
-    return {name for name, param in named if not param.requires_grad}
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The parameters of a model that require no gradient."""
+
+    fingerprint: str
+    names: frozenset[str]
+    """Of a tied one all its names."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Frozen:
+        """Those of a model that lies whole in memory."""
+        named = model.named_parameters(remove_duplicate=False)
+        return cls(fingerprint(model), frozenset(name for name, param in named if not param.requires_grad))
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -20,8 +20,9 @@ from headrace.train.batches import Batch
 Inputs = Callable[[Batch], Any]
 Loss = Callable[[Any, Batch], Any]
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-_CAST_TO = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "bf16", "fp16", "float8")
+_CAST_TO = {"bf16": torch.bfloat16, "fp16": torch.float16, "float8": torch.bfloat16}
+"""What is not multiplied in float8 is computed as with bf16."""
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class Objective:
         self._casts = precision in _CAST_TO
 
     def __call__(self, model: nn.Module, batch: Batch, rows: int) -> Judgement:
-        """The judgement of a batch of `rows` samples. With bf16 and fp16 the forward pass runs under autocast."""
+        """The judgement of a batch of `rows` samples. But with fp32 the forward pass runs under autocast."""
         if not self._casts:
             return self._judge(_call(model, self._inputs(batch)), batch, rows)
         with self.casting():

@@ -12,19 +12,21 @@ from headrace.train.average import Average
 from headrace.train.checks import check_memory
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Evaluator
-from headrace.train.frozen import fingerprint
+from headrace.train.frozen import Frozen
 from headrace.train.loss_scale import LossScale
 from headrace.train.objective import Objective
 from headrace.train.optimizers import ByRole, built, state_bytes_per_value, trained
 from headrace.train.options import Options, shown
 from headrace.train.parallel import (
     AUTO,
+    FLOAT8,
     Mesh,
     Pipeline,
     PipelineOptions,
     Reducer,
     check_compression,
     choose_mesh,
+    convert_layers,
     distribute,
     micro_batch_plan,
     take_place,
@@ -46,6 +48,8 @@ class Parts:
     stepper: Stepper
     evaluator: Evaluator | None
     average: Average | None
+    float8_layers: tuple[str, ...]
+    """Linear layers that multiply in float8, by the model's names."""
 
 
 def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
@@ -58,13 +62,14 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
             f"a replay needs the whole model on every rank: got mesh={options.mesh!r}; say mesh='dp', or leave "
             "replay_every away"
         )
+    float8_layers = convert_layers(model, world) if options.precision == FLOAT8 else ()
     take_place(mesh, world)
     if mesh.pp == 1:
         model.to(world.device)
     model.train()
     trained(model)  # a model without parameters to train is refused before it is distributed
     shapes = shapes_of(model)
-    frozen = None if options.save_frozen else world.agree(lambda: fingerprint(model))
+    frozen = None if options.save_frozen else world.agree(lambda: Frozen.of(model))
     objective = Objective(options.inputs, options.loss, options.precision, world.device)
     if mesh.pp > 1 and isinstance(options.optimizer, ByRole):
         raise OptionError(
@@ -124,7 +129,7 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
         )
     kept = (reducer,) if scale is None else (reducer, scale)
     learner = Learner(distributed, optimizer, world, shapes, kept, average, (mesh.tp, mesh.pp), frozen)
-    return Parts(world, mesh, learner, stepper, evaluator, average)
+    return Parts(world, mesh, learner, stepper, evaluator, average, float8_layers)
 
 
 def _check_stage(own: nn.Module, world: World) -> None:

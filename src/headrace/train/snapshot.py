@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from headrace.errors import CheckpointError, StateError
 from headrace.rank import resolve_rank
 from headrace.train.average import Average, room_for_average
-from headrace.train.frozen import frozen_names
+from headrace.train.frozen import Frozen
 from headrace.train.parallel import Distributed
 from headrace.train.randomness import random_state, seed_all, set_random_state
 from headrace.train.world import World
@@ -56,8 +56,8 @@ class Learner:
     average: Average | None = None
     sharing: tuple[int, int] = (1, 1)
     """How many processes compute each layer, and each sample, together: the mesh's tp and pp."""
-    frozen: str | None = None
-    """The fingerprint of frozen parameters, where they are not saved."""
+    frozen: Frozen | None = None
+    """The frozen parameters of the whole model, where they are not saved."""
 
     @property
     def model(self) -> nn.Module:
@@ -66,13 +66,13 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, as tensors; those of the model and optimizer are the live ones. Collective."""
-        self.distributed.share_buffers()
+        self.distributed.share(self.model.buffers())
         found = self._model_tensors()
         for name, key, value in self._optimizer_values():
             if isinstance(value, Tensor):
                 found[f"optimizer.{name}.{key}"] = value
         if self.average is not None:
-            self.world.share(self.average.statistics())
+            self.distributed.share(self.average.statistics())
             found |= self.average.tensors()
         states = self.world.gather(random_state(self.world.device))
         for name in states[0]:
@@ -104,26 +104,21 @@ class Learner:
         """
         entries = metadata.state_dict_metadata
         found = self._model_tensors()
-        left_out = self._left_out()
-        _check_same({name: shape for name, shape in self.shapes.items() if name not in left_out}, entries)
-        found |= room_for_average(self.average, entries)
+        _check_same({name: shape for name, shape in self.shapes.items() if name not in self._left_out}, entries)
+        elsewhere = {name for name in self.shapes if f"model.{name}" not in found}  # on other stages, say
+        found |= room_for_average(self.average, entries, elsewhere)
         known = {f"optimizer.{name}." for name in self._params()}
         for name, entry in entries.items():
             if name.startswith(("optimizer.", "random.")):
                 assert isinstance(entry, TensorStorageMetadata)
                 if name.startswith("optimizer.") and not any(name.startswith(prefix) for prefix in known):
-                    if self._is_elsewhere(name, found):
+                    if any(name.startswith(f"optimizer.{key}.") for key in elsewhere):
                         continue
                     raise StateError(f"the checkpoint has {name!r}, but this model does not train that parameter")
                 found[name] = self._room_for(name, entry)
         for other in self.others:
             found |= other.room(entries)
         return found
-
-    def _is_elsewhere(self, name: str, own: Mapping[str, Tensor]) -> bool:
-        """Whether another process has the parameter that this is the optimizer's state of."""
-        others = (key for key in self.shapes if f"model.{key}" not in own)
-        return any(name.startswith(f"optimizer.{key}.") for key in others)
 
     def _room_for(self, name: str, entry: TensorStorageMetadata) -> Tensor:
         """What an optimizer keeps of a sharded parameter, a value for each of its own, is sharded in the same way."""
@@ -167,11 +162,11 @@ class Learner:
             seed_all(seed, resolve_rank().rank)
 
     def _model_tensors(self) -> dict[str, Tensor]:
-        left_out = self._left_out()
-        return {f"model.{name}": value for name, value in _tensors_of(self.model) if name not in left_out}
+        return {f"model.{name}": value for name, value in _tensors_of(self.model) if name not in self._left_out}
 
-    def _left_out(self) -> set[str]:
-        return frozen_names(self.model) if self.frozen is not None else set()
+    @property
+    def _left_out(self) -> frozenset[str]:
+        return frozenset() if self.frozen is None else self.frozen.names
 
     def _params(self) -> dict[str, nn.Parameter]:
         """The optimizer's parameters by the model's names for them, in the optimizer's order."""

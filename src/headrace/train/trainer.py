@@ -102,7 +102,8 @@ class Trainer:
         - `optimizer(params)` gives the torch optimizer: `headrace.adamw()`, `sgd`, `lamb`, `adafactor` or `muon`, or a
           function.
         - `precision`: "fp32", or "bf16" or "fp16" (forward and loss under autocast; weights stay in fp32; with fp16 the
-          loss is scaled, and a step whose gradients overflow is left out).
+          loss is scaled, and a step whose gradients overflow is left out), or "float8" (bf16, with the linear layers of
+          blocks multiplying in float8, by torchao, on GPUs that can).
         - `mesh`: "dp" (replicas), "fsdp" (sharded), "tp" (tensor parallel), "pp" (pipeline), or several with sizes,
           "dp=2,fsdp=4"; see the page on training.
         - `tp_plan`: module names, with * for a part, and how each is cut: "colwise", "rowwise", "colwise_gather",
@@ -343,7 +344,9 @@ class Trainer:
         )
 
     def _config(self) -> dict[str, Any]:
-        return {**self._options.described(self.model), **self.config}
+        layers = () if self._parts is None else self._parts.float8_layers
+        found = {"float8_layers": list(layers)} if layers else {}
+        return {**self._options.described(self.model), **found, **self.config}
 
     def _result(self, loop: Loop, plan: Plan, stopped: str | None, resumed: Resumed | None, sec: float) -> FitResult:
         steps = self._position.step

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from headrace.errors import HeadraceError, OptionError, StorageError
 from headrace.rank import resolve_rank
@@ -72,12 +71,6 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.group)
         return values
-
-    def share(self, tensors: Iterable[Tensor]) -> None:
-        """Give every rank rank 0's values of tensors that all have whole. Collective."""
-        if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
 
     def part(self) -> None:
         """Wait for all ranks at the end of their common work. Collective.

@@ -4,6 +4,7 @@ from headrace.train.parallel.auto import choose_mesh
 from headrace.train.parallel.compression import Compression, Reducer, Traffic, check_compression, power_sgd, top_k
 from headrace.train.parallel.distribute import Distributed, distribute, parallelize, take_place
 from headrace.train.parallel.exposed import NOTHING, Exposed
+from headrace.train.parallel.float8 import FLOAT8, check_float8, convert_layers
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, check_pipeline, micro_batch_plan
 from headrace.train.parallel.recompute import check_recompute
@@ -11,6 +12,7 @@ from headrace.train.parallel.tensor import TensorPlan, check_plan
 
 __all__ = [
     "AUTO",
+    "FLOAT8",
     "NOTHING",
     "Compression",
     "Distributed",
@@ -22,10 +24,12 @@ __all__ = [
     "TensorPlan",
     "Traffic",
     "check_compression",
+    "check_float8",
     "check_pipeline",
     "check_plan",
     "check_recompute",
     "choose_mesh",
+    "convert_layers",
     "distribute",
     "micro_batch_plan",
     "parallelize",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from headrace.errors import OptionError
@@ -18,6 +18,7 @@ from headrace.train.parallel.auto import choose_mesh
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.compression import Compression, Reducer, check_compression
 from headrace.train.parallel.exposed import Exposed
+from headrace.train.parallel.float8 import FLOAT8, check_float8, convert_layers
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, Staged, build_pipeline, check_pipeline
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
@@ -58,8 +59,8 @@ class Distributed(Protocol):
     def exposed(self) -> Exposed:
         """How long the last backward pass waited for communication."""
 
-    def share_buffers(self) -> None:
-        """Give all processes the first one's buffers (running statistics, say). Collective."""
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes that hold these (buffers, running statistics, say) the first one's values. Collective."""
 
 
 def distribute(
@@ -177,7 +178,8 @@ def parallelize(
     Gradients are averaged over all processes, each of which has its share of the data. Joins the processes that a
     launcher describes, and moves the model to `device`: None takes this process's GPU, or the CPU where there is none.
     Make the optimizer afterwards, of the parameters of what is returned. `precision="bf16"` or "fp16" has sharded
-    parameters gathered in it; autocast, and with fp16 the scale of the loss, are the loop's own. `compression`,
+    parameters gathered in it, "float8" in bf16, and its linear layers multiply in float8, in place; autocast, to bf16
+    with both, and with fp16 the scale of the loss, are the loop's own. `compression`,
     `activation_checkpointing` and `compile` are the Trainer's; what compression keeps for the next step is in no
     checkpoint of yours. It is collective. Raises OptionError for a mesh that does not fit.
 
@@ -196,9 +198,12 @@ def parallelize(
     world = join_world(device)
     sizes = choose_mesh(model, _ADAMW_BYTES, world) if mesh == AUTO else Mesh.of(mesh, world.size)
     check_compression(compression, sizes.axes, precision)
+    check_float8(precision, sizes.axes)
     if tp_plan is not None and sizes.tp == 1:
         raise OptionError(f"tp_plan is for a mesh with tp: got mesh={mesh!r}; say mesh='tp=2', or leave it away")
     micro_batches = _micro_batches(pp_micro_batches, sizes.pp, pp_schedule)
+    if precision == FLOAT8:
+        convert_layers(model, world)
     take_place(sizes, world)
     distributed = distribute(
         model,

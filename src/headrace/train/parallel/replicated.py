@@ -7,6 +7,7 @@ last one was handed over: what backward takes after that moment is communication
 # No postponed annotations here: DistributedDataParallel looks at those of its hook.
 import time
 import warnings
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from headrace.train.parallel.buffers import share_buffers
+from headrace.train.parallel.buffers import share
 from headrace.train.parallel.compression import Reducer
 from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.world import World
@@ -95,9 +96,9 @@ class Replica:
         no_sync: AbstractContextManager[Any] = self.module.no_sync()
         return no_sync
 
-    def share_buffers(self) -> None:
-        """Give all processes rank 0's buffers (running statistics, say). Collective."""
-        share_buffers(self.model)
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes rank 0's values. Collective."""
+        share(tensors)
 
     def settle(self) -> None:
         """After forward passes that no backward pass follows: nothing is to be put back."""

@@ -7,17 +7,17 @@ is gathered with the model itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from headrace.errors import OptionError
 from headrace.train.parallel.blocks import repeated_blocks
-from headrace.train.parallel.buffers import share_buffers
+from headrace.train.parallel.buffers import share
 from headrace.train.parallel.exposed import NOTHING, Exposed
 
 
@@ -48,9 +48,9 @@ class Sharded:
         self._root.set_is_last_backward(reduce)
         yield
 
-    def share_buffers(self) -> None:
-        """Give all processes rank 0's buffers (running statistics, say). Collective."""
-        share_buffers(self.model)
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes rank 0's values. Collective."""
+        share(tensors)
 
     def settle(self) -> None:
         """After forward passes that no backward pass follows: let go of what they gathered."""
@@ -78,9 +78,11 @@ def _check_dtypes(model: nn.Module, blocks: list[nn.Module]) -> None:
             )
 
 
+_BF16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 _POLICIES = {
     "fp32": MixedPrecisionPolicy(),
-    "bf16": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+    "bf16": _BF16,
     "fp16": MixedPrecisionPolicy(param_dtype=torch.float16, reduce_dtype=torch.float32),
+    "float8": _BF16,
 }
-"""With bf16 and fp16 parameters are gathered in half the bytes; gradients are added up in fp32."""
+"""With all but fp32 parameters are gathered in half the bytes; gradients are added up in fp32."""

@@ -8,7 +8,7 @@ it does not name every process computes whole. Processes of a tensor-parallel gr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from headrace.errors import OptionError
-from headrace.train.parallel.buffers import share_buffers
+from headrace.train.parallel.buffers import share
 from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.parallel.mlps import find_mlps
 
@@ -61,9 +61,9 @@ class Whole:
         """Nothing is reduced."""
         return nullcontext()
 
-    def share_buffers(self) -> None:
-        """Give all processes rank 0's buffers (running statistics, say). Collective."""
-        share_buffers(self.model)
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes rank 0's values. Collective."""
+        share(tensors)
 
     def settle(self) -> None:
         """Nothing is to be put back."""

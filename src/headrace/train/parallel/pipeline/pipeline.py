@@ -7,7 +7,7 @@ that count for nothing. The last stage alone judges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
+from headrace.train.parallel.buffers import share
 from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.randomness import undisturbed
 
@@ -140,11 +141,10 @@ class Pipeline:
         """The schedule says itself when gradients are reduced."""
         return nullcontext()
 
-    def share_buffers(self) -> None:
-        """Give every process the statistics of the first that has its stages. Collective."""
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the values of the first that has its stages. Collective."""
         if self._peers is not None:
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, group=self._peers, group_src=0)
+            share(tensors, self._peers)
 
     def settle(self) -> None:
         """After forward passes that no backward pass follows."""

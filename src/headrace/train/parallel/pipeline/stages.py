@@ -40,7 +40,8 @@ class _Tracer(fx.Tracer):
         self._blocks = {id(block) for block in blocks}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return id(m) in self._blocks or super().is_leaf_module(m, module_qualified_name)
+        # A linear layer of another library's (in float8, say) is as much a layer as torch's own.
+        return id(m) in self._blocks or isinstance(m, nn.Linear) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _traced(model: nn.Module) -> fx.Graph:
