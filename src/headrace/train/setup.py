@@ -24,6 +24,7 @@ from headrace.train.parallel import (
     PipelineOptions,
     Reducer,
     check_compression,
+    check_unplaced,
     choose_mesh,
     distribute,
     micro_batch_plan,
@@ -52,6 +53,7 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
     """Join the other processes and give the model its place; the order of what is collective is the same on all."""
     world = join_world(options.device, collective_timeout(options.hang_timeout_sec))
     check_memory(model)
+    check_unplaced(model)
     mesh = _mesh(model, options, world)
     if options.guards is not None and options.guards.replay_every is not None and mesh.fsdp * mesh.tp * mesh.pp > 1:
         raise OptionError(

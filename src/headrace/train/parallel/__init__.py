@@ -6,6 +6,7 @@ from headrace.train.parallel.distribute import Distributed, distribute, parallel
 from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, check_schedule, micro_batch_plan
+from headrace.train.parallel.placement import check_unplaced, place_layers
 from headrace.train.parallel.recompute import check_recompute
 from headrace.train.parallel.tensor import TensorPlan, check_plan
 
@@ -25,11 +26,13 @@ __all__ = [
     "check_plan",
     "check_recompute",
     "check_schedule",
+    "check_unplaced",
     "choose_mesh",
     "distribute",
     "micro_batch_plan",
     "parallelize",
     "parse_mesh",
+    "place_layers",
     "power_sgd",
     "take_place",
     "top_k",

@@ -20,6 +20,7 @@ from headrace.train.parallel.compression import Compression, Reducer, check_comp
 from headrace.train.parallel.exposed import Exposed
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, build_pipeline
+from headrace.train.parallel.placement import check_unplaced
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
@@ -170,6 +171,7 @@ def parallelize(
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
     check_recompute(activation_checkpointing)
+    check_unplaced(model)
     check_compression(compression, parse_mesh(mesh), precision)
     world = join_world(device)
     sizes = choose_mesh(model, _ADAMW_BYTES, world) if mesh == AUTO else Mesh.of(mesh, world.size)
