@@ -55,6 +55,7 @@ LIBRARY_ROOMS: dict[str, set[str]] = {
     "torch": {"load", "ondevice", "train", "tuning", "adapters", "transform"},
     "torchvision": {"ondevice"},
     "optuna": {"tuning"},
+    "horovod": {"train"},
     "transformers": {"adapters"},
     "xxhash": {"formats", "dataset", "packing", "storage", "order", "train"},
     "cloudpickle": {"load", "packing", "train"},

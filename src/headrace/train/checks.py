@@ -7,6 +7,7 @@ from torch import nn
 from headrace.errors import OptionError
 from headrace.storage import locate
 from headrace.train.average import EMA
+from headrace.train.engines import check_engine
 from headrace.train.guards import Guards
 from headrace.train.objective import PRECISIONS
 from headrace.train.options import Options
@@ -60,6 +61,7 @@ def _check_parallel(options: Options) -> None:
         name = "ema" if options.ema is not None else "save_frozen=False"
         raise OptionError(f"{name} does not work with pipeline stages: got mesh={mesh!r}; take a mesh without pp")
     check_compression(options.compression, axes, options.precision)
+    check_engine(options)
 
 
 def _check_evaluation(options: Options) -> None:

@@ -83,7 +83,7 @@ def distribute(
     stages that do not fit it.
     """
     if mesh.fsdp == mesh.tp == mesh.pp == 1:
-        _prepare(model.to(world.device), activation_checkpointing, compile)
+        prepare(model.to(world.device), activation_checkpointing, compile)
         return Replica(model, world, reducer or Reducer(None, model, world))
     if mesh.pp == 1:
         model.to(world.device)
@@ -91,7 +91,7 @@ def distribute(
     devices = mesh.devices(world.device)
     if mesh.tp > 1:
         cut_layers(model, devices["tp"], tp_plan)
-    _prepare(model, activation_checkpointing, compile)
+    prepare(model, activation_checkpointing, compile)
     if mesh.pp > 1:
         return _pipeline(model, world, mesh, devices, precision, pipeline or PipelineOptions(), casting)
     if mesh.data_size == 1:
@@ -99,7 +99,11 @@ def distribute(
     return Sharded(model, _data_axes(devices, mesh), precision)
 
 
-def _prepare(model: nn.Module, activation_checkpointing: str | None, compile: bool) -> None:
+def prepare(model: nn.Module, activation_checkpointing: str | None, compile: bool) -> None:
+    """Have a model's blocks make their activations again, and run compiled, as asked.
+
+    Raises OptionError for `activation_checkpointing` of a model without blocks.
+    """
     recompute_activations(model, activation_checkpointing)
     if compile:
         for block in repeated_blocks(model) or [model]:
