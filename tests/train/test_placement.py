@@ -173,3 +173,9 @@ def test_the_trainer_and_parallelize_refuse_a_placed_model():
         trainer(model).fit(steps=1)
     with pytest.raises(OptionError, match="placed by place_layers"):
         hr.parallelize(model, device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs")
+def test_a_machine_without_gpus_is_told_to_name_devices():
+    with pytest.raises(OptionError, match="this torch sees no GPU; name them"):
+        hr.place_layers(layered())

@@ -206,7 +206,7 @@ def _devices(devices: Sequence[str | torch.device] | None) -> list[torch.device]
     if devices is None:
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
         if not devices:
-            raise OptionError("place_layers needs devices: this torch sees no GPU; say devices=['cpu'], say")
+            raise OptionError("place_layers needs devices: this torch sees no GPU; name them, as in devices=['cpu']")
     chosen = [torch.device(device) for device in devices]
     if not chosen:
         raise OptionError("place_layers needs at least one device: got devices=[]")
