@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 # longest files come first.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup check test soak demo demo-text clean
+.PHONY: help setup check test soak horovod demo demo-text clean
 
 help:
 	@echo "make check      lint, types and the fast tests (about a minute)"
 	@echo "make test       every test"
 	@echo "make soak       200,000 batches while everything around them fails (some minutes)"
+	@echo "make horovod    build Horovod, and the tests with it (some minutes the first time)"
 	@echo "make demo       handwritten digits: pack, inspect, train on two processes through a crash, report"
 	@echo "make demo-text  a byte-level transformer on the standard library's sources"
 
@@ -40,6 +41,9 @@ test: setup
 
 soak: setup
 	SOAK_BATCHES=200000 $(BIN)/pytest -q -m soak tests/faults
+
+horovod: setup
+	BUILD_HOROVOD=1 $(BIN)/pytest -q -ra tests/train/test_horovod.py
 
 demo: setup
 	$(BIN)/python recipes/demo.py

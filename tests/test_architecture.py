@@ -56,6 +56,7 @@ LIBRARY_ROOMS: dict[str, set[str]] = {
     "torchvision": {"ondevice"},
     "optuna": {"tuning"},
     "torchao": {"train"},
+    "horovod": {"train"},
     "transformers": {"adapters"},
     "xxhash": {"formats", "dataset", "packing", "storage", "order", "train"},
     "cloudpickle": {"load", "packing", "train"},

@@ -39,6 +39,7 @@ PUBLIC = [
     "open",
     "pack",
     "parallelize",
+    "place_layers",
     "power_sgd",
     "sgd",
     "top_k",

@@ -99,8 +99,8 @@ def correct(output, batch):
 
 
 def trainer(model=None, loader=None, loss=cross_entropy, **options):
-    mesh = os.environ.get("TEST_MESH", "dp")
-    options = {"inputs": inputs, "optimizer": hr.sgd(0.1), "device": "cpu", "mesh": mesh, **options}
+    place = {"mesh": os.environ.get("TEST_MESH", "dp"), "engine": os.environ.get("TEST_ENGINE")}
+    options = {"inputs": inputs, "optimizer": hr.sgd(0.1), "device": "cpu", **place, **options}
     loader = MemoryLoader(fields(), 12, epochs=None) if loader is None else loader
     return hr.Trainer(network() if model is None else model, loss, loader, **options)
 

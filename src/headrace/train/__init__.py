@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from headrace.train.export import export_safetensors
     from headrace.train.guards import Guards
     from headrace.train.optimizers import adafactor, adamw, lamb, muon, sgd
-    from headrace.train.parallel import parallelize, power_sgd, top_k
+    from headrace.train.parallel import parallelize, place_layers, power_sgd, top_k
     from headrace.train.result import FitResult
     from headrace.train.schedules import constant, cosine, linear, one_cycle, wsd
     from headrace.train.trainer import Trainer
@@ -39,6 +39,7 @@ _HOMES = {
     "muon": "optimizers",
     "one_cycle": "schedules",
     "parallelize": "parallel",
+    "place_layers": "parallel",
     "power_sgd": "parallel",
     "sgd": "optimizers",
     "top_k": "parallel",
@@ -61,6 +62,7 @@ __all__ = [
     "muon",
     "one_cycle",
     "parallelize",
+    "place_layers",
     "power_sgd",
     "sgd",
     "top_k",

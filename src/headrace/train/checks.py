@@ -7,6 +7,7 @@ from torch import nn
 from headrace.errors import OptionError
 from headrace.storage import locate
 from headrace.train.average import EMA
+from headrace.train.engines import check_engine
 from headrace.train.guards import Guards
 from headrace.train.objective import PRECISIONS
 from headrace.train.options import Options
@@ -55,6 +56,7 @@ def _check_parallel(options: Options) -> None:
     check_pipeline(mesh, options.pp_schedule, options.pp_stages)
     check_compression(options.compression, axes, options.precision)
     check_float8(options.precision, axes)
+    check_engine(options)
 
 
 def _check_evaluation(options: Options) -> None:

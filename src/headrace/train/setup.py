@@ -11,6 +11,7 @@ from headrace.errors import OptionError
 from headrace.train.average import Average
 from headrace.train.checks import check_memory
 from headrace.train.contract import LoaderLike
+from headrace.train.engines import chosen_engine
 from headrace.train.evaluation import Evaluator
 from headrace.train.frozen import Frozen
 from headrace.train.loss_scale import LossScale
@@ -25,6 +26,7 @@ from headrace.train.parallel import (
     PipelineOptions,
     Reducer,
     check_compression,
+    check_unplaced,
     choose_mesh,
     convert_layers,
     distribute,
@@ -54,8 +56,12 @@ class Parts:
 
 def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
     """Join the other processes and give the model its place; the order of what is collective is the same on all."""
+    engine = chosen_engine(options)
+    if engine is not None:
+        engine.meet()
     world = join_world(options.device, collective_timeout(options.hang_timeout_sec))
     check_memory(model)
+    check_unplaced(model)
     mesh = _mesh(model, options, world)
     if options.guards is not None and options.guards.replay_every is not None and mesh.fsdp * mesh.tp * mesh.pp > 1:
         raise OptionError(
@@ -78,18 +84,21 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
         )
     number, size = _micro_batches(loader, mesh, options)
     reducer = Reducer(options.compression, model, world)
-    distributed = distribute(
-        model,
-        world,
-        mesh,
-        options.precision,
-        tp_plan=options.tp_plan,
-        reducer=reducer,
-        pipeline=PipelineOptions(options.pp_schedule, options.pp_stages, number),
-        casting=objective.casting,
-        activation_checkpointing=options.activation_checkpointing,
-        compile=options.compile,
-    )
+    if engine is not None:
+        distributed = engine.distribute(model, world, options)
+    else:
+        distributed = distribute(
+            model,
+            world,
+            mesh,
+            options.precision,
+            tp_plan=options.tp_plan,
+            reducer=reducer,
+            pipeline=PipelineOptions(options.pp_schedule, options.pp_stages, number),
+            casting=objective.casting,
+            activation_checkpointing=options.activation_checkpointing,
+            compile=options.compile,
+        )
     _check_stage(distributed.model, world)
     optimizer = built(options.optimizer, distributed.model)
     average = None if options.ema is None else Average(distributed.model, optimizer, options.ema)

@@ -66,6 +66,7 @@ class Trainer:
         optimizer: OptimizerFactory,
         schedule: Schedule | None = None,
         mesh: str = "dp",
+        engine: str | None = None,
         tp_plan: TensorPlan | None = None,
         pp_schedule: str = "1f1b",
         pp_stages: Sequence[str] | None = None,
@@ -106,6 +107,7 @@ class Trainer:
           blocks multiplying in float8, by torchao, on GPUs that can).
         - `mesh`: "dp" (replicas), "fsdp" (sharded), "tp" (tensor parallel), "pp" (pipeline), or several with sizes,
           "dp=2,fsdp=4"; see the page on training.
+        - `engine`: what brings gradients together in torch's place: "horovod"; None: torch itself.
         - `tp_plan`: module names, with * for a part, and how each is cut: "colwise", "rowwise", "colwise_gather",
           "embedding", "sequence" or a torch ParallelStyle. None: the model's own plan, or one for its MLPs.
         - `pp_schedule`: "1f1b", "gpipe", or "interleaved" (two stages a process).
@@ -144,6 +146,7 @@ class Trainer:
             optimizer=optimizer,
             schedule=schedule or Constant(),
             mesh=mesh,
+            engine=engine,
             tp_plan=tp_plan,
             pp_schedule=pp_schedule,
             pp_stages=pp_stages,

@@ -44,6 +44,7 @@ _LOST = (
     "wait timeout",
     "remote process exited",
     "connectfullmesh failed",
+    "horovod has been shut down",
 )
 
 
@@ -135,7 +136,7 @@ def worker_log(run_dir: Path, rank: int, attempt: str) -> Path:
 
 
 def is_lost_peer(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is torch's word for a process that went away."""
+    """Whether an error, or one that it came from, is torch's or Horovod's word for a process that went away."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -155,10 +156,12 @@ def _names_lost_peer(error: BaseException) -> bool:
 
 
 def _of_a_library(error: BaseException) -> bool:
-    """Whether torch, or our own call into it, raised an error, and not code of the user's that speaks of a network."""
+    """Whether torch, Horovod or our own call into them raised an error, not code of the user's that speaks of one."""
     frames = traceback.extract_tb(error.__traceback__)
     libraries = [
-        os.path.dirname(str(sys.modules[name].__file__)) for name in ("torch", "headrace") if name in sys.modules
+        os.path.dirname(str(sys.modules[name].__file__))
+        for name in ("torch", "headrace", "horovod")
+        if name in sys.modules
     ]
     return not frames or any(frames[-1].filename.startswith(folder + os.sep) for folder in libraries)
 

@@ -7,6 +7,7 @@ from headrace.train.parallel.exposed import NOTHING, Exposed
 from headrace.train.parallel.float8 import FLOAT8, check_float8, convert_layers
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, check_pipeline, micro_batch_plan
+from headrace.train.parallel.placement import check_unplaced, place_layers
 from headrace.train.parallel.recompute import check_recompute
 from headrace.train.parallel.tensor import TensorPlan, check_plan
 
@@ -28,12 +29,14 @@ __all__ = [
     "check_pipeline",
     "check_plan",
     "check_recompute",
+    "check_unplaced",
     "choose_mesh",
     "convert_layers",
     "distribute",
     "micro_batch_plan",
     "parallelize",
     "parse_mesh",
+    "place_layers",
     "power_sgd",
     "take_place",
     "top_k",

@@ -40,7 +40,7 @@ class Need:
 
     def __str__(self) -> str:
         parts = ("model", self.model), ("gradients", self.gradients), ("optimizer", self.optimizer)
-        return f"{_shown(self.total)} ({', '.join(f'{name} {_shown(size)}' for name, size in parts)})"
+        return f"{shown_bytes(self.total)} ({', '.join(f'{name} {shown_bytes(size)}' for name, size in parts)})"
 
 
 def needed(model: nn.Module, state_bytes: float) -> Need:
@@ -67,14 +67,14 @@ def auto_mesh(need: Need, room: int, world_size: int, local_size: int) -> tuple[
         share = need.total / mesh.fsdp
         if share <= wanted:
             why = (
-                f"mesh={str(mesh)!r}: the model with gradients and optimizer takes {need}, {_shown(share)} a process, "
-                f"of {_shown(room)}, whose {1 - SHARE_OF_STATES:.0%} are left to activations"
+                f"mesh={str(mesh)!r}: the model with gradients and optimizer takes {need}, {shown_bytes(share)} a "
+                f"process, of {shown_bytes(room)}, whose {1 - SHARE_OF_STATES:.0%} are left to activations"
             )
             return mesh, why
     raise OptionError(
         f"mesh='auto' finds no room: the model with gradients and optimizer takes {need}, and {world_size} processes "
-        f"have {_shown(room)} each, of which {SHARE_OF_STATES:.0%} are for that; start more processes, or say a mesh "
-        "with tp or pp"
+        f"have {shown_bytes(room)} each, of which {SHARE_OF_STATES:.0%} are for that; start more processes, or say a "
+        "mesh with tp or pp"
     )
 
 
@@ -94,7 +94,8 @@ def process_memory_bytes(device: torch.device) -> int:
     return available_memory_bytes() // local_world_size()
 
 
-def _shown(size: float) -> str:
+def shown_bytes(size: float) -> str:
+    """A size as people read it: `1.5 GiB`."""
     units = iter(("B", "KiB", "MiB", "GiB"))
     unit = next(units)
     for larger in units:

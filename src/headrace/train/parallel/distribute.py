@@ -21,6 +21,7 @@ from headrace.train.parallel.exposed import Exposed
 from headrace.train.parallel.float8 import FLOAT8, check_float8, convert_layers
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, Staged, build_pipeline, check_pipeline
+from headrace.train.parallel.placement import check_unplaced
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
@@ -83,7 +84,7 @@ def distribute(
     stages that do not fit it.
     """
     if mesh.fsdp == mesh.tp == mesh.pp == 1:
-        _prepare(model.to(world.device), activation_checkpointing, compile)
+        prepare(model.to(world.device), activation_checkpointing, compile)
         return Replica(model, world, reducer or Reducer(None, model, world))
     if mesh.pp == 1:
         model.to(world.device)
@@ -91,7 +92,7 @@ def distribute(
     devices = mesh.devices(world.device)
     if mesh.tp > 1:
         cut_layers(model, devices["tp"], tp_plan)
-    _prepare(model, activation_checkpointing, compile)
+    prepare(model, activation_checkpointing, compile)
     if mesh.pp > 1:
         return _pipeline(model, world, mesh, devices, precision, pipeline or PipelineOptions(), casting)
     if mesh.data_size == 1:
@@ -99,7 +100,11 @@ def distribute(
     return Sharded(model, _data_axes(devices, mesh), precision)
 
 
-def _prepare(model: nn.Module, activation_checkpointing: str | None, compile: bool) -> None:
+def prepare(model: nn.Module, activation_checkpointing: str | None, compile: bool) -> None:
+    """Have a model's blocks make their activations again, and run compiled, as asked.
+
+    Raises OptionError for `activation_checkpointing` of a model without blocks.
+    """
     recompute_activations(model, activation_checkpointing)
     if compile:
         for block in repeated_blocks(model) or [model]:
@@ -193,6 +198,7 @@ def parallelize(
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
     check_recompute(activation_checkpointing)
+    check_unplaced(model)
     check_compression(compression, parse_mesh(mesh), precision)
     check_pipeline(mesh, pp_schedule, pp_stages)
     world = join_world(device)
