@@ -100,7 +100,9 @@ def correct(output, batch):
 
 def trainer(model=None, loader=None, loss=cross_entropy, **options):
     mesh = os.environ.get("TEST_MESH", "dp")
-    options = {"inputs": inputs, "optimizer": hr.sgd(0.1), "device": "cpu", "mesh": mesh, **options}
+    stage = os.environ.get("TEST_ZERO_STAGE")
+    engine = {"engine": "deepspeed", "zero_stage": int(stage)} if stage else {}
+    options = {"inputs": inputs, "optimizer": hr.sgd(0.1), "device": "cpu", "mesh": mesh, **engine, **options}
     loader = MemoryLoader(fields(), 12, epochs=None) if loader is None else loader
     return hr.Trainer(network() if model is None else model, loss, loader, **options)
 
@@ -112,6 +114,8 @@ def exact(**options):
 
 def weights(model):
     """All of them, whole. Collective where processes have parts."""
+    if os.environ.get("TEST_ZERO_STAGE") == "3":
+        return gathered_weights(model)
     state = model.state_dict()
     own = {name: whole(value).clone() for name, value in state.items() if value.device.type != "meta"}
     if len(own) == len(state):
@@ -120,6 +124,13 @@ def weights(model):
     torch.distributed.all_gather_object(shares, own)
     everything = {name: value for share in shares for name, value in share.items()}
     return {name: everything[name] for name in state}
+
+
+def gathered_weights(model):
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def whole(value):

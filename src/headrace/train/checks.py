@@ -7,6 +7,7 @@ from torch import nn
 from headrace.errors import OptionError
 from headrace.storage import locate
 from headrace.train.average import EMA
+from headrace.train.engines import check_engine
 from headrace.train.guards import Guards
 from headrace.train.objective import PRECISIONS
 from headrace.train.options import Options
@@ -24,6 +25,7 @@ def check_options(options: Options) -> None:
     if options.precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {options.precision!r}")
     _check_parallel(options)
+    check_engine(options)
     check_recompute(options.activation_checkpointing)
     _check_evaluation(options)
     if options.clip_grad_norm is not None and not options.clip_grad_norm > 0:

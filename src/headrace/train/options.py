@@ -30,6 +30,8 @@ class Options:
     optimizer: OptimizerFactory
     schedule: Schedule
     mesh: str
+    engine: str | None
+    zero_stage: int
     tp_plan: TensorPlan | None
     pp_schedule: str
     pp_stages: Sequence[str] | None
@@ -63,6 +65,8 @@ class Options:
             "parameters": sum(param.numel() for param in model.parameters()),
             "optimizer": shown(self.optimizer),
             "schedule": shown(self.schedule),
+            "engine": self.engine,
+            "zero_stage": None if self.engine is None else self.zero_stage,
             "compression": None if self.compression is None else str(self.compression),
             "activation_checkpointing": self.activation_checkpointing,
             "compile": self.compile,

@@ -6,11 +6,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import nn
+from torch.optim import Optimizer
 
 from headrace.errors import OptionError
 from headrace.train.average import Average
 from headrace.train.checks import check_memory
 from headrace.train.contract import LoaderLike
+from headrace.train.engines import PartitionedLearner, PartitionedStepper, Zero, zero_engine
 from headrace.train.evaluation import Evaluator
 from headrace.train.frozen import fingerprint
 from headrace.train.loss_scale import LossScale
@@ -19,6 +21,7 @@ from headrace.train.optimizers import ByRole, built, state_bytes_per_value, trai
 from headrace.train.options import Options, shown
 from headrace.train.parallel import (
     AUTO,
+    Distributed,
     Mesh,
     Pipeline,
     PipelineOptions,
@@ -73,26 +76,32 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
         )
     number, size = _micro_batches(loader, mesh, options)
     reducer = Reducer(options.compression, model, world)
-    distributed = distribute(
-        model,
-        world,
-        mesh,
-        options.precision,
-        tp_plan=options.tp_plan,
-        reducer=reducer,
-        pipeline=PipelineOptions(options.pp_schedule, options.pp_stages, number),
-        casting=objective.casting,
-        activation_checkpointing=options.activation_checkpointing,
-        compile=options.compile,
-    )
-    _check_stage(distributed.model, world)
-    optimizer = built(options.optimizer, distributed.model)
+    distributed: Distributed
+    optimizer: Optimizer
+    if options.engine is not None:
+        distributed = zero_engine(model, options, world)
+        optimizer = distributed.optimizer
+    else:
+        distributed = distribute(
+            model,
+            world,
+            mesh,
+            options.precision,
+            tp_plan=options.tp_plan,
+            reducer=reducer,
+            pipeline=PipelineOptions(options.pp_schedule, options.pp_stages, number),
+            casting=objective.casting,
+            activation_checkpointing=options.activation_checkpointing,
+            compile=options.compile,
+        )
+        _check_stage(distributed.model, world)
+        optimizer = built(options.optimizer, distributed.model)
     average = None if options.ema is None else Average(distributed.model, optimizer, options.ema)
     scale = LossScale(world, replicas=mesh.dp == world.size) if options.precision == "fp16" else None
     pipelined = None
     if isinstance(distributed, Pipeline):
         pipelined = PipelinedPasses(distributed, objective, number, size)
-    stepper = Stepper(
+    stepper = (PartitionedStepper if isinstance(distributed, Zero) else Stepper)(
         world,
         distributed,
         objective,
@@ -123,7 +132,9 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
             weights,
         )
     kept = (reducer,) if scale is None else (reducer, scale)
-    learner = Learner(distributed, optimizer, world, shapes, kept, average, (mesh.tp, mesh.pp), frozen)
+    learner = (PartitionedLearner if isinstance(distributed, Zero) else Learner)(
+        distributed, optimizer, world, shapes, kept, average, (mesh.tp, mesh.pp), frozen
+    )
     return Parts(world, mesh, learner, stepper, evaluator, average)
 
 

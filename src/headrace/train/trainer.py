@@ -66,6 +66,8 @@ class Trainer:
         optimizer: OptimizerFactory,
         schedule: Schedule | None = None,
         mesh: str = "dp",
+        engine: str | None = None,
+        zero_stage: int = 2,
         tp_plan: TensorPlan | None = None,
         pp_schedule: str = "1f1b",
         pp_stages: Sequence[str] | None = None,
@@ -105,6 +107,8 @@ class Trainer:
           loss is scaled, and a step whose gradients overflow is left out).
         - `mesh`: "dp" (replicas), "fsdp" (sharded), "tp" (tensor parallel), "pp" (pipeline), or several with sizes,
           "dp=2,fsdp=4"; see the page on training.
+        - `engine`: "deepspeed" has DeepSpeed's ZeRO make the steps: replicas that cut the optimizer's state among
+          them (`zero_stage` 1), gradients too (2), weights too (3); see the page on DeepSpeed. None: PyTorch alone.
         - `tp_plan`: module names, with * for a part, and how each is cut: "colwise", "rowwise", "colwise_gather",
           "embedding", "sequence" or a torch ParallelStyle. None: the model's own plan, or one for its MLPs.
         - `pp_schedule`: "1f1b", "gpipe", or "interleaved" (two stages a process).
@@ -143,6 +147,8 @@ class Trainer:
             optimizer=optimizer,
             schedule=schedule or Constant(),
             mesh=mesh,
+            engine=engine,
+            zero_stage=zero_stage,
             tp_plan=tp_plan,
             pp_schedule=pp_schedule,
             pp_stages=pp_stages,
