@@ -53,6 +53,7 @@ LIBRARY_ROOMS: dict[str, set[str]] = {
     "soundfile": {"transform"},
     "torchcodec": {"transform"},
     "torch": {"load", "ondevice", "train", "tuning", "adapters", "transform"},
+    "deepspeed": {"train"},
     "torchvision": {"ondevice"},
     "optuna": {"tuning"},
     "torchao": {"train"},

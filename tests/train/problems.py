@@ -100,6 +100,8 @@ def correct(output, batch):
 
 def trainer(model=None, loader=None, loss=cross_entropy, **options):
     place = {"mesh": os.environ.get("TEST_MESH", "dp"), "engine": os.environ.get("TEST_ENGINE")}
+    if stage := os.environ.get("TEST_ZERO_STAGE"):
+        place |= {"engine": "deepspeed", "zero_stage": int(stage)}
     options = {"inputs": inputs, "optimizer": hr.sgd(0.1), "device": "cpu", **place, **options}
     loader = MemoryLoader(fields(), 12, epochs=None) if loader is None else loader
     return hr.Trainer(network() if model is None else model, loss, loader, **options)
@@ -112,6 +114,8 @@ def exact(**options):
 
 def weights(model):
     """All of them, whole. Collective where processes have parts."""
+    if os.environ.get("TEST_ZERO_STAGE") == "3":
+        return gathered_weights(model)
     state = model.state_dict()
     own = {name: whole(value).clone() for name, value in state.items() if value.device.type != "meta"}
     if len(own) == len(state):
@@ -120,6 +124,13 @@ def weights(model):
     torch.distributed.all_gather_object(shares, own)
     everything = {name: value for share in shares for name, value in share.items()}
     return {name: everything[name] for name in state}
+
+
+def gathered_weights(model):
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def whole(value):

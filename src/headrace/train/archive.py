@@ -118,7 +118,7 @@ class Archive:
             "samples": position.samples,
             "loader": position.loader,
             "guards": position.guards,
-            "optimizer": type(self._learner.optimizer).__name__,
+            "optimizer": self._learner.optimizer_name,
             "numbers": self._learner.numbers(),
             "frozen": None if frozen is None else frozen.fingerprint,
             "evaluates_average": self._learner.average is not None and self._learner.average.evaluated,
@@ -162,7 +162,7 @@ class Archive:
         return candidates(self.run_dir, home.place if home else None, resume, restarted=num_restarts() > 0)
 
     def _load(self, place: Place, state: dict[str, Any]) -> None:
-        mine = type(self._learner.optimizer).__name__
+        mine = self._learner.optimizer_name
         if state["optimizer"] != mine:
             raise StateError(f"it was trained with the optimizer {state['optimizer']}, this run has {mine}")
         frozen = self._learner.frozen

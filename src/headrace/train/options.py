@@ -31,6 +31,7 @@ class Options:
     schedule: Schedule
     mesh: str
     engine: str | None
+    zero_stage: int
     tp_plan: TensorPlan | None
     pp_schedule: str
     pp_stages: Sequence[str] | None
@@ -65,6 +66,7 @@ class Options:
             "optimizer": shown(self.optimizer),
             "schedule": shown(self.schedule),
             "engine": self.engine,
+            "zero_stage": self.zero_stage if self.engine == "deepspeed" else None,
             "compression": None if self.compression is None else str(self.compression),
             "activation_checkpointing": self.activation_checkpointing,
             "compile": self.compile,

@@ -11,7 +11,7 @@ from headrace.errors import OptionError
 from headrace.train.average import Average
 from headrace.train.checks import check_memory
 from headrace.train.contract import LoaderLike
-from headrace.train.engines import chosen_engine
+from headrace.train.engines import PartitionedLearner, PartitionedStepper, Zero, chosen_engine
 from headrace.train.evaluation import Evaluator
 from headrace.train.frozen import Frozen
 from headrace.train.loss_scale import LossScale
@@ -100,13 +100,13 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
             compile=options.compile,
         )
     _check_stage(distributed.model, world)
-    optimizer = built(options.optimizer, distributed.model)
+    optimizer = distributed.optimizer if isinstance(distributed, Zero) else built(options.optimizer, distributed.model)
     average = None if options.ema is None else Average(distributed.model, optimizer, options.ema)
     scale = LossScale(world, replicas=mesh.dp == world.size) if options.precision == "fp16" else None
     pipelined = None
     if isinstance(distributed, Pipeline):
         pipelined = PipelinedPasses(distributed, objective, number, size)
-    stepper = Stepper(
+    stepper = (PartitionedStepper if isinstance(distributed, Zero) else Stepper)(
         world,
         distributed,
         objective,
@@ -137,7 +137,9 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
             weights,
         )
     kept = (reducer,) if scale is None else (reducer, scale)
-    learner = Learner(distributed, optimizer, world, shapes, kept, average, (mesh.tp, mesh.pp), frozen)
+    learner = (PartitionedLearner if isinstance(distributed, Zero) else Learner)(
+        distributed, optimizer, world, shapes, kept, average, (mesh.tp, mesh.pp), frozen
+    )
     return Parts(world, mesh, learner, stepper, evaluator, average, float8_layers)
 
 

@@ -64,13 +64,17 @@ class Learner:
         """What this process has of the model."""
         return self.distributed.model
 
+    @property
+    def optimizer_name(self) -> str:
+        """What kind of optimizer it is."""
+        return type(self.optimizer).__name__
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything, as tensors; those of the model and optimizer are the live ones. Collective."""
         self.distributed.share(self.model.buffers())
         found = self._model_tensors()
-        for name, key, value in self._optimizer_values():
-            if isinstance(value, Tensor):
-                found[f"optimizer.{name}.{key}"] = value
+        for name, key, value in self._optimizer_tensors():
+            found[f"optimizer.{name}.{key}"] = value
         if self.average is not None:
             self.distributed.share(self.average.statistics())
             found |= self.average.tensors()
@@ -178,6 +182,10 @@ class Learner:
         for name, param in self._params().items():
             for key, value in self.optimizer.state.get(param, {}).items():
                 yield name, str(key), value
+
+    def _optimizer_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Those of the optimizer's values that are tensors, as they are saved. Collective where they are cut so."""
+        return ((name, key, value) for name, key, value in self._optimizer_values() if isinstance(value, Tensor))
 
 
 def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

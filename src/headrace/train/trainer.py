@@ -67,6 +67,7 @@ class Trainer:
         schedule: Schedule | None = None,
         mesh: str = "dp",
         engine: str | None = None,
+        zero_stage: int = 2,
         tp_plan: TensorPlan | None = None,
         pp_schedule: str = "1f1b",
         pp_stages: Sequence[str] | None = None,
@@ -107,7 +108,9 @@ class Trainer:
           blocks multiplying in float8, by torchao, on GPUs that can).
         - `mesh`: "dp" (replicas), "fsdp" (sharded), "tp" (tensor parallel), "pp" (pipeline), or several with sizes,
           "dp=2,fsdp=4"; see the page on training.
-        - `engine`: what brings gradients together in torch's place: "horovod"; None: torch itself.
+        - `engine`: "horovod" has Horovod average gradients; "deepspeed" has DeepSpeed's ZeRO make the steps: replicas
+          that cut the optimizer's state among them (`zero_stage` 1), gradients too (2), weights too (3). None: torch
+          itself.
         - `tp_plan`: module names, with * for a part, and how each is cut: "colwise", "rowwise", "colwise_gather",
           "embedding", "sequence" or a torch ParallelStyle. None: the model's own plan, or one for its MLPs.
         - `pp_schedule`: "1f1b", "gpipe", or "interleaved" (two stages a process).
@@ -147,6 +150,7 @@ class Trainer:
             schedule=schedule or Constant(),
             mesh=mesh,
             engine=engine,
+            zero_stage=zero_stage,
             tp_plan=tp_plan,
             pp_schedule=pp_schedule,
             pp_stages=pp_stages,
