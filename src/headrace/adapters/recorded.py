@@ -39,6 +39,11 @@ class Recorded:
         """Say something of the step under way, for its line in the record. Numbers on the host, of this rank."""
         self._noted = {"loss": loss, "lr": lr, "metrics": metrics}
 
+    def write(self, event: str, **fields: Any) -> None:
+        """Add an event of another kind, with JSON values. Rank 0 does, once the first batch was asked for."""
+        if self._record is not None:
+            self._record.write(event, **fields)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         world_size = self._begin()
         batches = iter(self.loader)
