@@ -7,6 +7,7 @@ and the error that ended it go to OUT/NAME-RANK.pt, its events to OUT/NAME.
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,12 @@ def blow_up(batch):
     batch["cls"] = (batch["cls"] + 1) % 3
 
 
+def slow(batch):
+    """The last rank takes 50 ms longer for it."""
+    if RANK == WORLD_SIZE - 1:
+        time.sleep(0.05)
+
+
 @dataclass(frozen=True)
 class Case:
     steps: int
@@ -52,6 +59,7 @@ CASES = {
     "nan": Case(30, ADAMW, hr.Guards(back_off=1), (20,), poison, normalised=True),
     "spike": Case(90, SGD, hr.Guards(spike_window=32, snapshot_every=20), (70,), blow_up),
     "bad": Case(30, SGD, hr.Guards(max_bad_steps=3), range(20, 30), poison),
+    "slow": Case(41, SGD, hr.Guards(check_every=20), range(1, 42), slow),
     "flip": Case(60, SGD, hr.Guards(check_every=10), flip=33),
     "repair": Case(60, SGD, hr.Guards(check_every=10, on_corruption="repair"), flip=33),
 }

@@ -178,6 +178,14 @@ def test_a_question_without_loss_or_gradients_is_refused():
         loop.guarded.allows()
 
 
+def test_a_loss_of_several_numbers_is_refused():
+    loop = Loop()
+    with pytest.raises(TrainingError, match=r"got shape \(4,\); take its mean"):
+        loop.guarded.add(torch.ones(4))
+    with pytest.raises(TrainingError, match="got a float"):
+        loop.guarded.add(1.0)
+
+
 def test_what_cannot_be_guarded_is_refused(monkeypatch):
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -187,6 +195,10 @@ def test_what_cannot_be_guarded_is_refused(monkeypatch):
         Guarded(model, optimizer, hr.Guards(replay_every=10))
     with pytest.raises(OptionError, match="recorded must be the loop's Recorded, or None: got a list"):
         Guarded(model, optimizer, hr.Guards(), recorded=[])
+    optimizer.scaler = object()  # as Accelerate's has it in fp16
+    with pytest.raises(OptionError, match="gradients of a scaled loss say nothing of the model"):
+        Guarded(model, optimizer, hr.Guards())
+    del optimizer.scaler
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionError, match="2 processes must have met"):

@@ -66,7 +66,7 @@ def run(request, packed, tmp_path_factory):
 @pytest.fixture(scope="module")
 def replicas(packed, tmp_path_factory):
     out = tmp_path_factory.mktemp("replicas")
-    return out, started("loop", packed, out, 2, ["bad", "flip", "repair"])
+    return out, started("loop", packed, out, 2, ["bad", "flip", "repair", "slow"])
 
 
 def plainly(packed, case, ranks, left_out=None, back=None):
@@ -158,3 +158,11 @@ def test_too_many_bad_steps_in_a_row_end_the_run_on_both_ranks(replicas):
     for outcome in kept["bad"]:
         assert "fewer than 3 steps in a row may be bad: steps 20 to 22 were" in outcome["message"]
         assert "the loss of rank 1 (samples " in outcome["message"]
+
+
+def test_a_slow_rank_is_named(replicas):
+    _, kept = replicas
+    for outcome in kept["slow"]:
+        slow = [found for found in findings(outcome, "straggler") if found["ranks"] == [1]]
+        assert [found["step"] for found in slow] == [20, 40]
+        assert all(found["p50_sec"] > 0.05 for found in slow)

@@ -76,6 +76,9 @@ class Guarded:
         What is added for one step adds up to its loss: with accumulation divide as for the gradients. `batch` is asked
         for keys of its samples (`__key__`) if the loss is not finite; None: only ranks are named then.
         """
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise TrainingError(f"a loss must be a tensor of one number: got {shown}; take its mean")
         if self._due:  # the optimizer was not asked: a library may leave a step out by itself
             self._act()
         if not self._sums:
@@ -199,13 +202,19 @@ def _check(model: nn.Module, optimizer: Any, guards: Guards, recorded: Recorded 
         raise OptionError(f"recorded must be the loop's Recorded, or None: got a {type(recorded).__name__}")
     if guards.replay_every is not None:
         raise OptionError("a replay needs the Trainer, which can compute a step twice: leave replay_every away")
-    if getattr(optimizer, "scaler", None) is not None:
+    if _scaler(optimizer) is not None:
         raise OptionError(
             "gradients of a scaled loss say nothing of the model: train in bf16 or fp32 to guard a loop that is not "
             "the Trainer's"
         )
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise OptionError("a FullyShardedDataParallel has gradients that cannot be told apart: use fully_shard (FSDP2)")
+
+
+def _scaler(optimizer: Any) -> Any:
+    """Of the loss, as Accelerate's optimizer has it and Fabric's can tell; None: there is none, or nobody knows."""
+    precision = getattr(getattr(optimizer, "_strategy", None), "precision", None)
+    return getattr(optimizer, "scaler", None) or getattr(precision, "scaler", None)
 
 
 def _world(model: nn.Module) -> World:
