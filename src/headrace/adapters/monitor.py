@@ -99,6 +99,12 @@ class Monitor:
             self._record.write("evaluate", step=self.steps_done, epoch=self._epoch(), **found)
         self.pause()
 
+    def write(self, event: str, **fields: Any) -> None:
+        """Record an event of another kind, one that the report knows (`guard`, say); rank 0 writes."""
+        self._begin()
+        if self._record is not None:
+            self._record.write(event, **fields)
+
     def pause(self) -> None:
         """Count what comes until the next batch or step as no part of any."""
         self._ended = None

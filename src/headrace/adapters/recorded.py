@@ -31,6 +31,10 @@ class Recorded:
         """Say something of the step under way, for its line in the record. Numbers on the host, of this rank."""
         self._monitor.note(loss=loss, lr=lr, **metrics)
 
+    def write(self, event: str, **fields: Any) -> None:
+        """Record an event of another kind; see `Monitor.write`."""
+        self._monitor.write(event, **fields)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._monitor.steps_done = self._steps_done()
         try:

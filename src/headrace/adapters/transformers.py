@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ Inputs = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 NAME = "HeadraceLoader"
 """Under this name a checkpoint's `trainer_state.json` has the loader's state, among the callbacks' states."""
+
+_MOST_GIVEN = 1024
+"""The trainer takes all batches of a step before it begins with the first."""
 
 
 def feed(trainer: Trainer, loader: Loader | Recorded, *, inputs: Inputs | None = None) -> None:
@@ -52,6 +56,7 @@ class _Batches(IterableDataset[Mapping[str, Any]]):
     def __init__(self, loader: Loader | Recorded, inputs: Inputs) -> None:
         self._loader, self._inputs = loader, inputs
         self.num_stand_ins = 0
+        self._given: deque[tuple[int, Any]] = deque(maxlen=_MOST_GIVEN)
 
     def __len__(self) -> int:
         return len(self._loader)  # TypeError for an endless one, which tells the trainer
@@ -60,7 +65,18 @@ class _Batches(IterableDataset[Mapping[str, Any]]):
         num_stand_ins, self.num_stand_ins = self.num_stand_ins, 0
         for _ in range(num_stand_ins):
             yield {}
-        yield from map(self._inputs, self._loader)
+        for batch in self._loader:
+            inputs = self._inputs(batch)
+            self._given.append((id(inputs), batch.get("__key__")))
+            yield inputs
+
+    def keys_of(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys of samples that the trainer has as these inputs, as a batch names them; {} where they are not known.
+
+        An id may have come before, of inputs that are gone: the latest is that of those which are there.
+        """
+        keys = next((keys for given, keys in reversed(self._given) if given == id(inputs)), None)
+        return {} if keys is None else {"__key__": keys}
 
 
 def _callback(loader: Loader | Recorded, batches: _Batches) -> TrainerCallback:

@@ -54,6 +54,14 @@ def squared_norms(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     return summed(torch.stack(torch._foreach_norm(list(parts), 2, dtype=dtype)).square_(), like)
 
 
+def total_norm(grads: Sequence[Tensor]) -> Tensor:
+    """Of all gradients together, of no dimension; of those that are cut, of the whole ones. Collective for these."""
+    if any(isinstance(grad, DTensor) for grad in grads):
+        return squared_norms([part(grad) for grad in grads], grads).sum().sqrt()
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(grads))))
+    return norm
+
+
 def summed(sums: Tensor, like: Sequence[Tensor]) -> Tensor:
     """Sums over whole tensors from those over this rank's parts: row i belongs to the i-th of `like`. Collective."""
     alike: dict[Any, list[int]] = {}

@@ -153,14 +153,7 @@ class Journal:
 
     def guard(self, finding: Finding) -> None:
         """A guard found something."""
-        self._record.write(
-            "guard",
-            step=finding.step,
-            guard=finding.guard,
-            action=finding.action,
-            detail=finding.detail,
-            **finding.fields,
-        )
+        self._record.write("guard", **finding.event())
 
     def stop(self, step: int, reason: str) -> None:
         """The run stopped early, with a checkpoint."""

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from headrace.errors import TrainingError
 from headrace.train.batches import Batch, micro_batches, num_parts
-from headrace.train.dtensors import part, squared_norms
+from headrace.train.dtensors import part, squared_norms, total_norm
 from headrace.train.guards import RunningStatistics, step_if
 from headrace.train.loss_scale import LossScale, Scaled
 from headrace.train.objective import Objective
@@ -269,12 +269,10 @@ class Stepper:
     def _norm(self) -> Tensor:
         """Of all gradients together."""
         grads = [p.grad for p in self._params if p.grad is not None]
-        if self._pipelined is None and not any(isinstance(grad, DTensor) for grad in grads):
-            norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-            return norm
+        if self._pipelined is None:
+            return total_norm(grads)
         squared = squared_norms([part(grad) for grad in grads], grads).sum()
-        if self._pipelined is not None:
-            self._pipelined.add_over_stages(squared)
+        self._pipelined.add_over_stages(squared)
         return squared.sqrt()
 
 

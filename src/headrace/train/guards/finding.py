@@ -25,6 +25,11 @@ class Finding:
     fields: dict[str, Any] = field(default_factory=dict)
     """What else the record is to have; JSON values."""
 
+    def event(self) -> dict[str, Any]:
+        """The fields of its event in the record."""
+        said = {"step": self.step, "guard": self.guard, "action": self.action, "detail": self.detail}
+        return said | self.fields
+
 
 Note = Callable[[Finding], None]
 """Where findings go; all ranks have the same ones."""

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from headrace.train.dtensors import part, place
-from headrace.train.snapshot import Learner
+from headrace.train.guards.learning import Learning
 from headrace.train.world import wait_as_all
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -48,7 +48,7 @@ class Difference:
 class Replicas:
     """The groups of ranks that hold the same."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learning) -> None:
         """Find them. Collective."""
         self._learner = learner
         places = learner.world.gather(_place_of(learner))
@@ -111,7 +111,7 @@ def _integers(tensor: Tensor) -> Tensor:
     return plain.contiguous().view(_WORDS[plain.element_size()])
 
 
-def _place_of(learner: Learner) -> str:
+def _place_of(learner: Learning) -> str:
     places = [(name, tuple(param.shape), place(param)) for name, param in learner.model.named_parameters()]
     return hashlib.sha256(repr(places).encode()).hexdigest()
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from headrace.train.average import Average
 from headrace.train.dtensors import part
-from headrace.train.snapshot import Kept, Learner
+from headrace.train.guards.learning import Learning
+from headrace.train.snapshot import Kept
 
 _LEAST_AGE = 10
 """Steps that a state must have proved itself for."""
@@ -39,7 +40,7 @@ class _Copy:
 class Snapshots:
     """The last two copies of a learner's state."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learning) -> None:
         self._learner = learner
         self._copies: list[_Copy] = []
 

@@ -14,17 +14,17 @@ from torch import Tensor
 from headrace.errors import TrainingError
 from headrace.train.guards.exchange import Exchange, row_of
 from headrace.train.guards.finding import Finding, Note
+from headrace.train.guards.learning import Learning
 from headrace.train.guards.options import Guards
 from headrace.train.guards.replay import repeats
 from headrace.train.guards.replicas import Difference, Replicas
 from headrace.train.guards.stragglers import Pace, stragglers
-from headrace.train.snapshot import Learner
 
 
 class Survey:
     """Asks all ranks, and judges what they say. All ranks call each method at the same steps."""
 
-    def __init__(self, options: Guards, learner: Learner, note: Note) -> None:
+    def __init__(self, options: Guards, learner: Learning, note: Note) -> None:
         """Find who should hold the same. Collective."""
         self._options = options
         self._learner = learner

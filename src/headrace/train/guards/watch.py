@@ -16,18 +16,18 @@ from headrace.errors import TrainingError
 from headrace.train.batches import Batch
 from headrace.train.guards.bad_steps import BadSteps
 from headrace.train.guards.finding import Finding, Note, log
+from headrace.train.guards.learning import Learning
 from headrace.train.guards.options import Guards
 from headrace.train.guards.snapshots import Snapshots
 from headrace.train.guards.spikes import Spikes
 from headrace.train.guards.survey import Survey
-from headrace.train.snapshot import Learner
 from headrace.train.tally import Totals
 
 
 class Watch:
     """Takes each step's result when it is read, and acts between steps."""
 
-    def __init__(self, options: Guards, learner: Learner, note: Note) -> None:
+    def __init__(self, options: Guards, learner: Learning, note: Note) -> None:
         """`note` keeps what is found. Collective."""
         self._options = options
         self._keep = note
@@ -48,7 +48,12 @@ class Watch:
         return self._bad_steps.factor
 
     def begin(self, step: int, state: dict[str, Any] | None) -> None:
-        """Training goes on after `step` steps, from a saved `state` of the guards, if there is one."""
+        """Training goes on after `step` steps, from a saved `state` of the guards, if there is one.
+
+        Copies of before are dropped: they may be of another model than the one that is there now.
+        """
+        if self._snapshots is not None:
+            self._snapshots.forget()
         if state is not None:
             self._bad_steps.load_state_dict(state["bad_steps"])
             self._spikes.load_state_dict(state["spikes"])
