@@ -109,10 +109,11 @@ def test_a_run_goes_on_bit_for_bit(ranks):
         assert largest_difference(found["straight"], found["broken"]) == 0
 
 
-def test_its_own_launcher_starts_the_same_run(packages, importable, tmp_path):
-    command = [sys.executable, packages / "bin/horovodrun", "--gloo", "-np", "2", "-H", "localhost:2", sys.executable]
+def test_its_own_launcher_starts_the_same_run(importable, tmp_path):
+    launcher = [sys.executable, "-c", "from horovod.runner.launch import run_commandline as run; run()"]  # horovodrun
+    command = [*launcher, "--gloo", "-np", "2", "-H", "localhost:2", sys.executable]
     done = subprocess.run(
-        [*map(str, command), HERE / "horovod_run.py", tmp_path],
+        [*command, HERE / "horovod_run.py", tmp_path],
         env={**os.environ, **importable, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
