@@ -107,6 +107,16 @@ def test_the_trainer_does_what_a_loop_by_hand_does():
     assert largest_difference(weights(model), weights(by_hand)) == 0
 
 
+def test_gradients_that_were_there_before_are_no_part_of_the_run():
+    """A step that an error broke off may have left some."""
+    clean, littered = network(), network()
+    for param in littered.parameters():
+        param.grad = torch.ones_like(param)
+    trainer(clean).fit(steps=3)
+    trainer(littered).fit(steps=3)
+    assert largest_difference(weights(clean), weights(littered)) == 0
+
+
 def test_bf16_runs_the_forward_pass_in_bf16_and_keeps_weights_in_fp32():
     seen = []
 

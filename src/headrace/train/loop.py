@@ -143,6 +143,7 @@ class Loop:
         """Train until the plan is done, or until a rank was asked to stop; the reason, if so. Collective."""
         if self._watch is not None:
             self._watch.begin(self._position.step, self._position.guards)
+        self._stepper.forget()
         self._clock.skip()
         self._pulse.beat("start", self._position.step + 1)
         with self._bar() as advance, closing(self._batches()) as batches:

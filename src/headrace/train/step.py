@@ -147,9 +147,13 @@ class Stepper:
             self._guarded(outcome, self._statistics, some)
         else:
             self._unguarded(outcome, some)
+        self.forget()
+        return outcome
+
+    def forget(self) -> None:
+        """Drop the gradients: those of the step that is done, or what a step that was broken off has left."""
         for param in self._params:  # what zero_grad does, without what it costs
             param.grad = None
-        return outcome
 
     def _unguarded(self, outcome: Outcome, some: bool) -> None:
         norm = self._clipped() if self._clip is not None and not outcome.overflowed else None
