@@ -5,11 +5,11 @@
 
 GPT-2 124M on 16 windows of 1,024 tokens, a 1.1 billion parameter Llama on 4 of 2,048, ResNet-50 on 256 images of 224,
 channels last. All under bfloat16 autocast with fp32 weights, compiled, with the same fused optimizer, and of language
-models gradients clipped; batches lie on the device. The bare loop compiles the whole model by one call, has a cosine
-schedule, and reads nothing of a step; the Trainer compiles block by block, has the same schedule, and reads every
-step's loss one step late. Both models live on through all rounds, which take turns; each round times so many steps
-behind a few that are not counted, from the device's end of one to its end of another. Goal: at least 0.98 of the bare
-loop.
+models gradients clipped; batches lie on the device. Both set a rate for every step by a cosine. The bare loop compiles
+the whole model by one call and reads nothing of a step; the Trainer compiles block by block where blocks are alike, and
+reads every step's loss one step late. Both models live on through all rounds, which take turns; each round times so
+many steps behind a few that are not counted, from the device's end of one to its end of another. Goal: at least 0.98 of
+the bare loop.
 
 MFU is the share of the device's peak rate, dense bfloat16, that a step's operations come to, forward and backward.
 They are counted once, by torch.utils.flop_counter on device meta; attention counts whole though it is causal.
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ PEAK_FLOPS = {
     "H100 NVL": 835e12,  # nvidia.com/en-us/data-center/h100: half of what is said with sparsity, as for all below
     "H100 PCIe": 756e12,
     "H100": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,  # nvidia.com/en-us/data-center/h200
     "B200": 2250e12,  # nvidia.com/en-us/data-center/hgx
 }
@@ -222,7 +224,7 @@ def operations(task: Task, batch_size: int) -> int:
 def peak_flops(device: torch.device) -> float | None:
     """Of the device, a second; None where it is not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    return next((peak for part, peak in PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def measured(task: Task, batch_size: int, options: argparse.Namespace, device: torch.device) -> dict[str, Spread]:

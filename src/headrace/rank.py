@@ -60,7 +60,12 @@ def resolve_rank(
         raise OptionError(f"rank and world_size go together: got rank={rank}, world_size={world_size}")
     if rank is not None and world_size is not None:
         return Rank(rank, world_size)
-    return _of_mesh or _from_torch() or _from_environment(environ) or Rank()
+    return _of_mesh or process_rank(environ)
+
+
+def process_rank(environ: Mapping[str, str] = os.environ) -> Rank:
+    """This process among all of the run, whichever share of the data it has."""
+    return _from_torch() or _from_environment(environ) or Rank()
 
 
 def check_unchanged(counted: Rank, now: Rank) -> None:

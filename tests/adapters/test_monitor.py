@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import headrace as hr
 from headrace.adapters.monitor import num_samples
 from headrace.errors import OptionError, StorageError
+from headrace.rank import Rank, set_data_rank
 from headrace.report import read_run, verdict, write_page
 from headrace.report.runlog import PARTS
 
@@ -87,15 +89,54 @@ def test_batches_of_a_dataloader_are_counted_and_noted(tmp_path):
 
 def test_several_batches_may_make_one_step(tmp_path):
     with hr.Monitor(tmp_path) as monitor:
-        batches = iter(monitor.watch(Slow(4, 0.01)))
-        for _ in range(2):
+        batches = iter(monitor.watch(Slow(10, 0.02)))
+        began = time.perf_counter()
+        for _ in range(5):
             with monitor.step():
                 next(batches)
                 next(batches)
+        whole = time.perf_counter() - began
     run = read_run(tmp_path)
-    assert run.steps["samples"].tolist() == [8, 8]
-    assert (run.steps["wait_sec"] >= 0.02).all()
-    assert np.allclose(seconds(run, *PARTS), run.steps["sec"])
+    assert run.steps["samples"].tolist() == [8] * 5
+    assert (run.steps["wait_sec"] >= 0.04).all()
+    assert run.steps["sec"].sum() == pytest.approx(whole, rel=0.2)
+    assert run.steps["compute_sec"].sum() < whole / 2
+
+
+def test_what_a_failed_step_counted_is_no_part_of_the_next(tmp_path):
+    with hr.Monitor(tmp_path) as monitor:
+        for number, _ in enumerate(monitor.watch(Slow(3, 0))):
+            with suppress(MemoryError), monitor.step():
+                monitor.note(loss=float(number))
+                if number == 1:
+                    raise MemoryError
+    run = read_run(tmp_path)
+    assert run.steps["samples"].tolist() == [4, 4]
+    assert run.steps["loss"].tolist() == [0, 2]
+
+
+def test_a_closed_one_records_no_more(tmp_path):
+    monitor = hr.Monitor(tmp_path)
+    monitor.close()
+    with pytest.raises(OptionError, match="was closed records nothing more: make another one"):
+        monitor.step().__enter__()
+
+
+def test_of_processes_with_one_share_of_the_data_the_first_writes(tmp_path, monkeypatch):
+    """As tensor parallel ones have: each is rank 0 of 1 for loaders."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    set_data_rank(Rank(0, 1))
+    try:
+        for rank in "01":
+            monkeypatch.setenv("RANK", rank)
+            with hr.Monitor(tmp_path / rank) as monitor:
+                for _ in monitor.watch(Slow(2, 0)):
+                    with monitor.step():
+                        pass
+    finally:
+        set_data_rank(None)
+    assert read_run(tmp_path / "0").steps["samples"].tolist() == [4, 4]
+    assert not (tmp_path / "1").exists()
 
 
 def test_a_loop_that_goes_on_has_one_history(tmp_path):
@@ -148,7 +189,10 @@ def test_another_rank_writes_nothing(tmp_path, monkeypatch):
         ({"__key__": ["a", "b"], "x": torch.ones(2, 3)}, 2),
         ({"name": "x", "x": np.ones((5, 3))}, 5),
         ((torch.ones(3, 2), torch.ones(3)), 3),
-        ([[torch.ones(7)]], 7),
+        (([torch.ones(3, 8, 8)] * 16, [{}] * 16), 16),
+        ({"text": ["a", "b"]}, 2),
+        ({"jpg": [memoryview(b"1234")] * 8}, 8),
+        (memoryview(b"1234"), 0),
         (torch.ones(4, 4), 4),
         (torch.tensor(1.0), 0),
         ("text", 0),

@@ -4,12 +4,14 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
-from headrace.errors import StorageError
+from headrace.errors import OptionError, StorageError
 from headrace.telemetry import EventWriter, read_events
+from waiting import wait_for
 
 
 def write(path, *events):
@@ -40,7 +42,6 @@ def test_events_that_come_often_are_written_together_and_in_order(tmp_path):
     writer.write("start")
     for step in range(50):
         writer.write_often("step", step=step)
-    assert len(list(read_events(writer.path))) < 51
     writer.write("feed")
     assert [event.get("step", event["event"]) for event in read_events(writer.path)] == ["start", *range(50), "feed"]
     writer.write_often("step", step=50)
@@ -48,10 +49,35 @@ def test_events_that_come_often_are_written_together_and_in_order(tmp_path):
     assert [event.get("step") for event in read_events(writer.path)][-1] == 50
 
 
-def test_one_that_comes_a_while_after_the_last_is_written_at_once(tmp_path):
+def test_nothing_waits_for_long_though_nothing_follows(tmp_path):
+    writer = EventWriter(tmp_path / "events.jsonl")
+    for number in range(3):
+        writer.write_often("step", step=number)
+        wait_for(lambda n=number: len(list(read_events(writer.path))) == n + 1, "an event is written")
+    writer.close()
+
+
+def test_events_of_several_threads_are_all_there(tmp_path):
+    writer = EventWriter(tmp_path / "events.jsonl")
+    threads = [
+        threading.Thread(target=lambda: [writer.write_often("step", step=step) for step in range(2000)])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    writer.close()
+    assert sorted(event["step"] for event in read_events(writer.path)) == sorted(4 * list(range(2000)))
+
+
+def test_a_value_that_is_no_json_is_named_and_spoils_nothing_else(tmp_path):
     writer = EventWriter(tmp_path / "events.jsonl")
     writer.write_often("step", step=0)
-    assert len(list(read_events(writer.path))) == 1
+    with pytest.raises(OptionError, match="numbers, texts, lists and dicts: loss of 'step' cannot be written"):
+        writer.write_often("step", step=1, loss=object())
+    writer.write("step", step=2)
+    assert [event["step"] for event in read_events(writer.path)] == [0, 2]
 
 
 def test_a_process_that_ends_without_closing_leaves_what_waited(tmp_path):

@@ -14,13 +14,14 @@ from problems import cross_entropy, inputs, layered, trainer, weights
 import headrace as hr
 from headrace.errors import HeadraceError
 
-DATA = Path(sys.argv[2]).parent
-
 
 def messages():
     yield asked_too_early
     yield lambda: hr.parallelize(layered(), "pp", pp_micro_batches=1, device="cpu")
-    yield lambda: learnt(hr.parallelize(layered(), "pp", pp_micro_batches=4, device="cpu"), 6)
+    module = hr.parallelize(layered(), "pp", pp_micro_batches=4, device="cpu")
+    yield lambda: learnt(module, 6)
+    learnt(module, 8)
+    yield lambda: learnt(module, 4)
     yield lambda: trainer(layered(), steps=1, mesh="pp", optimizer=hr.muon()).fit()
     yield lambda: trainer(layered(), steps=1, mesh="pp", inputs=lambda batch: {"input": batch["x"]}).fit()
 
@@ -43,19 +44,27 @@ def cross_entropy_of(output, target):
 
 
 def staged():
-    """By each process: the loss of a batch, what calling the model gives, and the names of its parameters."""
-    module = hr.parallelize(layered(), "pp", pp_micro_batches=2, device="cpu")
+    """By each process: the loss of a batch, what calling the model gives, and its state."""
+    module = hr.parallelize(with_statistics(), "pp", pp_micro_batches=2, device="cpu")
     module.eval()
-    mean, output = learnt(module, 8), module(torch.ones(8, 6))
-    names = [name.removeprefix("module.") for name, _ in module.named_parameters()]
+    outputs = [module(torch.ones(rows, 6)) for rows in (8, 3)]
+    module.train()
+    mean, state = learnt(module, 8), module.state_dict()
     shares = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shares, {"loss": mean, "output": output, "names": names})
+    torch.distributed.all_gather_object(shares, {"loss": mean, "outputs": outputs, "state": state})
     return shares
+
+
+def with_statistics():
+    model = layered()
+    model[0] = torch.nn.Sequential(model[0], torch.nn.BatchNorm1d(7))
+    model[2] = torch.nn.BatchNorm1d(7)
+    return model
 
 
 def asked_too_early():
     """A loader that has counted its steps as if each process had a share of its own."""
-    loader = hr.Loader(hr.Stream(hr.open(DATA / "data")), global_batch_size=4)
+    loader = hr.Loader(hr.Stream(hr.open(Path(sys.argv[2]).parent / "data")), global_batch_size=4)
     len(loader)
     hr.Trainer(layered(), cross_entropy, loader, inputs=inputs, optimizer=hr.sgd(0.1), mesh="pp", device="cpu").fit()
 

@@ -55,6 +55,15 @@ def near_bf16(found, bf16):
     assert found["loss"] == pytest.approx(bf16["loss"], abs=0.02)
 
 
+def test_another_run_of_the_same_model_computes_as_it_is_told():
+    model = in_float8.network()
+    names = [name for name, _ in model.named_parameters()]
+    for precision, layers in (("float8", in_float8.LAYERS), ("float8", in_float8.LAYERS), ("bf16", set())):
+        in_float8.trainer(model, precision, steps=1).fit()
+        assert converted(model) == layers
+        assert [name for name, _ in model.named_parameters()] == names
+
+
 def test_it_learns_what_bf16_learns(alone):
     near_bf16(alone["float8"], alone["bf16"])
 

@@ -109,6 +109,12 @@ def test_a_run_goes_on_bit_for_bit(ranks):
         assert largest_difference(found["straight"], found["broken"]) == 0
 
 
+def test_a_gradient_of_an_earlier_micro_batch_alone_is_averaged_too(importable, tmp_path):
+    run_ranks(2, [HERE / "horovod_alternating.py", tmp_path], **importable)
+    rank_0, rank_1 = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert largest_difference(rank_0, rank_1) == 0
+
+
 def test_its_own_launcher_starts_the_same_run(importable, tmp_path):
     launcher = [sys.executable, "-c", "from horovod.runner.launch import run_commandline as run; run()"]  # horovodrun
     command = [*launcher, "--gloo", "-np", "2", "-H", "localhost:2", sys.executable]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from problems import Block, layered, trainer
 from processes import HERE, run_ranks
+from scheduled import with_statistics
 from torch import nn
 
 import headrace as hr
@@ -170,16 +171,21 @@ def test_every_schedule_trains_the_same(schedule, tmp_path):
 def test_a_loop_of_ones_own_is_given_the_loss_on_every_process_and_the_output_on_the_last(tmp_path):
     run_ranks(2, [HERE / "scheduled.py", "staged", tmp_path / "found.pt"])
     first, last = torch.load(tmp_path / "found.pt")
-    model = layered()
-    output = model(torch.ones(8, 6))
-    mean = nn.functional.cross_entropy(output, torch.zeros(8, dtype=torch.long))
-    assert torch.allclose(first["loss"], mean, atol=1e-6)
+    model = with_statistics().eval()
+    assert first["outputs"] == [None, None]
+    for rows, output in zip((8, 3), last["outputs"], strict=True):
+        assert torch.allclose(output, model(torch.ones(rows, 6)), atol=1e-6)
+    # Micro-batches of the whole have the batch's statistics only where all samples are the same, as here.
+    mean = nn.functional.cross_entropy(model.train()(torch.ones(8, 6)), torch.zeros(8, dtype=torch.long))
+    assert torch.allclose(first["loss"], mean, atol=1e-5)
     assert torch.equal(first["loss"], last["loss"])
-    assert first["output"] is None
-    assert torch.allclose(last["output"], output, atol=1e-6)
-    assert sorted(first["names"] + last["names"]) == sorted(name for name, _ in model.named_parameters())
-    assert first["names"]
-    assert last["names"]
+    assert sorted([*first["state"], *last["state"]]) == sorted(model.state_dict())
+    assert first["state"]
+    assert last["state"]
+    for name, value in (*first["state"].items(), *last["state"].items()):
+        assert value.isfinite().all(), name
+        if name.endswith("num_batches_tracked"):
+            assert value == 2  # the passes of one batch, and none of what was tried out
 
 
 def test_pipelines_options_of_a_loop_of_ones_own_are_refused_without_one():
@@ -192,9 +198,10 @@ def test_pipelines_options_of_a_loop_of_ones_own_are_refused_without_one():
 def test_what_does_not_go_with_a_pipeline_is_refused_on_every_process(tmp_path):
     hr.pack(({"__key__": f"{i:02d}", "cls": i} for i in range(40)), tmp_path / "data", shuffle=False)
     run_ranks(2, [HERE / "scheduled.py", "refused", tmp_path / "messages.pt"])
-    asked, few, uneven, muon, keywords, frozen = torch.load(tmp_path / "messages.pt")
+    asked, few, uneven, other, muon, keywords, frozen = torch.load(tmp_path / "messages.pt")
     assert few.startswith("pp_micro_batches must be at least the 2 processes of a pipeline")
     assert few.endswith("a multiple of them: got 1")
+    assert other.startswith("stages of a pipeline have room for batches of one size: got 4 samples after 8")
     assert uneven.startswith("with pipeline stages a batch must divide by pp_micro_batches, 4: got 6 samples")
     assert "Muon" in muon
     assert "a stage of a pipeline is a part: take adamw()" in muon

@@ -145,8 +145,10 @@ def test_memory_is_of_weights_gradients_and_optimizer():
     ("devices", "options", "message"),
     [
         (["cpu"] * 2, {"memory": ["1KiB", 2000]}, r"take 13\.6 KiB, the largest \(1\.0\) 4\.08 KiB, and cpu has room"),
-        (["cpu", "cpu"], {"memory": [100]}, "memory has one size a device: got 1 for 2 devices"),
+        (["cpu", "cpu"], {"memory": [100]}, "memory has one size a device, in a list: got 1 for 2 devices"),
         (["cpu"], {"memory": ["much"]}, "memory must be a number of bytes"),
+        (["cpu", "cpu"], {"memory": "20GiB"}, "in a list: got '20GiB' for 2 devices"),
+        (["gpu"], {}, "devices are torch's, such as 'cuda:0' or 'cpu': got 'gpu'"),
         ([], {}, "at least one device"),
     ],
 )

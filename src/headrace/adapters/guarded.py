@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from headrace.train.batches import Batch
 from headrace.train.dtensors import total_norm
 from headrace.train.guards import Finding, Guards, RunningStatistics, Watch
 from headrace.train.objective import Judgement
+from headrace.train.parallel import Staged
 from headrace.train.tally import Sum, Tally, Totals
 from headrace.train.world import World
 
@@ -87,6 +88,11 @@ class Guarded:
         tally = Tally(self._world)
         tally.add(Judgement(loss.detach(), 1.0, False, {}, None), 1)  # ranks count alike, as in the gradients' mean
         self._sums.append((tally.launch(stop=False), dict(batch) if isinstance(batch, Mapping) else {}))
+
+    @property
+    def is_told(self) -> bool:
+        """Whether a loss was added for the step to come."""
+        return bool(self._sums)
 
     def allows(self) -> bool:
         """Whether the optimizer's step may be made, after the backward pass and before clipping. Collective.
@@ -157,7 +163,7 @@ class Guarded:
                 f"a step is judged by its loss and gradients: {missing}; call add(loss, batch) before the backward "
                 "pass and allows() after it, before gradients are cleared"
             )
-        norm = total_norm(grads).item()
+        norm = math.hypot(*(total_norm(some).item() for some in _by_device(grads)))
         for one, _ in self._sums:
             one.wait()
             one.fetch(None)
@@ -186,7 +192,14 @@ class Guarded:
     def _note(self, finding: Finding) -> None:
         self.findings.append(finding)
         if self._recorded is not None:
-            self._recorded.write("guard", **finding.event())
+            counted = {"guarded_step": finding.step, "step": self._recorded.steps_done + 1}
+            self._recorded.write("guard", **{**finding.event(), **counted})
+
+
+def _by_device(grads: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Layers may have been placed on several."""
+    for device in dict.fromkeys(grad.device for grad in grads):
+        yield [grad for grad in grads if grad.device == device]
 
 
 def unwrapped(optimizer: Any) -> Any:
@@ -208,8 +221,30 @@ def _check(model: nn.Module, optimizer: Any, guards: Guards, recorded: Recorded 
             "gradients of a scaled loss say nothing of the model: train in bf16 or fp32 to guard a loop that is not "
             "the Trainer's"
         )
+    check_model(model)
+    _check_optimizer(unwrapped(optimizer))
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise OptionError for one whose gradients no rank has together."""
+    if isinstance(model, Staged):
+        raise OptionError(
+            "stages of a pipeline have a part of the gradients each: take a mesh without pp, or the Trainer"
+        )
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise OptionError("a FullyShardedDataParallel has gradients that cannot be told apart: use fully_shard (FSDP2)")
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    kinds = [type(one).__module__ for one in (optimizer, getattr(optimizer, "optimizer", None))]
+    if not isinstance(optimizer, Optimizer) or any(kind.startswith("deepspeed") for kind in kinds):
+        raise OptionError(
+            f"guards follow a torch.optim.Optimizer: got a {type(optimizer).__name__}; DeepSpeed has its own gradients"
+        )
+    if any(group["lr"] is None for group in optimizer.param_groups):
+        raise OptionError(
+            "guards lower learning rates after bad steps: this optimizer has none (lr is None); give it one"
+        )
 
 
 def _scaler(optimizer: Any) -> Any:

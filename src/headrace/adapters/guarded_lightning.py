@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from headrace.adapters.guarded import Guarded
+from headrace.adapters.guarded import Guarded, check_model
+from headrace.adapters.monitor import Monitor
 from headrace.adapters.recorded import Recorded
 from headrace.errors import OptionError
 from headrace.train.guards import Guards
@@ -23,8 +24,8 @@ class GuardsCallback(Callback):  # type: ignore[misc]
     Lightning's checkpoints.
     """
 
-    def __init__(self, guards: Guards, *, recorded: Recorded | None = None) -> None:
-        """`recorded`: the loader of the fit, if its record is to have the findings."""
+    def __init__(self, guards: Guards, *, recorded: Recorded | Monitor | None = None) -> None:
+        """`recorded`: the loader of the fit, or its Monitor, if the record is to have the findings."""
         self.guarded: Guarded | None = None
         """From the start of a fit on."""
         self._guards, self._recorded = guards, recorded
@@ -37,6 +38,9 @@ class GuardsCallback(Callback):  # type: ignore[misc]
             raise OptionError(f"guards are for a module with one optimizer: got {len(trainer.optimizers)}")
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise OptionError("gradients of a scaled loss say nothing of the model: use precision='bf16-mixed'")
+        if self.guarded is not None:  # of a fit that was broken off
+            self.guarded.close()
+        check_model(trainer.strategy.model)  # which has what Lightning put around the module
         self.guarded = Guarded(pl_module, trainer.optimizers[0], self._guards, recorded=self._recorded)
         if self._saved is not None:
             self.guarded.load_state_dict(self._saved)
@@ -54,7 +58,8 @@ class GuardsCallback(Callback):  # type: ignore[misc]
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """After the backward pass, before clipping."""
         assert self.guarded is not None
-        self.guarded.allows()
+        if self.guarded.is_told:  # not by a training_step that gave None, which leaves its step out
+            self.guarded.allows()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What was asked of the ranks last is read."""

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from headrace.adapters.guarded import Guarded
+from headrace.adapters.monitor import Monitor
 from headrace.adapters.recorded import Recorded
 from headrace.errors import OptionError
 from headrace.train.guards import Guards
@@ -18,7 +19,7 @@ NAME = "HeadraceGuards"
 """Under this name a checkpoint's `trainer_state.json` has the guards' state, among the callbacks' states."""
 
 
-def guard(trainer: Trainer, guards: Guards, *, recorded: Recorded | None = None) -> GuardedTraining:
+def guard(trainer: Trainer, guards: Guards, *, recorded: Recorded | Monitor | None = None) -> GuardedTraining:
     """Have a trainer's steps watched. Call it once, before `train`; what it returns has the findings.
 
     The trainer's callbacks see a step's gradients only once they are clipped, and never its loss. So what it does with
@@ -40,7 +41,7 @@ def guard(trainer: Trainer, guards: Guards, *, recorded: Recorded | None = None)
 class GuardedTraining:
     """What the trainer does with a batch, and what the guards are to know of it."""
 
-    def __init__(self, trainer: Trainer, guards: Guards, recorded: Recorded | None) -> None:
+    def __init__(self, trainer: Trainer, guards: Guards, recorded: Recorded | Monitor | None) -> None:
         self.guarded: Guarded | None = None
         """From the start of `train` on."""
         self._trainer, self._guards, self._recorded = trainer, guards, recorded
@@ -51,6 +52,8 @@ class GuardedTraining:
     def begin(self, loader: Any, saved: dict[str, Any] | None) -> None:
         """All is prepared and loaded."""
         trainer = self._trainer
+        if self.guarded is not None:  # of training that was broken off
+            self.guarded.close()
         self.guarded = Guarded(trainer.model, trainer.optimizer, self._guards, recorded=self._recorded)
         if saved is not None:
             self.guarded.load_state_dict(saved)

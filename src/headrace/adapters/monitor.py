@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from headrace.errors import OptionError, StorageError
-from headrace.rank import resolve_rank
+from headrace.rank import process_rank, resolve_rank
 from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.version import __version__
 
@@ -30,7 +30,7 @@ _KINDS = ("copy", "communication", "checkpoint", "rest")
 
 
 class Monitor:
-    """Writes a run's events. Rank 0 writes; elsewhere the same calls do nothing but take the time.
+    """Writes a run's events. The first process writes; in others the same calls do nothing but take the time.
 
     For one thread. A loop that goes on from a checkpoint says so by `first_step`; on the same folder, steps that are
     done again are counted once, and as lost work.
@@ -54,16 +54,22 @@ class Monitor:
         self._about = {"total_steps": total_steps, "config": dict(config or {})}
         self._run_dir = Path(run_dir)
         self._record: EventWriter | None = None
-        self._world_size = 0
+        self.world_size = 0
+        """How many processes have a share of the data; 0: nothing was asked for yet."""
         self._loader: Any = None
         self._noted: dict[str, Any] = {}
         self._samples = 0
+        self._said: int | None = None
+        self._closed = False
         self._sec = dict.fromkeys(("wait", *_KINDS), 0.0)
         self._ended: float | None = None
         self._fed = 0.0
 
     def watch(self, loader: Iterable[B]) -> Watched[B]:
-        """The loader's batches, each `next` of it timed. With a headrace.Loader its meters are recorded, too."""
+        """The loader's batches, each `next` of it timed. With a headrace.Loader its meters are recorded, too.
+
+        For the training loader: batches of another one would be counted as the next step's.
+        """
         self._loader = loader
         return Watched(self, loader)
 
@@ -71,12 +77,16 @@ class Monitor:
     def step(self) -> Iterator[None]:
         """One step: everything between its batches and the next step's. A step that fails is not recorded."""
         self._begin()
-        before = sum(self._sec[kind] for kind in _KINDS)
+        before = sum(self._sec.values())
         began = time.perf_counter()
-        yield
+        since = began if self._ended is None else self._ended
+        try:
+            yield
+        except BaseException:
+            self._forget()
+            raise
         now = time.perf_counter()
-        named = sum(self._sec[kind] for kind in _KINDS) - before
-        self._end(began if self._ended is None else self._ended, now, now - began - named)
+        self._end(since, now, now - began - (sum(self._sec.values()) - before))
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
@@ -84,12 +94,20 @@ class Monitor:
         if kind not in _KINDS:
             raise OptionError(f"kind must be one of {', '.join(_KINDS)}: got {kind!r}")
         began = time.perf_counter()
-        yield
-        self._sec[kind] += time.perf_counter() - began
+        try:
+            yield
+        finally:
+            self._sec[kind] += time.perf_counter() - began
 
-    def note(self, *, loss: float | None = None, lr: float | None = None, **metrics: float) -> None:
-        """Say something of the step under way, for its line in the record: numbers on the host, of this rank."""
+    def note(
+        self, *, loss: float | None = None, lr: float | None = None, samples: int | None = None, **metrics: float
+    ) -> None:
+        """Say something of the step under way, for its line in the record: numbers on the host, of this rank.
+
+        `samples`: how many it has; None: what its batches seem to have (`num_samples`).
+        """
         self._noted = {"loss": loss, "lr": lr, "metrics": metrics}
+        self._said = self._said if samples is None else samples
 
     def evaluated(self, loss: float | None = None, *, samples: int = 0, sec: float = 0.0, **metrics: float) -> None:
         """Record an evaluation after the steps that are done. What it took belongs to no step."""
@@ -111,12 +129,16 @@ class Monitor:
         self._feed()
 
     def close(self) -> None:
-        """The run is complete: record its end."""
+        """The run is complete: record its end. Nothing can be recorded afterwards."""
         if self._record is not None:
             self.pause()
             self._record.write("end", step=self.steps_done, epochs=None, samples=None, sec=None, loss=None, metrics={})
-            self._record.close()
-            self._record = None
+        self._shut()
+
+    def _shut(self) -> None:
+        record, self._record, self._closed = self._record, None, True
+        if record is not None:
+            record.close()
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +150,7 @@ class Monitor:
         if error is None:
             self.close()
         else:
-            self.pause()
+            self._shut()
 
     def _waited(self, sec: float, batch: Any) -> None:
         self._sec["wait"] += sec
@@ -137,11 +159,13 @@ class Monitor:
             self._ended = time.perf_counter() - sec
 
     def _begin(self) -> None:
-        """The first step begins an attempt at the run."""
-        if self._world_size:
+        """The first batch, or step, begins an attempt at the run."""
+        if self._closed:
+            raise OptionError("a Monitor that was closed records nothing more: make another one, with first_step")
+        if self.world_size:
             return
-        rank = resolve_rank()
-        self._world_size = rank.world_size
+        rank = process_rank()
+        self.world_size = resolve_rank().world_size
         if rank.rank != 0:
             return
         try:
@@ -168,7 +192,8 @@ class Monitor:
         whole = now - since
         sec, self._sec = self._sec, dict.fromkeys(self._sec, 0.0)
         sec["rest"] += max(0.0, whole - compute_sec - sum(sec.values()))
-        samples, self._samples = self._samples, 0
+        samples = self._samples if self._said is None else self._said
+        self._samples, self._said = 0, None
         noted, self._noted = self._noted or {"loss": None, "lr": None, "metrics": {}}, {}
         self._ended = now
         if self._record is None:
@@ -178,7 +203,7 @@ class Monitor:
             "step",
             step=self.steps_done,
             epoch=self._epoch(),
-            samples=samples * self._world_size,
+            samples=samples * self.world_size,
             **noted,
             sec=sum(sec.values()) + compute_sec,
             compute_sec=compute_sec,
@@ -186,6 +211,11 @@ class Monitor:
         )
         if time.monotonic() - self._fed >= _FEED_EVERY_SEC:
             self._feed()
+
+    def _forget(self) -> None:
+        """What a step that failed has counted is no part of the next one."""
+        self._sec = dict.fromkeys(self._sec, 0.0)
+        self._samples, self._said, self._noted, self._ended = 0, None, {}, None
 
     def _epoch(self) -> int:
         each = getattr(self._loader, "steps_per_epoch", None)
@@ -207,6 +237,7 @@ class Watched(Generic[B]):
         self._watched = loader
 
     def __iter__(self) -> Iterator[B]:
+        self._monitor._begin()
         began = time.perf_counter()
         batches = iter(self._watched)  # where some loaders start their processes
         while True:
@@ -226,10 +257,16 @@ class Watched(Generic[B]):
 
 
 def num_samples(batch: Any) -> int:
-    """How many samples a batch has: the length of `__key__`, else the first dimension of the first array in it."""
+    """How many samples a batch has: the length of `__key__`, else of its first array or list of samples; 0: unknown."""
     if isinstance(batch, Mapping):
-        return len(batch["__key__"]) if "__key__" in batch else num_samples(list(batch.values()))
-    if isinstance(batch, list | tuple):
-        return next(filter(None, map(num_samples, batch)), 0)
-    shape: Any = getattr(batch, "shape", ())
+        fields = [batch["__key__"]] if "__key__" in batch else list(batch.values())
+    else:
+        fields = list(batch) if isinstance(batch, list | tuple) else [batch]
+    return next(filter(None, map(_num_rows, fields)), 0)
+
+
+def _num_rows(field: Any) -> int:
+    if isinstance(field, list | tuple):
+        return len(field)
+    shape: Any = () if isinstance(field, memoryview) else getattr(field, "shape", ())
     return int(shape[0]) if len(shape) else 0

@@ -29,7 +29,7 @@ class Recorded:
 
     def note(self, *, loss: float | None = None, lr: float | None = None, **metrics: float) -> None:
         """Say something of the step under way, for its line in the record. Numbers on the host, of this rank."""
-        self._monitor.note(loss=loss, lr=lr, **metrics)
+        self._monitor.note(loss=loss, lr=lr, samples=None, **metrics)
 
     def write(self, event: str, **fields: Any) -> None:
         """Record an event of another kind; see `Monitor.write`."""
@@ -39,6 +39,8 @@ class Recorded:
         self._monitor.steps_done = self._steps_done()
         try:
             for batch in self._batches:
+                if "__key__" not in batch:
+                    self._monitor.note(samples=self.loader.global_batch_size // self._monitor.world_size)
                 step = self._monitor.step()
                 step.__enter__()
                 try:
@@ -47,6 +49,15 @@ class Recorded:
                     step.__exit__(None, None, None)
         finally:
             self._monitor.pause()
+
+    @property
+    def steps_done(self) -> int:
+        """Steps in the record that are complete."""
+        return self._monitor.steps_done
+
+    def close(self) -> None:
+        """The run is complete: record its end."""
+        self._monitor.close()
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -3,22 +3,24 @@
 The report and the verdict are computed from this file alone. Every line has `event` (its kind) and `time` (Unix
 seconds); docs/report.md lists the kinds and their fields. A line is written in one call and not buffered, so that a
 killed process loses at most the line it was writing; a torn last line is left where it is and passed over on reading.
-Only what happens many times in a tenth of a second is written together, since a call for each would be what takes the
-time then.
+Only what may happen many times in a tenth of a second is written together, by a thread, since a call for each would be
+what takes the time then.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from headrace.errors import StorageError
+from headrace.errors import OptionError, StorageError
 
 FILE_NAME = "events.jsonl"
 
@@ -27,62 +29,104 @@ _TOGETHER_SEC = 0.1
 
 
 class EventWriter:
-    """Appends events to a file. One process writes one file."""
+    """Appends events to a file. One process writes one file, from any of its threads."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._waiting: list[dict[str, Any]] = []
-        self._written = 0.0
+        self._lock = threading.Lock()
+        self._waiting: deque[bytes] = deque()  # which one thread may add to while another takes out
+        self._some_wait = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._end_torn_line()
-            atexit.register(self.flush)
         except OSError as err:
-            raise StorageError(f"cannot write the run's events to {self.path}: {err.strerror}") from err
+            raise self._refused(err) from err
+        atexit.register(self._write_out)
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event. NaN and infinity become null."""
-        self._waiting.append({"event": event, "time": time.time(), **fields})
-        self._write_out()
+        """Append one event, and write what waits. NaN and infinity become null.
+
+        Raises StorageError where the file cannot be written, and OptionError for a value that JSON has no word for.
+        """
+        self._waiting.append(_line(event, fields))
+        self.flush()
 
     def write_often(self, event: str, **fields: Any) -> None:
-        """The same for what may happen very often: those of a tenth of a second are written together.
+        """The same for what may happen very often: a thread writes those of a tenth of a second together.
 
-        What waits is written with the next event of any kind, on closing, and when the process ends; a killed one
-        loses it.
+        A killed process loses what waits. That it could not be written is raised by a later call.
         """
-        now = time.time()
-        self._waiting.append({"event": event, "time": now, **fields})
-        if not 0 <= now - self._written < _TOGETHER_SEC:
-            self._write_out()
+        self._waiting.append(_line(event, fields))
+        if self._error is not None:
+            raise self._refused(self._error)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_together, name="headrace-events", daemon=True)
+            self._thread.start()
+        if not self._some_wait.is_set():
+            self._some_wait.set()
 
     def flush(self) -> None:
-        """Write what waits."""
-        if self._waiting:
-            self._write_out()
+        """Write what waits. Raises StorageError."""
+        self._write_out()
+        if self._error is not None:
+            raise self._refused(self._error)
 
     def close(self) -> None:
-        """Close the file; writing afterwards is an error."""
-        atexit.unregister(self.flush)
+        """Write what waits, and close the file; writing afterwards is an error."""
+        atexit.unregister(self._write_out)
         try:
             self.flush()
         finally:
-            os.close(self._fd)
+            with self._lock:
+                fd, self._fd = self._fd, -1
+                os.close(fd)
+            self._some_wait.set()
+
+    def _write_together(self) -> None:
+        while self._some_wait.wait() and self._fd >= 0:
+            time.sleep(_TOGETHER_SEC)
+            self._some_wait.clear()
+            self._write_out()
 
     def _write_out(self) -> None:
-        lines = b"".join([orjson.dumps(event, option=_OPTIONS) for event in self._waiting])
-        self._waiting.clear()
-        self._written = time.time()
-        try:
-            while lines:  # a disk that fills up takes a part first, and says why with the rest
-                lines = lines[os.write(self._fd, lines) :]
-        except OSError as err:
-            raise StorageError(f"cannot write the run's events to {self.path}: {err.strerror}") from err
+        """Write what waits, unless the file is closed; what went wrong stays in `_error`."""
+        with self._lock:
+            lines = b""
+            while self._fd >= 0 and self._waiting:
+                lines += self._waiting.popleft()
+            try:
+                while lines:  # a disk that fills up takes a part first, and says why with the rest
+                    lines = lines[os.write(self._fd, lines) :]
+            except OSError as err:
+                self._error = err
+
+    def _refused(self, error: OSError) -> StorageError:
+        return StorageError(f"cannot write the run's events to {self.path}: {error.strerror}")
 
     def _end_torn_line(self) -> None:
         size = os.fstat(self._fd).st_size
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
             os.write(self._fd, b"\n")
+
+
+def _line(event: str, fields: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps({"event": event, "time": time.time(), **fields}, option=_OPTIONS)
+    except TypeError as err:
+        wrong = next((name for name, value in fields.items() if not _is_json(value)), "its fields")
+        raise OptionError(
+            f"an event holds numbers, texts, lists and dicts: {wrong} of {event!r} cannot be written ({err})"
+        ) from err
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        orjson.dumps(value, option=_OPTIONS)
+    except TypeError:
+        return False
+    return True
 
 
 def read_events(path: str | Path) -> Iterator[dict[str, Any]]:

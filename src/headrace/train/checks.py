@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from headrace.errors import OptionError
 from headrace.storage import locate
 from headrace.train.average import EMA
@@ -69,16 +67,6 @@ def _check_evaluation(options: Options) -> None:
         raise OptionError(f"evaluate_every must be above 0, in epochs: got {options.evaluate_every}")
     if best is not None and evaluate is None:
         raise OptionError(f"keep_best={best.metric!r} needs a loader to be evaluated on: set evaluate")
-
-
-def check_memory(model: nn.Module) -> None:
-    """Raise OptionError, naming it, for a parameter or buffer that has no values."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise OptionError(
-                f"a model must have its values before it is trained: {name} lies on device meta; make it without "
-                "torch.device('meta'), or call model.to_empty(device='cpu') and set every value"
-            )
 
 
 def check_counts(**counts: int | None) -> None:

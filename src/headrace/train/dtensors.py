@@ -15,6 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from headrace.errors import TrainingError
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 def part(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing its memory; all of it where it is not sharded."""
@@ -58,7 +60,8 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
     """Of all gradients together, of no dimension; of those that are cut, of the whole ones. Collective for these."""
     if any(isinstance(grad, DTensor) for grad in grads):
         return squared_norms([part(grad) for grad in grads], grads).sum().sqrt()
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(grads))))
+    wide = torch.float32 if grads[0].dtype in _HALF else None  # which what a half holds may not be enough for
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(grads), 2, dtype=wide)))
     return norm
 
 

@@ -280,7 +280,7 @@ class Loop:
                 self._watch.timed(_own_sec(made.split))
             self._journal.step(made.step, epoch, made.lr, made.totals, made.split, outcome.traffic, outcome.scaled)
             if made.split.checkpoint:
-                self._journal.flush()  # the checkpoint has this step, so the record must
+                self._journal.flush()  # a restart does not do this step again
 
     def _stopped(self) -> str:
         self._journal.feed(self._position.step, self._loader.meters())

@@ -9,7 +9,6 @@ from torch import nn
 
 from headrace.errors import OptionError
 from headrace.train.average import Average
-from headrace.train.checks import check_memory
 from headrace.train.contract import LoaderLike
 from headrace.train.engines import PartitionedLearner, PartitionedStepper, Zero, chosen_engine
 from headrace.train.evaluation import Evaluator
@@ -26,11 +25,14 @@ from headrace.train.parallel import (
     PipelineOptions,
     Reducer,
     check_compression,
+    check_memory,
+    check_stage,
     check_unplaced,
     choose_mesh,
     convert_layers,
     distribute,
     micro_batch_plan,
+    restore_layers,
     take_place,
 )
 from headrace.train.pipelined import PipelinedPasses
@@ -68,7 +70,6 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
             f"a replay needs the whole model on every rank: got mesh={options.mesh!r}; say mesh='dp', or leave "
             "replay_every away"
         )
-    float8_layers = convert_layers(model, world) if options.precision == FLOAT8 else ()
     take_place(mesh, world)
     if mesh.pp == 1:
         model.to(world.device)
@@ -84,6 +85,7 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
         )
     number, size = _micro_batches(loader, mesh, options)
     reducer = Reducer(options.compression, model, world)
+    float8_layers = convert_layers(model, world) if options.precision == FLOAT8 else restore_layers(model)
     if engine is not None:
         distributed = engine.distribute(model, world, options)
     else:
@@ -99,7 +101,8 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
             activation_checkpointing=options.activation_checkpointing,
             compile=options.compile,
         )
-    _check_stage(distributed.model, world)
+    if mesh.pp > 1:
+        check_stage(distributed.model, world)
     optimizer = distributed.optimizer if isinstance(distributed, Zero) else built(options.optimizer, distributed.model)
     average = None if options.ema is None else Average(distributed.model, optimizer, options.ema)
     scale = LossScale(world, replicas=mesh.dp == world.size) if options.precision == "fp16" else None
@@ -141,17 +144,6 @@ def set_up(model: nn.Module, loader: LoaderLike, options: Options) -> Parts:
         distributed, optimizer, world, shapes, kept, average, (mesh.tp, mesh.pp), frozen
     )
     return Parts(world, mesh, learner, stepper, evaluator, average, float8_layers)
-
-
-def _check_stage(own: nn.Module, world: World) -> None:
-    """A stage that is frozen has nothing to optimize; said by all ranks, of which it may be one. Collective."""
-    found = world.gather(any(param.requires_grad for param in own.parameters()))
-    idle = [str(rank) for rank, some in enumerate(found) if not some]
-    if idle:
-        raise OptionError(
-            f"every stage of a pipeline needs parameters to train: that of rank {', '.join(idle)} is frozen whole; "
-            "name other beginnings in pp_stages, or take a mesh without pp"
-        )
 
 
 def _mesh(model: nn.Module, options: Options, world: World) -> Mesh:

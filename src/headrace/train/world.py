@@ -126,10 +126,10 @@ def _launched() -> bool:
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    """The device given; else this process's GPU, by its number on the machine; else the CPU."""
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    """The device given, else a GPU if there is one, else the CPU. "cuda" is this process's, by its number there."""
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if str(chosen) == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise OptionError(f"device={str(chosen)!r} needs a CUDA device: this torch sees none; say device='cpu'")

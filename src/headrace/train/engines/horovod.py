@@ -101,19 +101,24 @@ class Averaged:
         self._flights: list[tuple[int, Tensor, Tensor]] = []
         self._handed_over = 0.0
         self._exposed = NOTHING
+        self._trained: dict[str, nn.Parameter] = {}
+        self._begun: set[str] = set()
         if world.size == 1:
             return
         self._hvd = _horovod()
         with torch.no_grad():
             share((*model.parameters(), *model.buffers()))
-        for name, param in model.named_parameters():
-            if param.requires_grad:
-                param.register_post_accumulate_grad_hook(partial(self._begin, name))
+        self._trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        for name, param in self._trained.items():
+            param.register_post_accumulate_grad_hook(partial(self._begin, name))
 
     def _begin(self, name: str, param: Tensor) -> None:
         """Begin to average a gradient, under its name: Horovod brings together those that ranks have begun by then."""
-        if not self._reduces:
-            return
+        if self._reduces:
+            self._begun.add(name)
+            self._send(name, param)
+
+    def _send(self, name: str, param: Tensor) -> None:
         assert param.grad is not None
         sent = param.grad.contiguous()  # Horovod takes no other; of a convolution with channels last it is a copy
         self._flights.append((self._hvd.allreduce_async_(sent, name=name, op=self._hvd.Average), sent, param.grad))
@@ -133,6 +138,7 @@ class Averaged:
 
     def end_backward(self) -> None:
         """Wait until all gradients are averaged."""
+        self._send_missing()
         flights, self._flights = self._flights, []
         for handle, sent, grad in flights:
             self._hvd.synchronize(handle)
@@ -140,6 +146,16 @@ class Averaged:
                 grad.copy_(sent)
         if flights and self._on_host:
             self._exposed = Exposed(time.perf_counter() - self._handed_over)
+
+    def _send_missing(self) -> None:
+        """What took no part in the last backward pass: others wait for it, and earlier passes may have had it."""
+        missing = self._trained.keys() - self._begun
+        self._begun.clear()
+        for name in sorted(missing):
+            param = self._trained[name]
+            if param.grad is None:
+                param.grad = torch.zeros_like(param)
+            self._send(name, param)
 
     def exposed(self) -> Exposed:
         """How long the last backward pass waited for its reduction; on a GPU not known apart from compute."""

@@ -18,11 +18,12 @@ from headrace.train.parallel.auto import choose_mesh
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.compression import Compression, Reducer, check_compression
 from headrace.train.parallel.exposed import Exposed
-from headrace.train.parallel.float8 import FLOAT8, check_float8, convert_layers
+from headrace.train.parallel.float8 import FLOAT8, check_float8, convert_layers, restore_layers
 from headrace.train.parallel.mesh import AUTO, Mesh, parse_mesh
 from headrace.train.parallel.pipeline import Pipeline, PipelineOptions, Staged, build_pipeline, check_pipeline
 from headrace.train.parallel.placement import check_unplaced
 from headrace.train.parallel.recompute import check_recompute, recompute_activations
+from headrace.train.parallel.refusals import check_memory, check_stage
 from headrace.train.parallel.replicated import Replica
 from headrace.train.parallel.sharded import Sharded
 from headrace.train.parallel.tensor import TensorPlan, Whole, add_up_gradients, cut_layers
@@ -107,8 +108,15 @@ def prepare(model: nn.Module, activation_checkpointing: str | None, compile: boo
     """
     recompute_activations(model, activation_checkpointing)
     if compile:
-        for block in repeated_blocks(model) or [model]:
-            block.compile()
+        for module in _compiled(model):
+            module.compile()
+
+
+def _compiled(model: nn.Module) -> list[nn.Module]:
+    """The blocks, where one compilation serves all; those of many shapes (a ResNet's) would each need their own."""
+    blocks = repeated_blocks(model)
+    shapes = {tuple(param.shape for param in block.parameters()) for block in blocks}
+    return list(blocks) if len(shapes) == 1 else [model]
 
 
 def _data_axes(devices: DeviceMesh, mesh: Mesh) -> DeviceMesh:
@@ -198,6 +206,7 @@ def parallelize(
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
     check_recompute(activation_checkpointing)
+    check_memory(model)
     check_unplaced(model)
     check_compression(compression, parse_mesh(mesh), precision)
     check_pipeline(mesh, pp_schedule, pp_stages)
@@ -210,6 +219,8 @@ def parallelize(
     micro_batches = _micro_batches(pp_micro_batches, sizes.pp, pp_schedule)
     if precision == FLOAT8:
         convert_layers(model, world)
+    else:
+        restore_layers(model)
     take_place(sizes, world)
     distributed = distribute(
         model,
@@ -224,5 +235,6 @@ def parallelize(
         compile=compile,
     )
     if isinstance(distributed, Pipeline):
-        return Staged(distributed, micro_batches, world.device)
+        check_stage(distributed.model, world)
+        return Staged(distributed, micro_batches, lambda: autocast_for(precision, world.device), world.device)
     return distributed.module

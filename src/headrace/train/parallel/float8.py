@@ -60,11 +60,26 @@ def convert_layers(model: nn.Module, world: World) -> tuple[str, ...]:
             "float8 is for linear layers, in repeated blocks or between the first and the last, whose dimensions are "
             f"multiples of {_MULTIPLE}: {type(model).__name__} has none; say precision='bf16'"
         )
-    _convert(model, set(names))
+    _convert(model, {name for name in names if not _is_converted(model.get_submodule(name))})
     if world.rank == 0:
         shown = sorted({re.sub(r"\b\d+\b", "*", name) for name in names})
         logger.warning("float8: %d linear layers multiply in it: %s", len(names), ", ".join(shown))
     return names
+
+
+def restore_layers(model: nn.Module) -> tuple[str, ...]:
+    """Undo what an earlier run did, with the same parameters; the layers that multiply in float8 now: none."""
+    for name, layer in list(model.named_modules()):
+        if _is_converted(layer):
+            assert isinstance(layer, nn.Linear)
+            plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+            plain.weight, plain.bias = layer.weight, layer.bias
+            model.set_submodule(name, plain.train(layer.training))
+    return ()
+
+
+def _is_converted(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith("torchao.float8")
 
 
 def _convert(model: nn.Module, names: set[str]) -> None:
@@ -105,5 +120,5 @@ def _convertible(model: nn.Module) -> Iterator[str]:
 def _fits(layer: nn.Linear) -> bool:
     """A subclass may compute something else, or its parent without it (attention), and hooks would be lost."""
     hooks: list[Any] = [layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks]
-    plain = type(layer) is nn.Linear and not any(hooks)
+    plain = (type(layer) is nn.Linear or _is_converted(layer)) and not any(hooks)
     return plain and layer.in_features % _MULTIPLE == 0 and layer.out_features % _MULTIPLE == 0

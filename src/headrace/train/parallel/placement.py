@@ -10,8 +10,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from headrace.train.parallel.blocks import repeated_blocks
 
 logger = logging.getLogger("headrace.train")
 
-_placed: WeakSet[nn.Module] = WeakSet()
+_PLACED = "_headrace_placed"
+"""An attribute of modules whose layers were placed; copies and parts of them have it, too."""
 
 
 @dataclass(slots=True)
@@ -188,14 +189,15 @@ def place_layers(
         _put(layer, chosen[place])
     home = chosen[places[0]] if places else chosen[0]
     model.register_forward_pre_hook(_inputs_to(home), with_kwargs=True)
-    model.register_forward_hook(lambda module, args, output: _moved(output, home))
-    _placed.add(model)
+    model.register_forward_hook(partial(_output_to, home))
+    for module in model.modules():
+        setattr(module, _PLACED, True)
     return model
 
 
 def check_unplaced(model: nn.Module) -> None:
     """Raise OptionError for a model whose layers `place_layers` has spread."""
-    if any(module in _placed for module in model.modules()):
+    if any(hasattr(module, _PLACED) for module in model.modules()):
         raise OptionError(
             "the model's layers were placed by place_layers, which is for a training loop of your own, once: make the "
             "model anew, or leave place_layers out and say mesh='fsdp'"
@@ -207,18 +209,26 @@ def _devices(devices: Sequence[str | torch.device] | None) -> list[torch.device]
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
         if not devices:
             raise OptionError("place_layers needs devices: this torch sees no GPU; name them, as in devices=['cpu']")
-    chosen = [torch.device(device) for device in devices]
+    chosen = [_device(device) for device in ([devices] if isinstance(devices, str) else devices)]
     if not chosen:
         raise OptionError("place_layers needs at least one device: got devices=[]")
     return chosen
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as err:
+        raise OptionError(f"devices are torch's, such as 'cuda:0' or 'cpu': got {device!r}") from err
 
 
 def _rooms(devices: list[torch.device], memory: Sequence[int | str] | None) -> list[int]:
     if memory is None:
         times = Counter(devices)
         return [int(SHARE_OF_STATES * process_memory_bytes(device) / times[device]) for device in devices]
-    if len(memory) != len(devices):
-        raise OptionError(f"memory has one size a device: got {len(memory)} for {len(devices)} devices")
+    if isinstance(memory, str) or len(memory) != len(devices):
+        shown = repr(memory) if isinstance(memory, str) else len(memory)
+        raise OptionError(f"memory has one size a device, in a list: got {shown} for {len(devices)} devices")
     return [parse_size(size, "memory") for size in memory]
 
 
@@ -254,7 +264,15 @@ def _put(layer: Layer, device: torch.device) -> None:
 
 
 def _inputs_to(device: torch.device) -> Callable[..., Any]:
-    return lambda module, args, kwargs: (_moved(args, device), _moved(kwargs, device))
+    return partial(_arguments_to, device)
+
+
+def _arguments_to(device: torch.device, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return _moved(args, device), _moved(kwargs, device)
+
+
+def _output_to(device: torch.device, module: nn.Module, args: Any, output: Any) -> Any:
+    return _moved(output, device)
 
 
 def _moved(values: Any, device: torch.device) -> Any:

@@ -50,6 +50,8 @@ def _check_others(options: Options) -> None:
 
 def check_parameters(model: nn.Module) -> None:
     """Raise OptionError, naming it, for a parameter that is not of fp32, or that has no dimension to be cut along."""
+    if any(hasattr(param, "ds_id") for param in model.parameters()):
+        raise OptionError("a model that DeepSpeed has cut (zero_stage=3) cannot be given to it again: make it anew")
     for name, param in model.named_parameters():
         if param.dtype != torch.float32:
             raise OptionError(

@@ -42,6 +42,10 @@ class Stage(nn.Module):
         self._calls = 0
         self._kept: list[tuple[Tensor, Tensor]] = []
 
+    def expect_try(self) -> None:
+        """The next call is a schedule's first, on made-up values."""
+        self._calls = 0
+
     def forward(self, *arguments: Any) -> Any:
         """The stage's output. What the first call, a try on made-up values, does to statistics the second undoes."""
         self._calls += 1
@@ -108,6 +112,8 @@ class Pipeline:
         self._device = device
         self._judge: Judge | None = None
         self._tried = False
+        self._stages = list(stages.values())
+        self._begun: set[str] = set()
         self._which = torch.arange(num_micro_batches)
         self._training = _schedule(schedule, stages, line, device, num_micro_batches, self._judged)
         self._running = _schedule(schedule, stages, line, device, num_micro_batches, None)
@@ -118,6 +124,7 @@ class Pipeline:
         `arguments` are the model's for all of them together. Gradients are added up. Collective.
         """
         self._judge = judge
+        self._begin("training")
         self._training.step(
             *(arguments if self.line.is_first else ()),
             target=self._which if self.line.is_last else None,
@@ -126,7 +133,15 @@ class Pipeline:
 
     def run(self, arguments: tuple[Any, ...]) -> Any:
         """The model's output for all micro-batches together, on the last process; None on others. Collective."""
+        self._begin("running")
         return self._running.step(*(arguments if self.line.is_first else ()))
+
+    def _begin(self, schedule: str) -> None:
+        """Each of the two tries its stages out before its first run."""
+        if schedule not in self._begun:
+            self._begun.add(schedule)
+            for stage in self._stages:
+                stage.expect_try()
 
     def _judged(self, output: Any, which: Tensor) -> Tensor:
         """The first call is a try, as a stage's: of made-up values a loss function of the user's is not asked."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from headrace.errors import OptionError
 from headrace.train.parallel.pipeline.pipeline import Pipeline
@@ -22,12 +24,22 @@ class Staged(nn.Module):
     the model's names. Every method is collective over the mesh.
     """
 
-    def __init__(self, pipeline: Pipeline, num_micro_batches: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        num_micro_batches: int,
+        casting: Callable[[], AbstractContextManager[Any]],
+        device: torch.device,
+    ) -> None:
+        """`casting` gives what the loss runs in."""
         super().__init__()
-        self.module = pipeline.model
+        for kind in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            getattr(self, kind).update(getattr(pipeline.model, kind))  # so that names are the model's
         self._pipeline = pipeline
         self._number = num_micro_batches
+        self._casting = casting
         self._device = device
+        self._rows: dict[str, int] = {}
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -35,22 +47,27 @@ class Staged(nn.Module):
         return self._pipeline.line.group
 
     def learn(self, *inputs: Tensor, target: Tensor, loss: StagedLoss) -> Tensor:
-        """Add the gradients of the mean loss over a batch, and return that mean, on every process.
+        """Add the gradients of the mean loss over a batch, and return that mean, on every process of this pipeline.
 
         Args:
             inputs: what the model is called with, the samples of a batch first; every process of a pipeline has the
-                same ones, equally many at each call.
+                same ones, equally many at every call.
             target: what `loss` compares with, a row a sample.
             loss: function(output, target) -> mean over the samples it is given, a micro-batch's.
 
-        Raises OptionError for a batch that does not divide by the micro-batches.
+        Raises OptionError for a batch that does not divide by the micro-batches, or of another size than the first.
         """
-        self._check(target)
+        if len(target) != self._size("learn", len(target)):
+            raise OptionError(
+                f"stages of a pipeline have room for batches of one size: got {len(target)} samples after "
+                f"{self._rows['learn']}; drop the last short batch, or fill it up"
+            )
         targets = target.tensor_split(self._number)
         means: list[Tensor] = []
 
         def judge(output: Any, number: int) -> Tensor:
-            mean = loss(output, targets[number]) / self._number
+            with self._casting():
+                mean = loss(output, targets[number]) / self._number
             means.append(mean.detach().float())
             return mean
 
@@ -61,15 +78,31 @@ class Staged(nn.Module):
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
-        """The model's output for a batch, without gradients, on the last process of a pipeline; None on others."""
-        self._check(inputs[0])
-        output = self._pipeline.run(inputs)
-        self._pipeline.settle()
-        return output
+        """The model's output for a batch, without gradients, on the last process of a pipeline; None on others.
 
-    def _check(self, rows: Tensor) -> None:
-        if len(rows) % self._number:
+        Raises OptionError for a batch that is larger than the first one was; smaller ones may follow.
+        """
+        rows = len(inputs[0])
+        room = self._size("forward", rows)
+        if rows > room:
             raise OptionError(
-                f"with pipeline stages a batch must divide by pp_micro_batches, {self._number}: got {len(rows)} "
-                "samples; drop the last short batch, or choose another number"
+                f"stages of a pipeline have room for batches as large as the first: got {rows} samples after {room}"
             )
+        output = self._pipeline.run(tuple(_filled(one, room) for one in inputs))
+        self._pipeline.settle()
+        return None if output is None else tree_map_only(Tensor, lambda one: one[:rows], output)
+
+    def _size(self, call: str, rows: int) -> int:
+        """How many samples its batches have, from the first on."""
+        if call not in self._rows and rows % self._number:
+            raise OptionError(
+                f"with pipeline stages a batch must divide by pp_micro_batches, {self._number}: got {rows} samples; "
+                "drop the last short batch, or choose another number"
+            )
+        return self._rows.setdefault(call, rows)
+
+
+def _filled(tensor: Tensor, rows: int) -> Tensor:
+    """With its last row repeated, up to so many."""
+    missing = rows - len(tensor)
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
