@@ -119,7 +119,7 @@ class Trainer:
           or `headrace.top_k()`.
         - `activation_checkpointing`: the model's repeated blocks make their activations again in the backward pass: all
           of them ("full"), or all but products of matrices, convolutions and attention ("selective").
-        - `compile`: blocks, or a model without any, run through torch.compile; the first step takes long.
+        - `compile`: blocks of one shape, else the model, run through torch.compile; the first step takes long.
         - `micro_batch_size`: samples that one forward pass of a rank takes at most; gradients add up over a batch.
         - `evaluate`: a loader that ends, run every `evaluate_every` epochs (0.5: twice an epoch) and at the end,
           over real samples only.
