@@ -33,6 +33,8 @@ LOT_BYTES, LOT_RUNS = 1 << 20, 64
 """Small runs are read some at a time, so that what it costs to take turns is paid once for this many."""
 JOINED_BYTES = 2 << 20
 """From a store those that lie side by side are read by one request, up to this many."""
+EPOCHS_AHEAD = 2
+"""How many epochs beyond the one that is needed are read ahead, where there is room."""
 LOOK_SHARE = 0.9
 """Of the memory: how far ahead in the plan such neighbours are looked for. What is read early leaves less room for what
 is needed first."""
@@ -78,6 +80,8 @@ class ReadAhead:
         self._ends: list[tuple[int, tuple[int, int]]] = []
         self._held: dict[tuple[int, int], int] = {}
         self._held_bytes = 0
+        self._epoch: int | None = None
+        """The latest that a run was asked for of; at first the one that reading begins with."""
         self._wanted = self._first_batch = 0
         """Positions below which somebody waits for their runs now, and waited at the start."""
         self._stopped = False
@@ -106,6 +110,8 @@ class ReadAhead:
 
         Raises what ended a reading thread.
         """
+        if key[0] != self._epoch:
+            self._turn_to(key[0])
         loaded = self._loaded.get(key)
         if loaded is not None:
             return loaded
@@ -120,6 +126,13 @@ class ReadAhead:
                 self._changed.wait()
             self._pace.waited(time.perf_counter() - began)
         return loaded
+
+    def _turn_to(self, epoch: int) -> None:
+        """Runs of this epoch are needed now, so those of the next ones may be read."""
+        with self._changed:
+            if self._epoch is None or epoch > self._epoch:
+                self._epoch = epoch
+                self._changed.notify_all()
 
     def release(self, upto: int) -> None:
         """Forget the runs that no position from `upto` on uses."""
@@ -258,7 +271,15 @@ class ReadAhead:
         self._held[key] = num_bytes
 
     def _may_read(self, planned: PlannedRun) -> bool:
-        """Whether there is room for it; from a store, for as much as is worth a request."""
+        """Whether there is room for it; from a store, for as much as is worth a request.
+
+        Not of epochs that are far away, whatever they take: of a piece that is unpacked as a whole, and held, any
+        number of runs takes nothing by the count, and each its objects.
+        """
+        if self._epoch is None:
+            self._epoch = planned.key[0]
+        if planned.key[0] > self._epoch + EPOCHS_AHEAD:
+            return False
         num_bytes = self._expected_bytes(planned.run)
         return (
             self._fits(max(num_bytes, self._joined_bytes) if self._joins else num_bytes) or planned.need < self._wanted
