@@ -62,7 +62,7 @@ LIBRARY_ROOMS: dict[str, set[str]] = {
     "lightning": {"adapters"},
     "xxhash": {"formats", "dataset", "packing", "storage", "order", "train"},
     "cloudpickle": {"load", "packing", "train"},
-    "rich": {"telemetry", "cli"},
+    "rich": {"telemetry", "report", "cli"},
     "typer": {"cli"},
     "click": {"cli"},  # typer's own base, for its error types
 }

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import bench, export, inspect, pack, report, train, tune
+from headrace.cli import bench, export, inspect, pack, report, train, tune, watch
 from headrace.cli.output import run
 from headrace.version import __version__
 
@@ -49,6 +49,7 @@ app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("tune")(tune.tune)
 app.command("report")(report.report)
+app.command("watch")(watch.watch)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ an earlier attempt beyond the step that a later attempt resumed from are taken o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -109,11 +109,17 @@ def events_path(run: str | Path) -> Path:
 def read_run(run: str | Path) -> Run:
     """The run whose folder, or file of events, this is. Raises StorageError where there is none."""
     path = events_path(run)
-    reader = _Reader()
-    for event in read_events(path):
-        reader.take(event)
-    if reader.last_time is None:
+    found = run_of(read_events(path), path)
+    if found.last_time is None:
         raise StorageError(f"{path} holds no events of a run: give the folder of a run, which holds {FILE_NAME}")
+    return found
+
+
+def run_of(events: Iterable[Event], path: Path) -> Run:
+    """What these events add up to, in the order in which they were written; `path` is where they came from."""
+    reader = _Reader()
+    for event in events:
+        reader.take(event)
     return reader.result(path)
 
 

@@ -134,14 +134,15 @@ def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
     try:
         with open(path, "rb") as file:
             for line in file:
-                event = _parse(line)
+                event = parse_event(line)
                 if event is not None:
                     yield event
     except OSError as err:
         raise StorageError(f"cannot read the run's events from {path}: {err.strerror}") from err
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """The event of a line; None for a line that is none, as a crash may leave."""
     try:
         event = orjson.loads(line)
     except orjson.JSONDecodeError:
