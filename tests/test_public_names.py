@@ -17,6 +17,7 @@ PUBLIC = [
     "HeadraceError",
     "Loader",
     "Manifest",
+    "Monitor",
     "Stream",
     "Trainer",
     "__version__",

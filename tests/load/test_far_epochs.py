@@ -14,6 +14,13 @@ from waiting import wait_for
 NUM_SAMPLES = 60
 
 
+def rests_before(reader, epoch):
+    """Whether all threads wait, and the next run to read is of this epoch."""
+    with reader._changed:
+        first = reader._upcoming.first
+        return reader._num_idle == len(reader._threads) and first is not None and first.key[0] == epoch
+
+
 @pytest.mark.parametrize("format", ["tar", "parquet"])
 def test_no_more_than_some_epochs_are_read_ahead_however_little_they_take(format, tmp_path):
     """Of a Parquet row group, which is unpacked as a whole, the first run pays for all of every epoch."""
@@ -27,7 +34,6 @@ def test_no_more_than_some_epochs_are_read_ahead_however_little_they_take(format
         for epoch in range(3):
             first = next(planned_runs(job, epoch, 0))
             assert reader.get(first.key, first.need + 1) is not None
-            wait_for(lambda: reader._num_idle == len(reader._threads), "reading to rest")
-            wait_for(lambda e=epoch: reader._upcoming.first.key[0] == e + EPOCHS_AHEAD + 1, "the epochs ahead")
+            wait_for(lambda e=epoch: rests_before(reader, e + EPOCHS_AHEAD + 1), "reading to rest")
     finally:
         reader.stop()

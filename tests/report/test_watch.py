@@ -132,7 +132,7 @@ def test_a_run_whose_processes_are_gone_without_a_word_is_told_from_one_that_goe
 
 
 def test_the_screen_has_all_of_it(tmp_path):
-    text = shown(present_of(write_run(tmp_path / "digits")))
+    text = shown(present_of(write_run(tmp_path / "digits")), width=300)
     for part in (
         "step 600 of 600",
         "100 %",
