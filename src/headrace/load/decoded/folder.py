@@ -15,15 +15,15 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
 from headrace.formats import sample_checksum
 from headrace.load.decoded.store import HEADER_BYTES, Store
 from headrace.storage import storage_refusals
-from headrace.storage.cache.folder import check_spare, open_own_folder
+from headrace.storage.cache.folder import check_spare
 from headrace.storage.cache.locks import Locks
+from headrace.storage.cache.own import again_if_removed, open_own_folder
 
 _SUFFIX = ".decoded"
 _MAGIC = b"hrdecod1"
@@ -40,16 +40,22 @@ class FolderStore(Store):
         super().__init__(f"the cache {folder}", num_samples, max_bytes)
         self._folder_fd = -1
         with storage_refusals("keep decoded samples in", path):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self._folder_fd = open_own_folder(path)
-            self._fd = self._open(name + _SUFFIX)
+            again_if_removed(lambda: self._open_in(path, name + _SUFFIX))
             self._initialize(_MAGIC + bytes.fromhex(name) + num_samples.to_bytes(8, "little"))
 
     def __del__(self) -> None:
         super().__del__()
+        self._close_folder()
+
+    def _close_folder(self) -> None:
         fd, self._folder_fd = self.__dict__.get("_folder_fd", -1), -1
         if fd >= 0:
             os.close(fd)
+
+    def _open_in(self, path: str, name: str) -> None:
+        self._close_folder()
+        self._folder_fd = open_own_folder(path, lambda found: found.endswith(_SUFFIX))
+        self._fd = self._open(name)
 
     def _open(self, name: str) -> int:
         """The store's file, with the lock that says it is in use."""

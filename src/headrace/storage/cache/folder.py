@@ -18,13 +18,11 @@ import os
 import stat
 import time
 from contextlib import suppress
-from pathlib import Path
 
-from headrace.errors import StorageError
 from headrace.storage.cache.block import BlockFile, BlockKey, read_block, stored_bytes, write_block
 from headrace.storage.cache.cache import Cache
-from headrace.storage.cache.ledger import BLOCKS, LEDGER_LOCK, PARTS, Ledger, block_path
-from headrace.storage.place import quoted
+from headrace.storage.cache.ledger import BLOCKS, LEDGER_LOCK, PARTS, STATE, Ledger, block_path
+from headrace.storage.cache.own import again_if_removed, open_own_folder
 from headrace.storage.refusal import storage_refusals
 
 TOUCH_SEC = 10.0
@@ -32,10 +30,6 @@ TOUCH_SEC = 10.0
 SPARE_BYTES, SPARE_SHARE = 1 << 30, 64
 """The disk keeps a GiB free, a 64th if it is small: checkpoints and others need room too."""
 
-_TAG = "CACHEDIR.TAG"
-_TAG_TEXT = b"""Signature: 8a477f597d28d172789f06886806bc55
-# Kept by headrace (cache=..., cache_decoded=...). Everything here can be had again, and may be removed whole.
-"""
 _NOT_A_BLOCK = (errno.ENOENT, errno.ELOOP)
 _WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe would wait for a writer
@@ -49,19 +43,22 @@ class FolderCache(Cache):
         path = os.path.join(folder, f"headrace-cache-{os.geteuid()}")
         super().__init__(f"the cache {folder}")
         with storage_refusals("use the cache", path):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self._fd = open_own_folder(path)
-            for name in (BLOCKS, PARTS):
-                _make_folder(name, self._fd)
-            self._ledger = Ledger(self._fd, max_bytes)
-            self._ledger.sweep()
-            with self.locks() as locks:  # a file system without locks is refused now, not in the middle of an epoch
-                locks.try_take(LEDGER_LOCK)
+            again_if_removed(lambda: self._open(path, max_bytes))
 
     def __del__(self) -> None:
         fd = self.__dict__.pop("_fd", -1)
         if fd >= 0:
             os.close(fd)
+
+    def _open(self, path: str, max_bytes: int) -> None:
+        self.__del__()
+        self._fd = open_own_folder(path, {BLOCKS, PARTS, STATE}.__contains__)
+        for name in (BLOCKS, PARTS):
+            _make_folder(name, self._fd)
+        self._ledger = Ledger(self._fd, max_bytes)
+        self._ledger.sweep()
+        with self.locks() as locks:  # a file system without locks is refused now, not in the middle of an epoch
+            locks.try_take(LEDGER_LOCK)
 
     def _open_locks(self) -> int:
         return self._ledger.open_state()
@@ -129,31 +126,3 @@ def check_spare(folder_fd: int, num_bytes: int) -> None:
 def _make_folder(name: str, above_fd: int) -> None:
     with suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=above_fd)
-
-
-def open_own_folder(path: str) -> int:
-    """A descriptor of a cache's folder, made if need be. All goes through it, whatever becomes of the path.
-
-    Raises OSError, and StorageError if it is another user's or another program's.
-    """
-    with suppress(FileExistsError):
-        Path(path).mkdir(0o700)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if os.fstat(fd).st_uid != os.geteuid():
-            raise StorageError(f"{quoted(path)} belongs to another user: give another folder as cache")
-        names = os.listdir(fd)  # noqa: PTH208 - pathlib knows no descriptors
-        if names and _TAG not in names:
-            raise StorageError(
-                f"{quoted(path)} is not a cache of headrace: move it away, or give another folder as cache"
-            )
-        if not names:
-            tag = os.open(_TAG, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
-            try:
-                os.write(tag, _TAG_TEXT)
-            finally:
-                os.close(tag)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
