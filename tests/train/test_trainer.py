@@ -173,8 +173,11 @@ def test_the_parts_of_a_step_add_up_to_its_time(tmp_path):
     assert [event["step"] for event in steps] == list(range(1, 10))
     assert [event["epoch"] for event in steps] == [0] * 8 + [1]
     for event in steps:
-        parts = ("wait", "copy", "compute", "communication", "checkpoint", "rest")
+        parts = ("wait", "copy", "compute", "communication", "guard", "checkpoint", "rest")
         assert sum(event[f"{part}_sec"] for part in parts) == pytest.approx(event["sec"], rel=1e-12)
+        compute = [event[f"{part}_sec"] for part in ("forward", "backward", "optimizer")]
+        assert min(compute) > 0
+        assert sum(compute) == pytest.approx(event["compute_sec"], rel=1e-12)
         assert (event["checkpoint_sec"] > 0) == (event["step"] % 3 == 0)
     assert sum(event["sec"] for event in steps) <= took, "no moment counts twice"
 

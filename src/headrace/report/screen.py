@@ -20,6 +20,7 @@ _COLORS = {
     "communication": "magenta",
     "copy": "cyan",
     "wait": "red",
+    "guard": "cyan",
     "checkpoint": "yellow",
     "rest": "bright_black",
 }

@@ -20,6 +20,7 @@ _PART_NAMES = {
     "communication": "communication",
     "copy": "copy to device",
     "wait": "wait for input",
+    "guard": "guard",
     "checkpoint": "checkpoint",
     "rest": "rest",
 }

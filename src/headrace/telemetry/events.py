@@ -23,6 +23,8 @@ import orjson
 from headrace.errors import OptionError, StorageError
 
 FILE_NAME = "events.jsonl"
+RANKS = "ranks"
+"""The folder beside it with what other ranks say of their own time: rank-1.jsonl and so on."""
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 _TOGETHER_SEC = 0.1

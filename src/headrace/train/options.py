@@ -74,6 +74,8 @@ class Options:
             "clip_grad_norm": self.clip_grad_norm,
             "checkpoints": None if self.checkpoints is None else str(self.checkpoints),
             "checkpoint_async": self.checkpoint_async,
+            "checkpoint_every": self.checkpoint_every,
+            "evaluate_every": self.evaluate_every,
             "keep_best": None if self.keep_best is None else [self.keep_best.metric, self.keep_best.mode],
             "guards": asdict(self.guards) if self.guards is not None else None,
             "hang_timeout_sec": self.hang_timeout_sec,

@@ -22,6 +22,7 @@ from headrace.train.evaluation import Evaluation
 from headrace.train.guards.finding import Finding
 from headrace.train.loss_scale import Scaled
 from headrace.train.parallel import Traffic
+from headrace.train.ranks import RankRecord
 from headrace.train.saving import Saved
 from headrace.train.skipped import SkippedList
 from headrace.train.tally import Totals
@@ -47,7 +48,7 @@ class Record(Protocol):
 
 
 class NoRecord:
-    """For ranks other than 0, and runs without a folder."""
+    """For runs without a folder."""
 
     def write(self, event: str, **fields: Any) -> None:
         """Nothing is kept."""
@@ -63,9 +64,9 @@ class NoRecord:
 
 def open_record(run_dir: Path | None, rank: int) -> Record:
     """Where this rank's events go."""
-    if run_dir is None or rank != 0:
+    if run_dir is None:
         return NoRecord()
-    return EventWriter(run_dir / FILE_NAME)
+    return EventWriter(run_dir / FILE_NAME) if rank == 0 else RankRecord(run_dir, rank)
 
 
 class Journal:

@@ -352,7 +352,9 @@ class Trainer:
 
     def _config(self) -> dict[str, Any]:
         layers = () if self._parts is None else self._parts.float8_layers
-        found = {"float8_layers": list(layers)} if layers else {}
+        found: dict[str, Any] = {"float8_layers": list(layers)} if layers else {}
+        if (loader := getattr(self.loader, "options", None)) is not None:
+            found["loader"] = loader
         return {**self._options.described(self.model), **found, **self.config}
 
     def _result(self, loop: Loop, plan: Plan, stopped: str | None, resumed: Resumed | None, sec: float) -> FitResult:
