@@ -47,7 +47,8 @@ class Moment:
             self.device.host = self.at
 
     def elapsed_time(self, end):
-        assert self.query() and end.query(), "events that are not past were read"
+        assert self.query(), "an event that is not past was read"
+        assert end.query(), "an event that is not past was read"
         return (end.at - self.at) * 1e3
 
 

@@ -28,6 +28,7 @@ def held_out(**options):
     [
         ({"mesh": "ep=2"}, "mesh must be axis=size pairs of dp"),
         ({"mesh": ""}, "mesh must be axis=size pairs of dp"),
+        ({"inputs": "image"}, "inputs is a function, of a batch, such as .*: got 'image'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, float8: got 'fp8'"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm must be above 0"),

@@ -7,5 +7,6 @@ from headrace.bench.measure import measure
 from headrace.bench.plot import draw
 from headrace.bench.rates import Rate
 from headrace.bench.result import Bench, Remedy, Stage
+from headrace.bench.variants import DECODED
 
-__all__ = ["Bench", "Rate", "Remedy", "Stage", "draw", "measure"]
+__all__ = ["DECODED", "Bench", "Rate", "Remedy", "Stage", "draw", "measure"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.cli.check import Subject, check
 from headrace.cli.output import Json, emit
 from headrace.errors import OptionError, StorageError, TrainingError
 from headrace.telemetry import FILE_NAME
@@ -82,6 +83,16 @@ def train(
             "--requeue", help="Under Slurm: put the job back into the queue when it is stopped before its end."
         ),
     ] = False,
+    check_sec: Annotated[
+        float | None,
+        typer.Option(
+            "--check",
+            metavar="T",
+            min=1,
+            help="Train for T seconds only, try what would help most, and say what was predicted and achieved.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train the model of a recipe, on NPROC processes of each of NNODES machines.
@@ -100,6 +111,11 @@ def train(
     chosen = [*(settings or []), *([f"mesh={mesh}"] if mesh is not None else [])]
     parse_settings(load_recipe(target), chosen)
     nodes = Nodes.of(nnodes, rdzv_endpoint)
+    if check_sec is not None:
+        if run is not None or not nodes.alone:
+            raise OptionError("--check trains on this machine in folders of its own: leave --run and --nnodes away")
+        check(Subject(recipe, tuple(chosen), nproc or default_nproc(), check_sec), json)
+        return
     nodes.check_resume(resume)
     if run is None and not nodes.alone:
         raise OptionError("several machines need one folder that all see: add --run DIR, the same on all")

@@ -99,12 +99,16 @@ class Run:
         return max(0, len(self.attempts) - 1)
 
     def steady_rows(self) -> NDArray[np.bool_]:
-        """Which steps tell of the run's pace: all but the first of every attempt, which starts everything up."""
+        """Which steps tell of the run's pace: all but the first of every attempt, which starts everything up, and the
+        last one where it holds the checkpoint that a run ends with, which is waited for.
+        """
         rows = np.ones(self.num_steps, bool)
         for attempt in self.attempts:
             if attempt.first_row is not None and attempt.first_row < len(rows):
                 rows[attempt.first_row] = False
         rows[:1] = False
+        if (self.end is not None or self.stops) and self.num_steps and self.steps["checkpoint_sec"][-1] > 0:
+            rows[-1:] = False
         return rows
 
 

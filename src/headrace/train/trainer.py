@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,8 @@ class Trainer:
         """What else the record of the run should say of it; JSON values."""
         self.tell_hang: Callable[[Failure], None] = print_failure
         """What the watchdog does with its verdict, before it ends this process."""
+        self.stop_after_sec: float | None = None
+        """How long `fit` makes steps, in seconds; then it stops as if it was told to. None: as long as it takes."""
         self.told_to_stop = False
         """Whether this process itself, and not only another rank, was asked to stop while it was fitting."""
         self._parts: Parts | None = None
@@ -223,6 +226,23 @@ class Trainer:
             self.told_to_stop = request.requested
             return result
 
+    def change(self, loader: Mapping[str, Any] | None = None, **options: Any) -> None:
+        """Change options of the Trainer, and of its `headrace.Loader`, before the first `fit`.
+
+        Raises OptionError for what does not exist or does not work, and afterwards.
+        """
+        if self._parts is not None:
+            raise OptionError("options are changed before the first fit: make another Trainer")
+        names = {field.name for field in fields(self._options)}
+        if unknown := options.keys() - names:
+            raise OptionError(f"Trainer has no option {', '.join(sorted(unknown))}")
+        self._options = replace(self._options, **options)
+        check_options(self._options)
+        if loader:
+            if not hasattr(self.loader, "with_options"):
+                raise OptionError(f"options of a headrace.Loader can be changed: got a {type(self.loader).__name__}")
+            self.loader = self.loader.with_options(**loader)
+
     def averaged(self) -> AbstractContextManager[None]:
         """A context in which the model has the averaged weights, once `fit` was called; afterwards its own again.
 
@@ -252,6 +272,8 @@ class Trainer:
             self._announce(journal, parts, plan, resumed)
             self._whole = False
             loop = self._loop(parts, plan, archive, journal, pulse)
+            if self.stop_after_sec is not None:
+                request.after(self.stop_after_sec)
             stopped = loop.run(request)
             pulse.beat("end")
             self._whole = True

@@ -15,10 +15,10 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from headrace.errors import RecipeError
 from headrace.train.failure import Failure, first_failure, record_failure
@@ -58,6 +58,10 @@ class Job:
     settings: tuple[str, ...]
     elastic: bool = False
     """Whether machines may come and go: then one that leaves does not end the run on the others."""
+    seconds: float | None = None
+    """How long steps are made; None: to the end."""
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Options of the recipe's "trainer" and "loader" to be changed."""
 
     def to_json(self) -> str:
         """As the worker's one argument."""
@@ -122,6 +126,9 @@ def build_trainer(job: Job) -> Trainer:
             f"returned a {type(trainer).__name__}"
         )
     trainer.run_dir = Path(job.run_dir)
+    trainer.stop_after_sec = job.seconds
+    if job.changes:
+        trainer.change(loader=job.changes.get("loader"), **job.changes.get("trainer", {}))
     trainer.tell_hang = partial(record_failure, trainer.run_dir)
     shown = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
     trainer.config |= {"recipe": job.recipe, "settings": shown}
