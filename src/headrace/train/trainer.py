@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from headrace.alarms import Alarms, Watcher
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
+from headrace.telemetry import EventWriter
 from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.average import EMA, Average
 from headrace.train.best import BestRule
@@ -38,7 +40,7 @@ from headrace.train.parallel import (
     TensorPlan,
 )
 from headrace.train.randomness import seed_all
-from headrace.train.record import Journal, open_record
+from headrace.train.record import Journal, Record, open_record
 from headrace.train.result import FitResult
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
@@ -90,6 +92,7 @@ class Trainer:
         checkpoints: str | Path | None = None,
         checkpoint_async: bool = False,
         guards: Guards | None = None,
+        alarms: Alarms | None = None,
         save_frozen: bool = True,
         run_dir: str | Path | None = None,
         hang_timeout_sec: float | None = HANG_TIMEOUT_SEC,
@@ -138,6 +141,7 @@ class Trainer:
           rank writes.
         - `guards`: what is watched for and answered during the run: `headrace.Guards()`; None: nothing, and a loss that
           is not finite is an error.
+        - `alarms`: what rings while the run is under way, and whom it tells: `headrace.Alarms()`; None: nothing.
         - `hang_timeout_sec`: a step of several processes that takes longer ends all of them, with a report of who hangs
           where; the first step, a batch of an evaluation and a checkpoint may take three times as long. None: never.
         - `save_frozen=False`: checkpoints leave out parameters that are not trained, and a run goes on from one only if
@@ -173,6 +177,7 @@ class Trainer:
             checkpoints=checkpoints,
             checkpoint_async=checkpoint_async,
             guards=guards,
+            alarms=alarms,
             save_frozen=save_frozen,
             hang_timeout_sec=hang_timeout_sec,
             seed=seed,
@@ -266,6 +271,7 @@ class Trainer:
         rank = parts.world.rank
         with (
             closing(open_record(self.run_dir, rank)) as record,
+            self._ringing(record),
             SkippedList(self.run_dir, rank, self.loader) as skipped,
         ):
             journal = Journal(record, skipped)
@@ -307,6 +313,10 @@ class Trainer:
             pulse,
         )
 
+    def _ringing(self, record: Record) -> AbstractContextManager[object]:
+        alarms = self._options.alarms
+        return Watcher(alarms, record) if alarms is not None and isinstance(record, EventWriter) else nullcontext()
+
     def _watch(self, parts: Parts, journal: Journal) -> Watch | None:
         return None if self._options.guards is None else Watch(self._options.guards, parts.learner, journal.guard)
 
@@ -320,7 +330,7 @@ class Trainer:
         if epochs is None and steps is None:
             raise OptionError("the loader is endless, so say how far to go: fit(epochs=...) or fit(steps=...)")
         if self.run_dir is None:
-            for name in ("checkpoint_every", "keep_best", "checkpoints", "checkpoint_async"):
+            for name in ("checkpoint_every", "keep_best", "checkpoints", "checkpoint_async", "alarms"):
                 if getattr(self._options, name) not in (None, False):
                     raise OptionError(f"{name} needs a place for what the run keeps: set run_dir")
         return Plan(
