@@ -110,6 +110,8 @@ def test_what_nobody_can_listen_to_is_a_webhook(url):
         ("https://a:s3cret/", "got something else"),
         ("https://a/s3 cret", "got something else"),
         ("https://a/s3cret\r\nX: y", "got something else"),
+        ("https://a..s3cret/", "got something else"),
+        (f"https://{70 * 's3cret'}/", "got something else"),
         ("https://[s3cret/", "got something else"),
         (b"https://s3cret", "got something else"),
     ],

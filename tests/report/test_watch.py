@@ -100,7 +100,9 @@ def test_the_latest_alarm_is_shown(tmp_path):
     assert "alarm at" not in shown(present_of(tmp_path))
     for rule, message in (("disk", "1 GB left"), ("au", "the accelerator computes 20 % of the time")):
         run.write("alarm", step=1, rule=rule, message=message, value=0.2, limit=0.5)
-    text = shown(present_of(tmp_path))
+    present = present_of(tmp_path)
+    text = shown(present)
+    assert line(present).endswith(": the accelerator computes 20 % of the time")
     assert re.search(r"alarm at step 1, 2026-09-2\d \d\d:\d\d UTC: the accelerator computes 20 % of the time", text)
     assert "1 GB left" not in text
 

@@ -226,6 +226,12 @@ def test_what_are_no_steps_is_refused(steps):
         Profile.of(steps)
 
 
+def test_all_ranks_trace_nothing_without_steps():
+    assert Profile.of(None) is None
+    with pytest.raises(OptionError, match="profile_all_ranks says who traces the steps of profile: set that"):
+        Profile.of(None, all_ranks=True)
+
+
 @pytest.mark.parametrize("text", ["", ":", "1", "1:", "a:b", "-1:3", "1:2:3", "1.0:2", "9:3", "0:3"])
 def test_text_that_is_no_steps_is_refused(text):
     with pytest.raises(OptionError, match=r"profile must be two steps"):

@@ -40,20 +40,27 @@ class Judge:
 
     def __init__(self, alarms: Alarms) -> None:
         self._alarms = alarms
-        self._rules = rules_of(alarms)
-        self._bells = {rule.name: Bell() for rule in self._rules}
         self._step = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._by_kind: dict[str, list[tuple[Rule, Bell]]] = {}
+        for rule in rules_of(self._alarms):
+            bell = Bell()
+            for kind in rule.kinds:
+                self._by_kind.setdefault(kind, []).append((rule, bell))
 
     def take(self, event: Event) -> list[Alarm]:
         """What rings at the next event."""
-        if event["event"] == "start":
-            self._rules = rules_of(self._alarms)  # an attempt is judged by itself; what has rung, has rung
-        if event["event"] == "step" and isinstance(event.get("step"), int):
+        kind = event["event"]
+        if kind == "start":
+            self._begin()  # an attempt is judged by itself
+        elif kind == "step" and type(event.get("step")) is int:
             self._step = event["step"]
         found = []
-        for rule in self._rules:
+        for rule, bell in self._by_kind.get(kind, ()):
             reading = rule.take(event)
-            if reading is not None and self._bells[rule.name].hear(reading):
+            if reading is not None and bell.hear(reading):
                 found.append(self._alarm(rule, reading, event["time"]))
         return found
 

@@ -22,6 +22,7 @@ class LossSpike:
     """
 
     name = "loss_spike"
+    kinds = ("step",)
 
     def __init__(self, score: float) -> None:
         self._score = score
@@ -31,8 +32,8 @@ class LossSpike:
         self._row = 0
 
     def take(self, event: Event) -> Reading | None:
-        """A reading at each step with a loss, once there were 128."""
-        loss = number(event, "loss") if event["event"] == "step" else None
+        """A reading at each spike, once there were 128 losses, and when there was none for long enough."""
+        loss = number(event, "loss")
         if loss is None:
             return None
         score = (loss - self._median) / self._deviation if self._deviation else 0.0
@@ -41,7 +42,9 @@ class LossSpike:
         if not wrong:
             self._add(loss)
         self._loss = loss
-        return Reading(score, self._score, wrong, well=self._row >= _WELL_STEPS) if self._deviation else None
+        if not wrong and self._row != _WELL_STEPS:
+            return None
+        return Reading(score, self._score, wrong, well=not wrong)
 
     def _add(self, loss: float) -> None:
         self._losses.append(loss)
@@ -64,6 +67,7 @@ class Straggler:
     """Ranks that the guards found slow. One that was not found for ten minutes is well."""
 
     name = "straggler"
+    kinds = ("guard", "feed", "tick")
 
     def __init__(self, ratio: float) -> None:
         self._ratio = ratio

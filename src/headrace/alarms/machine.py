@@ -21,6 +21,7 @@ class DiskFull:
     """Bytes that the disk of the run's folder has to give, beside what is wanted and what the next checkpoint takes."""
 
     name = "disk"
+    kinds = ("checkpoint", "probe")
 
     def __init__(self, free_bytes: int) -> None:
         self._least = float(free_bytes)
@@ -51,6 +52,7 @@ class MemoryCreep:
     """
 
     name = "memory"
+    kinds = ("probe",)
 
     def __init__(self, hours: float) -> None:
         self._hours = hours
@@ -59,7 +61,7 @@ class MemoryCreep:
 
     def take(self, event: Event) -> Reading | None:
         """A reading at a probe each half minute, once there was half an hour of them."""
-        used = number(event, "memory_bytes") if event["event"] == "probe" else None
+        used = number(event, "memory_bytes")
         left = number(event, "memory_left_bytes")
         if used is None or left is None:
             return None

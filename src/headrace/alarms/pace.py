@@ -14,6 +14,7 @@ _WELL = 1.1
 """Times the limit, as far as that can be reached."""
 _IDLE = ("wait_sec", "copy_sec", "communication_sec", "checkpoint_sec", "guard_sec", "rest_sec")
 """A step's parts but for those in which it computes, whatever these are called."""
+_NUMBERS = (int, float)
 _LONGEST_TICK_SEC = 5.0
 _PATIENCE = 3
 
@@ -46,6 +47,7 @@ class LowUtilization:
     """Accelerator utilization over some minutes: seconds in which steps compute over seconds of steps."""
 
     name = "au"
+    kinds = ("step",)
 
     def __init__(self, below: float, minutes: float) -> None:
         self._below, self._minutes = below, minutes
@@ -54,11 +56,11 @@ class LowUtilization:
 
     def take(self, event: Event) -> Reading | None:
         """A reading a twelfth of the span, once there was a whole one."""
-        sec = number(event, "sec") if event["event"] == "step" else None
-        idle = [number(event, part) for part in _IDLE] if sec is not None else []
-        if sec is None or not any(part is not None for part in idle):
+        sec = number(event, "sec")
+        idle = [part for part in map(event.get, _IDLE) if isinstance(part, _NUMBERS)]
+        if sec is None or not idle:
             return None
-        done = self._buckets.add(event["time"], (sec - sum(part or 0.0 for part in idle), sec))
+        done = self._buckets.add(event["time"], (sec - sum(idle), sec))
         if done is None:
             return None
         self._recent.append(done)
@@ -81,6 +83,7 @@ class LowThroughput:
     """Samples a second over some minutes, beside the median of what they were in the 30 times as long before."""
 
     name = "throughput"
+    kinds = ("step",)
 
     def __init__(self, below: float, minutes: float) -> None:
         self._below, self._minutes = below, minutes
@@ -90,7 +93,7 @@ class LowThroughput:
 
     def take(self, event: Event) -> Reading | None:
         """A reading a twelfth of the span, once there were two whole ones."""
-        sec = number(event, "sec") if event["event"] == "step" else None
+        sec = number(event, "sec")
         samples = number(event, "samples")
         if sec is None or samples is None:
             return None
@@ -122,6 +125,7 @@ class NoStep:
     """Seconds since a step, an evaluation or a checkpoint ended, while the run is under way."""
 
     name = "no_step"
+    kinds = ("tick", "step", "evaluate", "checkpoint", "end", "stop", "error")
 
     def __init__(self, limit_sec: float) -> None:
         self._limit_sec = limit_sec
@@ -137,8 +141,6 @@ class NoStep:
             return self._tick(event["time"])
         if kind in ("end", "stop", "error"):
             self._over = True
-        elif kind not in ("step", "evaluate", "checkpoint"):
-            return None
         if self._stepped:
             self._longest_sec = max(self._longest_sec, self._silent_sec)
         self._stepped = self._stepped or kind == "step"

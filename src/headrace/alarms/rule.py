@@ -32,10 +32,16 @@ class Reading:
 class Rule(Protocol):
     """Turns events into readings. Remembers what it needs of an attempt; a new one begins with a new rule."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As an alarm has it."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The events that it takes."""
 
     def take(self, event: Event) -> Reading | None:
-        """The next event; None: it says nothing new."""
+        """The next event of these kinds; None: it says nothing new."""
 
     def message(self, reading: Reading) -> str:
         """A sentence about a reading that is wrong, with units."""

@@ -121,7 +121,8 @@ def _parts(url: object) -> SplitResult | None:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # no port, or no address between brackets
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # no port, no address between brackets, no name that could be looked up
         return None
     return parts if usable and url.isascii() else None
 

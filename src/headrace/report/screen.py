@@ -45,6 +45,8 @@ def line(present: Present) -> str:
     if present.step is not None:
         words += [f"loss {fmt.number(present.step.get('loss'))}", fmt.rate(present.samples_per_sec, "samples")]
         words += [verdict(present.run()).sentence.partition(".")[0]]
+    if present.alarm is not None:
+        words.append(_alarm(present.alarm))
     return "; ".join(words)
 
 

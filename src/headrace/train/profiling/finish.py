@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def summary_path(target: Path) -> Path:
 
 if __name__ == "__main__":
     os.nice(10)  # training goes first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the run stops in order, and waits for this
     given = orjson.loads(sys.stdin.buffer.read())
     try:
         finish(Path(given["exported"]), Path(given["target"]), given["about"], given["kinds"])

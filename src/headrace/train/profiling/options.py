@@ -35,6 +35,8 @@ class Profile:
     def of(cls, steps: object, all_ranks: bool = False) -> Profile | None:
         """From a pair of steps, as `Trainer(profile=)` has it; None: none."""
         if steps is None:
+            if all_ranks:
+                raise OptionError("profile_all_ranks says who traces the steps of profile: set that")
             return None
         if not isinstance(steps, tuple | list) or len(steps) != 2:
             raise OptionError(f"{_RULE}: got {steps!r}")

@@ -122,9 +122,9 @@ class Tracer:
             setattr(self._clock, name, getattr(self, f"_{name}"))
 
     def _unhook(self) -> None:
-        self._num_steps = 0
         for name in _HOOKS:
             delattr(self._clock, name)
+        self._num_steps = 0  # last: only from here on a signal, which may come between any two lines, hooks it again
 
     def _lap(self, kind: str) -> float:
         sec = type(self._clock).lap(self._clock, kind)
