@@ -98,6 +98,21 @@ def test_kernels_that_are_shorter_than_their_launches_are_launch_bound():
     assert found["kernels"] == [{"name": "gemm", "calls": 100, "self_sec": pytest.approx(3e-4), "share": 0.3}]
 
 
+def test_kernels_of_one_launch_are_not_launch_bound():
+    """As those of a CUDA graph, which all have the launch's number."""
+    trace = Traced()
+    trace.step(1, 0, 1000)
+    trace.part("compute", 0, 1000)
+    for call, number in ((0, 1), (500, 2)):
+        trace.add("cuda_runtime", "cudaGraphLaunch", call, call + 5, correlation=number)
+        for begin in range(call + 5, call + 495, 5):
+            trace.add("kernel", "gemm", begin, begin + 4, thread=20, correlation=number)
+    found = trace.summary()
+    assert found["median_kernel_usec"] < found["median_launch_usec"]
+    assert not found["launch_bound"]
+    assert max(found["causes_sec"], key=found["causes_sec"].get) == "device"
+
+
 def test_the_optimizer_and_parts_of_the_loop_are_causes_by_name():
     trace = Traced()
     trace.step(1, 0, 1000)

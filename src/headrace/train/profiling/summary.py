@@ -24,6 +24,7 @@ from headrace.train.profiling.spans import Span, common, length, union, without
 from headrace.train.profiling.trace import Timed, Trace, read_trace
 
 _MOST = 12
+_LAUNCHING = 0.1
 _COMPUTING = ("compute", "forward", "backward", "optimizer")
 """Parts in which the host gets work out: there the call tells more than the part."""
 _SHOWN = {
@@ -43,7 +44,8 @@ def profile_summary(path: str | Path) -> dict[str, Any]:
     name), outside_operators_sec (of the training's thread, by part), operators (name, calls, self_sec, share of the
     wall time; the most first) and sentence. With a device, else None: idle_sec, idle_share, causes_sec (by name; they
     add up to idle_sec), kernels (as operators), num_kernels, median_kernel_usec, median_launch_usec (between launches),
-    launch_bound (whether the median kernel is shorter than that), syncs (name, calls, sec). Raises StorageError.
+    launch_bound (whether the median kernel is shorter than that and a tenth of the time is idle for launching), syncs
+    (name, calls, sec). Raises StorageError.
     """
     return summarized(read_trace(path))
 
@@ -137,15 +139,18 @@ def _device(trace: Trace, wall: float) -> dict[str, Any]:
     syncs = [call for call in trace.calls if _is_sync(call)]
     seconds = _by_name(syncs)
     counted = Counter(call.name for call in syncs)
+    causes = _causes(trace, idle, syncs)
+    # Of many kernels that one call launches, as a graph does, none is waited for.
+    is_slow = took is not None and every is not None and took < every
     return {
         "idle_sec": length(idle) / 1e6,
         "idle_share": length(idle) / wall if wall else 0.0,
-        "causes_sec": {name: usec / 1e6 for name, usec in _causes(trace, idle, syncs).items()},
+        "causes_sec": {name: usec / 1e6 for name, usec in causes.items()},
         "kernels": _most([(one.name, one.end - one.begin) for one in kernels], wall),
         "num_kernels": len(kernels),
         "median_kernel_usec": took,
         "median_launch_usec": every,
-        "launch_bound": took is not None and every is not None and took < every,
+        "launch_bound": is_slow and causes.get("launch", 0.0) >= _LAUNCHING * wall,
         "syncs": [{"name": name, "calls": counted[name], "sec": seconds[name]} for name in seconds],
     }
 
