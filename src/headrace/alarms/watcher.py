@@ -1,19 +1,17 @@
 """Alarms of a run that is under way: a thread that reads each event as it is written, and looks at the machine.
 
-The training's thread hands the written lines over and goes on. Once a second time is told to the rules, every ten
-seconds what the machine has left.
+The training's thread lays the written lines down and goes on. This one comes by four times a second, so that no step
+has to wake it. Once a second it tells the rules the time, every ten seconds what the machine has left.
 """
 
 from __future__ import annotations
 
 import logging
 import platform
-import queue
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Self
+from collections import deque
+from typing import Self
 
 from headrace.alarms.judge import Alarm, Judge
 from headrace.alarms.options import Alarms
@@ -25,22 +23,22 @@ from headrace.telemetry import EventWriter, parse_event
 
 _log = logging.getLogger("headrace.alarms")
 
-_TICK_SEC, _PROBE_SEC = 1.0, 10.0
+_EVERY_SEC, _TICK_SEC, _PROBE_SEC = 0.25, 1.0, 10.0
 
 
 class Watcher:
     """Rings for the events of one writer, from its making until it is closed. Close it before the writer."""
 
-    def __init__(self, alarms: Alarms, record: EventWriter, look: Callable[[Path], dict[str, Any]] = probe) -> None:
-        """Starts a thread. `look(folder)` gives the fields of a probe of the run's folder."""
+    def __init__(self, alarms: Alarms, record: EventWriter) -> None:
+        """Starts a thread."""
         self._record = record
         self._folder = record.path.parent
-        self._look = look
         self._judge = Judge(alarms)
         self._webhook = Webhook(alarms.webhook) if alarms.webhook is not None else None
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._written: deque[bytes] = deque()  # which one thread may add to while another takes out
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="headrace-alarms", daemon=True)
-        record.observe(self._lines.put)
+        record.observe(self._written.append)
         self._thread.start()
 
     def close(self) -> None:
@@ -48,8 +46,8 @@ class Watcher:
         try:
             self._record.flush()
         finally:
-            self._record.unobserve(self._lines.put)
-            self._lines.put(None)
+            self._record.unobserve(self._written.append)
+            self._over.set()
             self._thread.join()
             if self._webhook is not None:
                 self._webhook.close()
@@ -61,24 +59,21 @@ class Watcher:
         self.close()
 
     def _run(self) -> None:
-        tick = probe_at = time.monotonic()
-        while True:
-            try:
-                lines = self._lines.get(timeout=max(0.0, tick - time.monotonic()))
-            except queue.Empty:
-                lines = b""
-            if lines is None:
-                return
-            for line in lines.splitlines():
-                if (event := parse_event(line)) is not None:
-                    self._take(event)
+        tick = probed = time.monotonic()
+        over = False
+        while not over:
+            over = self._over.wait(_EVERY_SEC)
+            while self._written:
+                for line in self._written.popleft().splitlines():
+                    if (event := parse_event(line)) is not None:
+                        self._take(event)
             now = time.monotonic()
             if now >= tick:
                 tick = now + _TICK_SEC
                 self._take({"event": "tick", "time": time.time()})
-            if now >= probe_at:
-                probe_at = now + _PROBE_SEC
-                self._take({"event": "probe", "time": time.time(), **self._look(self._folder)})
+            if now >= probed:
+                probed = now + _PROBE_SEC
+                self._take({"event": "probe", "time": time.time(), **probe(self._folder)})
 
     def _take(self, event: Event) -> None:
         for alarm in self._judge.take(event):
