@@ -11,6 +11,7 @@ import torch
 from receiver import receiving
 
 import headrace as hr
+from headrace.adapters.recorded import Recorded
 from headrace.alarms import Watcher
 from headrace.alarms.probe import family, probe
 from headrace.errors import OptionError
@@ -100,6 +101,16 @@ def test_a_loop_of_ones_own_has_alarms_too(tmp_path):
             with monitor.step():
                 monitor.note(loss=9.0 if step == 135 else 2.0)
     assert [event["step"] for event in alarms_of(tmp_path / "events.jsonl")] == [136]
+
+
+def test_another_library_s_loop_has_alarms_too(tmp_path):
+    hr.pack(({"__key__": f"{n:02d}", "cls": n} for n in range(12)), tmp_path / "numbers")
+    loader = hr.Loader(hr.Stream(hr.open(tmp_path / "numbers")).decode(), global_batch_size=4)
+    recorded = Recorded(loader, tmp_path / "run", alarms=hr.Alarms(**{**QUIET, "disk_free_bytes": MUCH}))
+    assert sum(len(batch["cls"]) for batch in recorded) == 12
+    recorded.close()
+    loader.close()
+    assert [event["rule"] for event in alarms_of(tmp_path / "run/events.jsonl")] == ["disk"]
 
 
 class Points:
