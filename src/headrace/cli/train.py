@@ -129,6 +129,8 @@ def train(
         raise OptionError("--profile-all-ranks says who traces the steps of --profile A:B: add that")
     nodes = Nodes.of(nnodes, rdzv_endpoint)
     if check_sec is not None:
+        if profile is not None:
+            raise OptionError("--check tries several runs, and traces none: leave --profile away")
         if run is not None or not nodes.alone:
             raise OptionError("--check trains on this machine in folders of its own: leave --run and --nnodes away")
         check(Subject(recipe, tuple(chosen), nproc or default_nproc(), check_sec), json)

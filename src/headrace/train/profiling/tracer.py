@@ -152,6 +152,7 @@ class Tracer:
         return split
 
     def _start(self, step: int) -> None:
+        self._clock.pause()
         try:
             self._trace = _Trace(step)
         except RuntimeError as err:  # of the profiler: the run can do without
@@ -162,6 +163,7 @@ class Tracer:
     def _stop(self) -> None:
         trace, self._trace = self._trace, None
         assert trace is not None
+        self._clock.pause()
         self._unhook()
         last = min(self._completed(), trace.step)
         trace.stop()
