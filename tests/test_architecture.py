@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dataset": BASE | {"storage", "formats", "order"},
     "ondevice": {"errors", "transform"},
     "load": STORED | {"order", "transform", "ondevice"},
-    "alarms": {"errors", "version", "telemetry", "load"},
+    "alarms": {"errors", "version", "telemetry", "load", "report"},
     "adapters": BASE | {"load", "train", "alarms"},
     "train": STORED - {"formats"} | {"order", "transform", "load", "alarms"},
     "tuning": {"errors", "telemetry", "train"},

@@ -139,6 +139,49 @@ def test_each_slow_rank_rings_once_until_it_was_not_found_for_long():
     assert found[1].message == "rank 3 takes 2 times as long for its part of a step as the others"
 
 
+def ranks_of(own_sec, reports, waiting=0.0):
+    """Reports of all ranks in turn, each of ten steps of `own_sec[rank]` seconds and so many of waiting for others."""
+    yield {"event": "start", "time": 0.0, "world_size": len(own_sec)}
+    for report in range(reports):
+        time = 10.0 * (report + 1)
+        for step in range(11 if report == 0 else 10):
+            sec = {"sec": own_sec[0] + waiting, "communication_sec": waiting}
+            yield {"event": "step", "time": time, "step": 10 * report + step + 1, **sec}
+        yield {"event": "feed", "time": time}
+        for rank, sec in enumerate(own_sec):
+            if rank:
+                sums = {"sec": 10 * (sec + waiting), "communication_sec": 10 * waiting}
+                yield {"event": "rank", "time": time, "rank": rank, "steps": 10, **sums}
+
+
+@given(st.integers(2, 6), st.data(), st.floats(1, 4), st.floats(1.1, 3))
+def test_a_rank_that_takes_longer_for_its_own_part_rings_once_whichever_it_is(world_size, data, factor, ratio):
+    """How long all wait for it is the same on every rank, and tells nothing."""
+    slow = data.draw(st.integers(0, world_size - 1))
+    own = [0.1] * world_size
+    own[slow] *= factor
+    found = rung(ranks_of(own, 8, waiting=0.3), only(straggler_ratio=ratio))
+    if abs(factor - ratio) > 1e-6:
+        assert [alarm.message.split()[1] for alarm in found] == ([str(slow)] if factor > ratio else [])
+    assert rung(ranks_of(own, 2), only(straggler_ratio=ratio)) == []  # a hiccup
+
+
+def test_slow_ranks_of_microseconds_unknown_ranks_and_those_of_an_earlier_attempt_are_none():
+    alarms = only(straggler_ratio=1.5)
+    assert rung(ranks_of([0.0001, 0.0009], 8), alarms) == []
+    start, *reports = ranks_of([0.1, 0.9], 8)
+    assert rung([start | {"world_size": 3}, *reports], alarms) == []
+    assert rung([start | {"time": 1000.0}, *reports], alarms) == []
+    assert len(rung([start, *reports], alarms)) == 1
+
+
+def test_a_rank_that_recovers_may_ring_again():
+    slow = list(ranks_of([0.1, 0.3], 5))
+    well = list(ranks_of([0.1, 0.1], 5))[1:]
+    assert len(rung([*slow, *slow[1:]], only(straggler_ratio=1.5))) == 1
+    assert len(rung([*slow, *well, *slow[1:]], only(straggler_ratio=1.5))) == 2
+
+
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=12), st.integers(5, 60))
 def test_silence_rings_where_it_is_longer_than_said_and_than_is_usual(gaps, limit):
     events = [{"event": "start", "time": 0.0}, *({"event": "tick", "time": float(t)} for t in range(2))]
@@ -227,8 +270,9 @@ def test_a_quarter_of_wild_points_leaves_the_slope_where_it_is(slope, num, seed)
     assert theil_sen(points) == pytest.approx(slope, rel=1e-6, abs=1e-6)
 
 
-KINDS = ["start", "step", "evaluate", "checkpoint", "guard", "tick", "probe", "end", "something"]
+KINDS = ["start", "step", "evaluate", "checkpoint", "guard", "rank", "feed", "tick", "probe", "end", "something"]
 FIELDS = ["step", "sec", "wait_sec", "compute_sec", "samples", "loss", "bytes", "path", "guard", "ratio", "ranks"]
+FIELDS += ["rank", "steps", "world_size", "communication_sec"]
 FIELDS += ["disk_free_bytes", "memory_bytes", "memory_left_bytes"]
 VALUES = st.one_of(st.none(), st.integers(-(10**12), 10**12), st.floats(-1e12, 1e12), st.text(max_size=3))
 

@@ -15,7 +15,7 @@ from headrace.adapters.recorded import Recorded
 from headrace.alarms import Watcher
 from headrace.alarms.probe import family, probe
 from headrace.errors import OptionError
-from headrace.telemetry import EventWriter, read_events
+from headrace.telemetry import RANKS, EventWriter, read_events
 from waiting import running, wait_for
 
 QUIET = {"au_below": None, "throughput_below": None, "no_step_sec": None, "memory_hours": None, "disk_free_bytes": None}
@@ -51,6 +51,25 @@ def test_what_the_machine_has_left_is_looked_at_without_any_event(tmp_path):
         wait_for(lambda: alarms_of(writer.path), "an alarm")
     writer.close()
     assert [(event["rule"], event["step"]) for event in alarms_of(writer.path)] == [("disk", 0)]
+
+
+def test_what_other_ranks_write_is_read(tmp_path):
+    (tmp_path / RANKS).mkdir()
+    writer = EventWriter(tmp_path / "events.jsonl")
+    other = EventWriter(tmp_path / RANKS / "rank-1.jsonl")
+    with Watcher(hr.Alarms(**QUIET), writer):
+        writer.write("start", world_size=2)
+        for step in range(1, 12):
+            writer.write_often("step", step=step, sec=0.3, communication_sec=0.2)
+        writer.write("feed", step=11)
+        other.write("start", rank=1)
+        for step in (20, 30, 40):
+            other.write("rank", rank=1, step=step, steps=10, sec=3.0, communication_sec=0.0)
+    other.close()
+    writer.close()
+    assert [event["message"] for event in alarms_of(writer.path)] == [
+        "rank 1 takes 3 times as long for its part of a step as the others"
+    ]
 
 
 def test_silence_rings_while_nothing_is_written(tmp_path):

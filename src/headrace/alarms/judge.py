@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from headrace.alarms.learning import LossSpike, Straggler
+from headrace.alarms.loss import LossSpike
 from headrace.alarms.machine import DiskFull, MemoryCreep
 from headrace.alarms.options import Alarms
 from headrace.alarms.pace import LowThroughput, LowUtilization, NoStep
+from headrace.alarms.ranks import Straggler
 from headrace.alarms.rule import Bell, Event, Reading, Rule
 
 

@@ -37,8 +37,7 @@ class Alarms:
     """Rings when the loss is more than so many robust standard deviations above the median of the latest 128 steps;
     above 0."""
     straggler_ratio: float | None = 1.5
-    """Rings when the guards (`Trainer(guards=)`) find a rank that takes more than so many times as long as the others;
-    at least 1."""
+    """Rings when a rank takes more than so many times the ranks' median for its own part of a step; at least 1."""
     no_step_sec: float | None = 600.0
     """Rings when no step, evaluation or checkpoint ended for so many seconds, above 0; for three times as long before
     the first step, and not before three times the longest such time so far."""

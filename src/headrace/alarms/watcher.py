@@ -11,6 +11,7 @@ import platform
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from typing import Self
 
 from headrace.alarms.judge import Alarm, Judge
@@ -19,7 +20,8 @@ from headrace.alarms.probe import probe
 from headrace.alarms.rule import Event
 from headrace.alarms.webhook import Webhook, body_of
 from headrace.errors import StorageError
-from headrace.telemetry import EventWriter, parse_event
+from headrace.report.follow import Follower
+from headrace.telemetry import RANKS, EventWriter, parse_event
 
 _log = logging.getLogger("headrace.alarms")
 
@@ -36,6 +38,7 @@ class Watcher:
         self._judge = Judge(alarms)
         self._webhook = Webhook(alarms.webhook) if alarms.webhook is not None else None
         self._written: deque[bytes] = deque()  # which one thread may add to while another takes out
+        self._ranks: dict[Path, Follower] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="headrace-alarms", daemon=True)
         record.observe(self._written.append)
@@ -71,9 +74,17 @@ class Watcher:
             if now >= tick:
                 tick = now + _TICK_SEC
                 self._take({"event": "tick", "time": time.time()})
-            if now >= probed:
+            if now >= probed or over:
                 probed = now + _PROBE_SEC
                 self._take({"event": "probe", "time": time.time(), **probe(self._folder)})
+                self._take_ranks()
+
+    def _take_ranks(self) -> None:
+        """What other ranks have written of their own time."""
+        for path in sorted((self._folder / RANKS).glob("rank-*.jsonl")):
+            for event in self._ranks.setdefault(path, Follower(path)).new_events():
+                if event["event"] == "rank":
+                    self._take(event)
 
     def _take(self, event: Event) -> None:
         for alarm in self._judge.take(event):

@@ -1,4 +1,4 @@
-"""Rules about what steps come to: spikes of the loss, and ranks that are slower than the others."""
+"""The rule about what steps learn: spikes of the loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ _TO_DEVIATION = 1.4826
 _LEAST_SHARE = 0.02
 """A loss that hardly varies would make a spike of anything: a deviation is at least this share of the median."""
 _WELL_STEPS = 16
-_WELL_SEC = 600.0
 
 
 class LossSpike:
@@ -61,33 +60,3 @@ class LossSpike:
             f"the loss {self._loss:.4g} is {reading.value:.3g} deviations above the median {self._median:.4g} "
             f"of the latest {_WINDOW} steps"
         )
-
-
-class Straggler:
-    """Ranks that the guards found slow. One that was not found for ten minutes is well."""
-
-    name = "straggler"
-    kinds = ("guard", "feed", "tick")
-
-    def __init__(self, ratio: float) -> None:
-        self._ratio = ratio
-        self._found: dict[int, float] = {}
-
-    def take(self, event: Event) -> Reading | None:
-        """A reading at each finding, and when a rank was not found for long."""
-        time = event["time"]
-        if event["event"] == "guard" and event.get("guard") == "straggler":
-            ratio, ranks = number(event, "ratio"), event.get("ranks") or [0]
-            if ratio is not None and ratio > self._ratio:
-                self._found[ranks[0]] = time
-                return Reading(ratio, self._ratio, wrong=True, well=False, subject=ranks[0])
-            return None
-        rank = next((rank for rank, found in self._found.items() if time - found > _WELL_SEC), None)
-        if rank is None:
-            return None
-        del self._found[rank]
-        return Reading(1.0, self._ratio, wrong=False, well=True, subject=rank)
-
-    def message(self, reading: Reading) -> str:
-        """Of one rank."""
-        return f"rank {reading.subject} takes {reading.value:.3g} times as long for its part of a step as the others"
