@@ -12,6 +12,7 @@ import headrace
 from headrace import errors
 
 PUBLIC = [
+    "Alarms",
     "Dataset",
     "Guards",
     "HeadraceError",
@@ -48,7 +49,19 @@ PUBLIC = [
     "tune",
     "wsd",
 ]
-TORCH_FREE = ["dataset", "errors", "formats", "order", "packing", "rank", "report", "storage", "telemetry", "transform"]
+TORCH_FREE = [
+    "alarms",
+    "dataset",
+    "errors",
+    "formats",
+    "order",
+    "packing",
+    "rank",
+    "report",
+    "storage",
+    "telemetry",
+    "transform",
+]
 TRANSFORMS = [
     "Albumentations",
     "CenterCrop",
@@ -89,6 +102,7 @@ def test_image_steps_are_where_the_contract_has_them(name):
 @pytest.mark.parametrize(
     "room",
     [
+        "alarms",
         "dataset",
         "formats",
         "load",

@@ -13,6 +13,7 @@ from headrace.version import __version__
 if TYPE_CHECKING:
     from headrace import errors, ondevice, transform
     from headrace.adapters.monitor import Monitor
+    from headrace.alarms import Alarms
     from headrace.dataset import Dataset, index, open
     from headrace.errors import HeadraceError
     from headrace.formats import Manifest
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from headrace.tuning.tune import tune
 
 _HOMES = {
+    "Alarms": "alarms",
     "Dataset": "dataset",
     "Guards": "train",
     "HeadraceError": "errors",
@@ -77,6 +79,7 @@ _HOMES = {
 _MODULES = ("errors", "ondevice", "transform")
 
 __all__ = [
+    "Alarms",
     "Dataset",
     "Guards",
     "HeadraceError",

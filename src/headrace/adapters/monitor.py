@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from headrace.alarms import Alarms, Watcher
 from headrace.errors import OptionError, StorageError
 from headrace.rank import process_rank, resolve_rank
 from headrace.telemetry import FILE_NAME, EventWriter
@@ -37,7 +38,13 @@ class Monitor:
     """
 
     def __init__(
-        self, run_dir: str | Path, *, first_step: int = 0, total_steps: int | None = None, config: Any = None
+        self,
+        run_dir: str | Path,
+        *,
+        first_step: int = 0,
+        total_steps: int | None = None,
+        config: Any = None,
+        alarms: Alarms | None = None,
     ) -> None:
         """`run_dir` is made if it is not there.
 
@@ -46,6 +53,7 @@ class Monitor:
             first_step: how many steps were done before, 0 or more.
             total_steps: how many the run is to have in all; None: not known.
             config: what describes the run, a JSON value by name; shown in the report.
+            alarms: what rings while the run is under way, and whom it tells; None: nothing.
         """
         if first_step < 0:
             raise OptionError(f"first_step must be at least 0: got {first_step}")
@@ -54,6 +62,8 @@ class Monitor:
         self._about = {"total_steps": total_steps, "config": dict(config or {})}
         self._run_dir = Path(run_dir)
         self._record: EventWriter | None = None
+        self._alarms = alarms
+        self._watcher: Watcher | None = None
         self.world_size = 0
         """How many processes have a share of the data; 0: nothing was asked for yet."""
         self._loader: Any = None
@@ -137,8 +147,13 @@ class Monitor:
 
     def _shut(self) -> None:
         record, self._record, self._closed = self._record, None, True
-        if record is not None:
-            record.close()
+        watcher, self._watcher = self._watcher, None
+        try:
+            if watcher is not None:
+                watcher.close()
+        finally:
+            if record is not None:
+                record.close()
 
     def __enter__(self) -> Self:
         return self
@@ -173,6 +188,8 @@ class Monitor:
         except OSError as err:
             raise StorageError(f"the run's folder {self._run_dir} cannot be made: {err.strerror}") from err
         self._record = EventWriter(self._run_dir / FILE_NAME)
+        if self._alarms is not None:
+            self._watcher = Watcher(self._alarms, self._record)
         self._fed = time.monotonic()
         self._record.write(
             "start",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.adapters.monitor import Monitor
+from headrace.alarms import Alarms
 from headrace.errors import OptionError
 from headrace.load import Loader
 
@@ -19,12 +20,15 @@ from headrace.load import Loader
 class Recorded:
     """Give it to a loop in place of the loader. Rank 0 writes; a run that is started again goes on in its folder."""
 
-    def __init__(self, loader: Loader, run_dir: str | Path) -> None:
-        """`run_dir` is made if it is not there. Raises OptionError for what is no headrace.Loader."""
+    def __init__(self, loader: Loader, run_dir: str | Path, *, alarms: Alarms | None = None) -> None:
+        """`run_dir` is made if it is not there; `alarms` are as for a Monitor.
+
+        Raises OptionError for what is no headrace.Loader.
+        """
         if not isinstance(loader, Loader):
             raise OptionError(f"Recorded is for a headrace.Loader: got a {type(loader).__name__}")
         self.loader = loader
-        self._monitor = Monitor(run_dir)
+        self._monitor = Monitor(run_dir, alarms=alarms)
         self._batches = self._monitor.watch(loader)
 
     def note(self, *, loss: float | None = None, lr: float | None = None, **metrics: float) -> None:

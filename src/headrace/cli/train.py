@@ -77,6 +77,18 @@ def train(
             show_default=False,
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="A:B",
+            help="Trace the steps A to B - 1 with torch's profiler, into RUN/profile.",
+            show_default=False,
+        ),
+    ] = None,
+    profile_all_ranks: Annotated[
+        bool, typer.Option("--profile-all-ranks", help="Trace them on every process, not only on the first.")
+    ] = False,
     requeue: Annotated[
         bool,
         typer.Option(
@@ -103,6 +115,7 @@ def train(
     from headrace.train import slurm
     from headrace.train.launch import default_nproc, launch
     from headrace.train.nodes import Nodes
+    from headrace.train.profiling.options import Profile
     from headrace.train.recipe import RecipeTarget, load_recipe
     from headrace.train.settings import parse_settings
     from headrace.train.worker import Job
@@ -110,8 +123,14 @@ def train(
     target = RecipeTarget.parse(recipe)
     chosen = [*(settings or []), *([f"mesh={mesh}"] if mesh is not None else [])]
     parse_settings(load_recipe(target), chosen)
+    if profile is not None:
+        Profile.parse(profile)
+    elif profile_all_ranks:
+        raise OptionError("--profile-all-ranks says who traces the steps of --profile A:B: add that")
     nodes = Nodes.of(nnodes, rdzv_endpoint)
     if check_sec is not None:
+        if profile is not None:
+            raise OptionError("--check tries several runs, and traces none: leave --profile away")
         if run is not None or not nodes.alone:
             raise OptionError("--check trains on this machine in folders of its own: leave --run and --nnodes away")
         check(Subject(recipe, tuple(chosen), nproc or default_nproc(), check_sec), json)
@@ -127,7 +146,16 @@ def train(
     nproc = nproc or default_nproc()
     print(f"training on {nproc} process{'es' if nproc > 1 else ''}, run {run_dir}", file=sys.stderr)
     began = time.time()
-    launch(Job(recipe, str(run_dir), resume, tuple(chosen), not nodes.alone), nproc, max_restarts, nodes)
+    job = Job(
+        recipe,
+        str(run_dir),
+        resume,
+        tuple(chosen),
+        elastic=not nodes.alone,
+        profile=profile,
+        profile_all_ranks=profile_all_ranks,
+    )
+    launch(job, nproc, max_restarts, nodes)
     outcome = _outcome(run_dir, began)
     again = ["headrace", "train", recipe, "--nproc", str(nproc), "--run", str(run_dir)]
     again += ["--nnodes", nnodes, "--rdzv-endpoint", str(rdzv_endpoint)] if not nodes.alone else []

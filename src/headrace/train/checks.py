@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headrace.alarms import Alarms
 from headrace.errors import OptionError
 from headrace.storage import locate
 from headrace.train.average import EMA
@@ -39,6 +40,8 @@ def check_options(options: Options) -> None:
         raise OptionError(f"clip_grad_norm must be above 0, or None: got {options.clip_grad_norm}")
     if options.guards is not None and not isinstance(options.guards, Guards):
         raise OptionError(f"guards must be headrace.Guards(...), or None: got {options.guards!r}")
+    if options.alarms is not None and not isinstance(options.alarms, Alarms):
+        raise OptionError(f"alarms must be headrace.Alarms(...), or None: got {options.alarms!r}")
     if options.ema is not None and not isinstance(options.ema, EMA):
         raise OptionError(f"ema must be a decay, headrace.ema(...), or None: got {options.ema!r}")
     if options.hang_timeout_sec is not None and not options.hang_timeout_sec > 0:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from headrace.alarms import Alarms
 from headrace.train.average import EMA
 from headrace.train.best import BestRule
 from headrace.train.contract import LoaderLike
@@ -53,6 +54,7 @@ class Options:
     checkpoints: str | Path | None
     checkpoint_async: bool
     guards: Guards | None
+    alarms: Alarms | None
     save_frozen: bool
     hang_timeout_sec: float | None
     seed: int
@@ -78,6 +80,7 @@ class Options:
             "evaluate_every": self.evaluate_every,
             "keep_best": None if self.keep_best is None else [self.keep_best.metric, self.keep_best.mode],
             "guards": asdict(self.guards) if self.guards is not None else None,
+            "alarms": self.alarms.described() if self.alarms is not None else None,
             "hang_timeout_sec": self.hang_timeout_sec,
             "ema": None if self.ema is None else repr(self.ema),
             "seed": self.seed,

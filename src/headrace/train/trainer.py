@@ -8,18 +8,22 @@ Options are checked when it is made; processes, devices and folders are touched 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from headrace.alarms import Alarms, Watcher
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
+from headrace.telemetry import EventWriter
 from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.average import EMA, Average
 from headrace.train.best import BestRule
@@ -37,8 +41,11 @@ from headrace.train.parallel import (
     Compression,
     TensorPlan,
 )
+from headrace.train.profiling.options import Profile
+from headrace.train.profiling.tracer import FOLDER as PROFILES
+from headrace.train.profiling.tracer import Tracer, Written
 from headrace.train.randomness import seed_all
-from headrace.train.record import Journal, open_record
+from headrace.train.record import Journal, Record, open_record
 from headrace.train.result import FitResult
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
@@ -90,6 +97,9 @@ class Trainer:
         checkpoints: str | Path | None = None,
         checkpoint_async: bool = False,
         guards: Guards | None = None,
+        alarms: Alarms | None = None,
+        profile: tuple[int, int] | None = None,
+        profile_all_ranks: bool = False,
         save_frozen: bool = True,
         run_dir: str | Path | None = None,
         hang_timeout_sec: float | None = HANG_TIMEOUT_SEC,
@@ -138,6 +148,9 @@ class Trainer:
           rank writes.
         - `guards`: what is watched for and answered during the run: `headrace.Guards()`; None: nothing, and a loss that
           is not finite is an error.
+        - `alarms`: what rings while the run is under way, and whom it tells: `headrace.Alarms()`; None: nothing.
+        - `profile`: (100, 110) has the steps 100 to 109 traced by torch's profiler, on rank 0 or, with
+          `profile_all_ranks`, on all; at most 1,000.
         - `hang_timeout_sec`: a step of several processes that takes longer ends all of them, with a report of who hangs
           where; the first step, a batch of an evaluation and a checkpoint may take three times as long. None: never.
         - `save_frozen=False`: checkpoints leave out parameters that are not trained, and a run goes on from one only if
@@ -173,6 +186,7 @@ class Trainer:
             checkpoints=checkpoints,
             checkpoint_async=checkpoint_async,
             guards=guards,
+            alarms=alarms,
             save_frozen=save_frozen,
             hang_timeout_sec=hang_timeout_sec,
             seed=seed,
@@ -182,6 +196,8 @@ class Trainer:
         self.model = model
         self.loader = loader
         self.run_dir = Path(run_dir) if run_dir is not None else None
+        self.profile = Profile.of(profile, profile_all_ranks)
+        """Which steps are traced; None: none."""
         self.config: dict[str, Any] = {}
         """What else the record of the run should say of it; JSON values."""
         self.tell_hang: Callable[[Failure], None] = print_failure
@@ -266,6 +282,7 @@ class Trainer:
         rank = parts.world.rank
         with (
             closing(open_record(self.run_dir, rank)) as record,
+            self._ringing(record),
             SkippedList(self.run_dir, rank, self.loader) as skipped,
         ):
             journal = Journal(record, skipped)
@@ -274,7 +291,8 @@ class Trainer:
             loop = self._loop(parts, plan, archive, journal, pulse)
             if self.stop_after_sec is not None:
                 request.after(self.stop_after_sec)
-            stopped = loop.run(request)
+            with self._tracing(loop, rank, record):
+                stopped = loop.run(request)
             pulse.beat("end")
             self._whole = True
             result = self._result(loop, plan, stopped, resumed, time.perf_counter() - began)
@@ -307,6 +325,17 @@ class Trainer:
             pulse,
         )
 
+    def _ringing(self, record: Record) -> AbstractContextManager[object]:
+        alarms = self._options.alarms
+        return Watcher(alarms, record) if alarms is not None and isinstance(record, EventWriter) else nullcontext()
+
+    def _tracing(self, loop: Loop, rank: int, record: Record) -> AbstractContextManager[object]:
+        if self.run_dir is None:
+            return nullcontext()
+        due = self.profile if self.profile is not None and (rank == 0 or self.profile.all_ranks) else None
+        folder = self.run_dir / PROFILES
+        return Tracer(folder, rank, loop._clock, lambda: self._position.step, due, partial(_keep_profile, record))
+
     def _watch(self, parts: Parts, journal: Journal) -> Watch | None:
         return None if self._options.guards is None else Watch(self._options.guards, parts.learner, journal.guard)
 
@@ -320,11 +349,16 @@ class Trainer:
         if epochs is None and steps is None:
             raise OptionError("the loader is endless, so say how far to go: fit(epochs=...) or fit(steps=...)")
         if self.run_dir is None:
-            for name in ("checkpoint_every", "keep_best", "checkpoints", "checkpoint_async"):
+            for name in ("checkpoint_every", "keep_best", "checkpoints", "checkpoint_async", "alarms"):
                 if getattr(self._options, name) not in (None, False):
                     raise OptionError(f"{name} needs a place for what the run keeps: set run_dir")
+            if self.profile is not None:
+                raise OptionError("profile needs a place for what the run keeps: set run_dir")
+        total_steps = steps or (epochs or 0) * per_epoch
+        if self.profile is not None:
+            self.profile.check_within(total_steps)
         return Plan(
-            total_steps=steps or (epochs or 0) * per_epoch,
+            total_steps=total_steps,
             steps_per_epoch=per_epoch,
             evaluate_every=max(1, round(self._options.evaluate_every * per_epoch)),
             checkpoint_every=self._options.checkpoint_every,
@@ -396,6 +430,12 @@ class Trainer:
             resumed_from=resumed.path if resumed else None,
             run_dir=self.run_dir,
         )
+
+
+def _keep_profile(record: Record, written: Written) -> None:
+    print(f"profile {written.path}: {written.sentence}", file=sys.stderr, flush=True)
+    steps = {"step": written.last_step, "first_step": written.first_step}
+    record.write("profile", **steps, path=str(written.path), sentence=written.sentence)
 
 
 @contextmanager

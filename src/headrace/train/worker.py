@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from headrace.errors import RecipeError
 from headrace.train.failure import Failure, first_failure, record_failure
+from headrace.train.profiling.options import Profile
 from headrace.train.recipe import RecipeTarget, load_recipe
 from headrace.train.settings import parse_settings
 
@@ -62,6 +63,9 @@ class Job:
     """How long steps are made; None: to the end."""
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Options of the recipe's "trainer" and "loader" to be changed."""
+    profile: str | None = None
+    """Steps to trace, as 100:110; None: what the recipe says."""
+    profile_all_ranks: bool = False
 
     def to_json(self) -> str:
         """As the worker's one argument."""
@@ -129,6 +133,8 @@ def build_trainer(job: Job) -> Trainer:
     trainer.stop_after_sec = job.seconds
     if job.changes:
         trainer.change(loader=job.changes.get("loader"), **job.changes.get("trainer", {}))
+    if job.profile is not None:
+        trainer.profile = Profile.parse(job.profile, job.profile_all_ranks)
     trainer.tell_hang = partial(record_failure, trainer.run_dir)
     shown = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
     trainer.config |= {"recipe": job.recipe, "settings": shown}
