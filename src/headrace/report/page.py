@@ -14,10 +14,19 @@ from pathlib import Path
 from headrace.errors import StorageError
 from headrace.report import formatting as fmt
 from headrace.report import sections
+from headrace.report.incidents import incidents
 from headrace.report.runlog import Run, events_path, read_run
 from headrace.report.verdict import Verdict, verdict
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+# For the script's charts: it is shown where that runs.
+_KEYS = (
+    '<p class="note" id="keys">Charts zoom together: drag across one, or use its buttons; a double click shows all. '
+    "Zoomed in far enough, they show what lies beyond a scale too. <span>On the keyboard: <kbd>←</kbd> <kbd>→</kbd> "
+    "<kbd>Home</kbd> <kbd>End</kbd> read values (with <kbd>Shift</kbd> in long strides), <kbd>+</kbd> and "
+    "<kbd>-</kbd> zoom, <kbd>0</kbd> shows all.</span></p>"
+)
 
 
 def write_page(run: str | Path, output: str | Path | None = None) -> Path:
@@ -38,15 +47,17 @@ def write_page(run: str | Path, output: str | Path | None = None) -> Path:
 def page(run: Run) -> str:
     """The page as HTML."""
     judged = verdict(run)
+    happened = incidents(run)
     name = escape(run.path.resolve().parent.name)
+    charts = sections.time(run, judged, happened) + sections.curves(run, happened)
     body = "".join(
         (
             _head(run, judged, name),
             _tiles(run, judged),
-            sections.time(run, judged),
-            sections.curves(run),
+            _KEYS if charts else "",
+            charts,
             sections.feed(run),
-            sections.history(run),
+            sections.history(happened),
             sections.facts(run),
         )
     )
@@ -54,10 +65,12 @@ def page(run: Run) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><link rel="icon" href="data:,">'
-        f"<title>{name}: {escape(judged.sentence)}</title><style>{_asset('page.css')}</style></head>"
+        f"<title>{name}: {escape(judged.sentence)}</title>"
+        f"<style>{_asset('vendor/uplot/uPlot.min.css')}{_asset('page.css')}</style></head>"
         f"<body><main>{body}<footer>Written by headrace from {escape(run.path.name)} alone. "
         "KB, MB and GB are powers of 1000, GiB is 2<sup>30</sup> bytes.</footer></main>"
-        f"<script>{_asset('page.js')}</script></body></html>"
+        f"<script>/*\n{_asset('vendor/uplot/LICENSE')}\n*/\n{_asset('vendor/uplot/uPlot.iife.min.js')}</script>"
+        f"<script>{_asset('charts.js')}</script></body></html>"
     )
 
 

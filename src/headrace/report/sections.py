@@ -9,37 +9,41 @@ from typing import Any
 import orjson
 
 from headrace.report import formatting as fmt
-from headrace.report.charts import render
-from headrace.report.plots import loss_chart, metric_charts, throughput_chart, time_chart
+from headrace.report.figures import render
+from headrace.report.incidents import Incident
+from headrace.report.parts import part_css, part_name
+from headrace.report.plots import (
+    MOST_METRICS,
+    Detail,
+    loss_chart,
+    marks_of,
+    metric_charts,
+    metric_names,
+    throughput_chart,
+    time_chart,
+)
 from headrace.report.runlog import PARTS, Run
 from headrace.report.stages import Stage, feed_stages
 from headrace.report.verdict import Verdict
 
-_PART_NAMES = {
-    "compute": "compute",
-    "communication": "communication",
-    "copy": "copy to device",
-    "wait": "wait for input",
-    "checkpoint": "checkpoint",
-    "rest": "rest",
-}
 _MOST_EVENTS = 60
 
 
-def time(run: Run, judged: Verdict) -> str:
+def time(run: Run, judged: Verdict, happened: Sequence[Incident]) -> str:
     """Where the time went: in total, and over the steps."""
     if not judged.shares:
         return ""
     wall = float(run.steps["sec"][run.steady_rows()].sum())
-    bar = "".join(f'<span class="{part}" style="flex:{judged.shares[part]:.5f}"></span>' for part in PARTS)
+    parts = [part for part in PARTS if part in judged.shares]
+    bar = "".join(f'<span class="{part_css(part)}" style="flex:{judged.shares[part]:.5f}"></span>' for part in parts)
     rows = [
         _row(
-            f'<i class="swatch {part}"></i>{_PART_NAMES[part]}',
+            f'<i class="swatch {part_css(part)}"></i>{part_name(part)}',
             fmt.percent(judged.shares[part]),
             fmt.seconds(judged.shares[part] * wall),
             fmt.seconds(judged.shares[part] * wall / judged.num_steps),
         )
-        for part in PARTS
+        for part in parts
     ]
     total = (
         f"all of {fmt.count(judged.num_steps)} steps",
@@ -49,12 +53,13 @@ def time(run: Run, judged: Verdict) -> str:
     )
     rows.append(_row(*total, css="strong"))
     beside = "; ".join(f"{name} {fmt.seconds(sec)}" for name, sec in _beside(run, wall) if sec)
+    chart = render(time_chart(run, marks_of(happened), _detail(run)))
     return _section(
         "Where the time went",
         "The wall time of every step but the first of each start.",
         f'<div class="card"><div class="split" aria-hidden="true">{bar}</div>'
         f"{_table(('part', 'share', 'in all', 'a step'), rows)}"
-        f'<p class="note">{f"Not in it: {beside}." if beside else ""}</p></div>{render(time_chart(run, _PART_NAMES))}',
+        f'<p class="note">{f"Not in it: {beside}." if beside else ""}</p></div>{chart}',
     )
 
 
@@ -64,14 +69,22 @@ def _beside(run: Run, wall: float) -> Iterable[tuple[str, float]]:
     yield "steps that were done again", run.lost_sec
 
 
-def curves(run: Run) -> str:
+def curves(run: Run, happened: Sequence[Incident]) -> str:
     """Loss, metrics and throughput over the steps."""
     if not run.num_steps:
         return ""
-    metrics = metric_charts(run)
+    marks, detail = marks_of(happened), _detail(run)
+    metrics = metric_charts(run, marks, detail)
     pair = f'<div class="pair">{"".join(map(render, metrics))}</div>' if metrics else ""
-    loss = _section("Loss and metrics" if metrics else "Loss", "", render(loss_chart(run)) + pair)
-    return loss + _section("Throughput", "", render(throughput_chart(run)))
+    more = len(metric_names(run)) - MOST_METRICS
+    if more > 0:
+        pair += f'<p class="note">{fmt.plural(more, "more metric")}: in the run\'s {escape(run.path.name)}.</p>'
+    loss = _section("Loss and metrics" if metrics else "Loss", "", render(loss_chart(run, marks, detail)) + pair)
+    return loss + _section("Throughput", "", render(throughput_chart(run, marks, detail)))
+
+
+def _detail(run: Run) -> Detail:
+    return Detail.of(min(len(metric_names(run)), MOST_METRICS) + 4)
 
 
 def feed(run: Run) -> str:
@@ -111,52 +124,25 @@ def _stage_row(stage: Stage) -> str:
     )
 
 
-def history(run: Run) -> str:
-    """Starts, checkpoints, evaluations, replaced processes, stops and errors, in the order of time."""
-    events = sorted(_happened(run), key=lambda row: row[0] or 0)
-    if not events:
+def history(happened: Sequence[Incident]) -> str:
+    """Starts, checkpoints, evaluations, alarms, replaced processes, stops and errors, in the order of time."""
+    if not happened:
         return ""
-    began = events[0][0]
+    began = happened[0].time
     half = _MOST_EVENTS // 2
-    shown = events if len(events) <= _MOST_EVENTS else events[:half] + events[-half:]
+    shown = happened if len(happened) <= _MOST_EVENTS else [*happened[:half], *happened[-half:]]
     rows = [
         _row(
-            fmt.seconds(time - began) if time and began else fmt.UNKNOWN,
-            fmt.count(fmt.as_float(step)),
-            f'<td class="left">{what}</td><td class="left wrap">{escape(detail)}</td>',
+            fmt.seconds(one.time - began) if one.time and began else fmt.UNKNOWN,
+            fmt.count(one.step),
+            f'<td class="left"><i class="dot {one.kind}"></i>{escape(one.title)}</td>'
+            f'<td class="left wrap">{escape(one.detail)}</td>',
         )
-        for time, step, what, detail in shown
+        for one in shown
     ]
-    hidden = f"{len(events) - len(shown):,} events in the middle are not shown." if len(shown) < len(events) else ""
+    hidden = f"{len(happened) - len(shown):,} events in the middle are not shown." if len(shown) < len(happened) else ""
     head = "after", "step", '<th class="left">event</th>', '<th class="left">detail</th>'
     return _section("What happened", "", f'<div class="card">{_table(head, rows)}<p class="note">{hidden}</p></div>')
-
-
-def _happened(run: Run) -> Iterable[tuple[Any, Any, str, str]]:
-    for number, attempt in enumerate(run.attempts):
-        origin = f"from {attempt.start['resumed_from']}" if attempt.start.get("resumed_from") else "fresh"
-        lost = f", {fmt.plural(attempt.lost_steps, 'step')} done again" if attempt.lost_steps else ""
-        yield attempt.start.get("time"), attempt.step, "restart" if number else "start", origin + lost
-    for event in run.checkpoints:
-        size, took = fmt.num_bytes(fmt.as_float(event.get("bytes"))), fmt.seconds(fmt.as_float(event.get("sec")))
-        yield event.get("time"), event.get("step"), "checkpoint", f"{event.get('path') or ''}, {size} in {took}"
-    for event in run.evaluations:
-        values = {"loss": event.get("loss"), **(event.get("metrics") or {})}
-        detail = ", ".join(f"{name} {fmt.number(fmt.as_float(value))}" for name, value in values.items())
-        yield event.get("time"), event.get("step"), "evaluation", detail
-    for event in run.loader_restarts:
-        detail = f"{event.get('process')} process: {event.get('reason')}"
-        yield event.get("time"), event.get("step"), "feed replaced", detail
-    for event in run.guards:
-        detail = f"{event.get('detail')}: {event.get('action')}"
-        yield event.get("time"), event.get("step"), f"guard: {event.get('guard')}", detail
-    for event in run.stops:
-        yield event.get("time"), event.get("step"), "stop", str(event.get("reason") or "")
-    for event in run.errors:
-        detail = f"rank {event.get('rank')}: {event.get('type')}: {event.get('message')}"
-        yield event.get("time"), event.get("step"), "error", detail
-    if run.end is not None:
-        yield run.end.get("time"), run.end.get("step"), "end", fmt.plural(fmt.as_float(run.end.get("epochs")), "epoch")
 
 
 def facts(run: Run) -> str:

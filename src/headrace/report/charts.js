@@ -1,0 +1,353 @@
+// Draws every chart again with uPlot: values under the pointer or the arrow keys, and one zoom for all charts, whose
+// axis is the same. Where this does not run, the SVG that is in the page stays.
+"use strict";
+(() => {
+  const LANES = { checkpoint: [0.955, 1], guard: [0, 0.05], alarm: [0.06, 0.11], feed: [0.12, 0.17] };
+  const COLOURS = { restart: "--second", checkpoint: "--soft", guard: "--bad", alarm: "--wait", feed: "--accent" };
+  const FONT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif";
+  const LEAST_STEPS = 4, MOST_BARS = 150;
+
+  const root = document.documentElement;
+  const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
+  const whole = (value) => Math.round(value).toLocaleString("en");
+  const format = (value) => value === null || value === undefined ? "–" :
+    Math.abs(value) >= 1e6 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toPrecision(3) :
+    value.toLocaleString("en", { maximumSignificantDigits: 4 });
+  const nearest = (xs, x) => {
+    let low = 0, high = xs.length - 1;
+    while (high - low > 1) { const middle = (low + high) >> 1; if (xs[middle] < x) low = middle; else high = middle; }
+    return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
+  };
+  const make = (tag, text, css) => {
+    const element = document.createElement(tag);
+    if (text) element.textContent = text;
+    if (css) element.className = css;
+    return element;
+  };
+
+  const charts = [];
+  let view = null; // [first, last] step that every chart shows; null: all of its own
+  const setView = (low, high) => {
+    const from = Math.min(...charts.map((chart) => chart.data.x[0]));
+    const to = Math.max(...charts.map((chart) => chart.data.x[1]));
+    const width = Math.max(high - low, Math.min(LEAST_STEPS, to - from));
+    const start = clamp((low + high - width) / 2, from, Math.max(from, to - width));
+    view = width >= to - from ? null : [start, start + width];
+    for (const chart of charts) chart.show();
+    pill.hidden = view === null;
+    said.textContent = view === null ? "" : `Steps ${whole(Math.max(1, view[0]))} to ${whole(view[1])}`;
+  };
+  const setAll = () => setView(-Infinity, Infinity);
+  // What all charts show, where one may be far from the chart that was zoomed.
+  const pill = make("div", "", "pill"), said = make("output"), all = make("button", "Show all");
+  pill.hidden = true;
+  all.type = "button";
+  all.addEventListener("click", setAll);
+  pill.append(said, all);
+  document.body.append(pill);
+
+  // Bars as a screen shows them: neighbours that are too many become their mean, and their largest value is kept.
+  const coarse = (data) => {
+    const xs = data.steps[0], [low, high] = view || data.x;
+    const until = (value) => { const k = xs.findIndex((x) => x >= value); return k < 0 ? xs.length - 1 : k; };
+    const first = until(low + 1e-9), last = until(high), each = Math.ceil((last - first + 1) / MOST_BARS);
+    const starts = [];
+    for (let k = first - (first % each); k <= last; k += each) starts.push(k);
+    const groups = (ys, reduce) => starts.map((k) => reduce(ys.slice(k, k + each)));
+    const mean = (ys) => ys.reduce((sum, y) => sum + (y || 0), 0) / ys.length;
+    const largest = (ys) => ys.reduce((most, y) => (y !== null && (most === null || y > most) ? y : most), null);
+    return {
+      left: starts[0] ? xs[starts[0] - 1] : data.x[0],
+      steps: [groups(xs, (some) => some[some.length - 1])],
+      stepsPerPoint: each * data.stepsPerPoint,
+      series: data.series.map((one) => ({ ...one, columns: one.columns.map(
+        ({ name, y }) => ({ name, y: groups(y, one.style === "peak" ? largest : mean) })) })),
+    };
+  };
+
+  // The numbers as uPlot wants them: all series over one row of steps. Bars are sums, of which the largest is drawn first.
+  const aligned = ({ series, steps, left }) => {
+    if (left !== undefined) {
+      const sums = steps[0].map(() => 0), drawn = [];
+      for (const one of series)
+        if (one.style === "bars") {
+          one.columns[0].y.forEach((value, k) => { sums[k] += value; });
+          drawn.unshift({ ...one, y: [sums[0], ...sums] }); // a bar needs a left edge: the first has its own height there
+        }
+      for (const one of series) if (one.style === "peak") drawn.push({ ...one, y: [null, ...one.columns[0].y] });
+      return { rows: [[left, ...steps[0]], ...drawn.map((one) => one.y)], order: drawn };
+    }
+    const tables = steps.map((xs) => [xs]), orders = steps.map(() => []);
+    for (const one of series)
+      for (const { y } of one.columns) { tables[one.steps].push(y); orders[one.steps].push(one); }
+    return { rows: tables.length === 1 ? tables[0] : uPlot.join(tables), order: orders.flat() };
+  };
+
+  const styled = ({ style, css }) => {
+    const ink = () => colour(`--${css}`), faded = (alpha) => () => {
+      const [r, g, b] = colour(`--${css}`).match(/\w\w/g).map((digits) => parseInt(digits, 16));
+      return `rgba(${r},${g},${b},${alpha})`;
+    };
+    const points = { show: false };
+    if (style === "bars") return { fill: ink, width: 0, paths: uPlot.paths.stepped({ align: -1 }), points };
+    if (style === "band") return { stroke: faded(0.35), width: 1, points, fade: faded(0.17) };
+    if (style === "peak") return { stroke: faded(0.6), width: 1, paths: uPlot.paths.stepped({ align: -1 }), points };
+    if (style === "faint") return { stroke: faded(0.35), width: 1, points };
+    if (style === "dots") return { stroke: ink, paths: () => null, points: { show: true, size: 8, width: 0, fill: ink } };
+    return { stroke: ink, width: 2, points: { show: (u, i, from, to) => to - from < 40, size: 5, width: 0, fill: ink } };
+  };
+
+  const ticksOfLog = (low, high) => {
+    let ticks = [];
+    for (const factors of [[1], [1, 3], [1, 2, 5]]) {
+      ticks = [];
+      for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++)
+        for (const factor of factors) {
+          const tick = Number(`${factor}e${p}`);
+          if (low <= tick && tick <= high) ticks.push(tick);
+        }
+      if (ticks.length >= 3) break;
+    }
+    return ticks;
+  };
+
+  class LiveChart {
+    constructor(figure) {
+      this.data = JSON.parse(figure.querySelector("script.values").textContent);
+      this.stacked = this.data.series.some((one) => one.style === "bars");
+      this.shown = this.stacked ? coarse(this.data) : this.data;
+      this.figure = figure;
+      this.area = figure.querySelector(".area");
+      this.plot = figure.querySelector(".plot");
+      this.tip = make("div", "", "tip");
+      this.tip.setAttribute("role", "status");
+      this.tip.hidden = true;
+      this.u = this.draw();
+      this.canvas = this.u.root.querySelector("canvas");
+      this.canvas.setAttribute("role", "img");
+      this.canvas.setAttribute("aria-label", this.data.summary);
+      this.u.over.append(this.tip);
+      figure.classList.add("drawn");
+      this.listen();
+      this.show();
+    }
+
+    draw() {
+      const { data } = this, { rows, order } = aligned(this.shown);
+      const series = order.map(styled), bands = [];
+      order.forEach((one, k) => {
+        if (one.style === "band" && order[k - 1]?.style === "band" && series[k - 1].fade)
+          bands.push({ series: [k + 1, k], fill: series[k - 1].fade });
+      });
+      const axis = { stroke: () => colour("--soft"), font: FONT, ticks: { show: false } };
+      const grid = { stroke: () => colour("--grid"), width: 1 };
+      const log = data.scale === "log";
+      return new uPlot({
+        ...this.size(), bands, legend: { show: false }, padding: [6, 18, 0, 0],
+        series: [{}, ...series],
+        scales: {
+          x: { time: false, range: () => view || data.x },
+          y: { distr: log ? 3 : 1, range: (u, low, high) => this.range(u, low, high) },
+        },
+        axes: [
+          { ...axis, grid: { show: false }, space: 64, size: 28, gap: 7, incrs: [1, 2, 5].flatMap((n) => [n, n * 10, n * 100, n * 1e3, n * 1e4, n * 1e5, n * 1e6, n * 1e7, n * 1e8]).sort((a, b) => a - b),
+            values: (u, steps) => steps.map(whole) },
+          { ...axis, grid, gap: 8, space: 44, ...(log ? { splits: (u, i, low, high) => ticksOfLog(low, high), filter: (u, splits) => splits } : {}),
+            values: (u, ticks) => ticks.map(format),
+            size: (u, texts) => 16 + 7.2 * Math.max(4, ...(texts || []).map((text) => text.length)) },
+        ],
+        cursor: {
+          y: false, points: { show: false }, drag: { x: true, y: false, setScale: false },
+          bind: { dblclick: () => () => setAll() },
+          sync: { key: "steps", setSeries: false, scales: ["x", null],
+            // The others follow the chart that is pointed at, or read by keys, and it follows none.
+            filters: {
+              pub: (type) => LiveChart.active === this && (type === "mousemove" || type === "mouseleave"),
+              sub: () => LiveChart.active !== this,
+            } },
+        },
+        hooks: {
+          drawClear: [(u) => this.drawLost(u)], draw: [(u) => this.drawMarks(u)],
+          setSelect: [(u) => this.selected(u)], setCursor: [() => this.tell()],
+        },
+      }, rows, this.area);
+    }
+
+    size() { return { width: this.area.clientWidth, height: this.area.clientHeight }; }
+
+    show() {
+      const [min, max] = view || this.data.x;
+      if (this.stacked) this.shown = coarse(this.data);
+      this.u.batch((u) => {
+        if (this.stacked) u.setData(aligned(this.shown).rows, false);
+        u.setScale("x", { min, max });
+      });
+      this.figure.dataset.steps = `${min} ${max}`;
+      for (const button of this.buttons) button.disabled = button.needsZoom && view === null;
+    }
+
+    // All of the run is shown up to where the page cuts it, and of a part of it all but a few that would dwarf the others.
+    range(u, low, high) {
+      const { y, scale } = this.data;
+      if (view === null || low === null || low === undefined || !isFinite(low)) return y;
+      if (scale === "log") return low < high ? [low, high] : [low / 2, low * 2];
+      const rows = this.stacked ? u.data.slice(1, 2) : u.data.slice(1), [first, last] = u.series[0].idxs;
+      const values = rows.flatMap((row) => row.slice(first, last + 1)).filter((value) => value !== null && value !== undefined);
+      values.sort((a, b) => a - b);
+      const usual = 1.3 * values[Math.min(values.length - 1, Math.floor(0.97 * values.length))];
+      if (usual > 0 && high > 2 * usual) high = usual;
+      if (scale === "zero") low = Math.min(low, 0);
+      const margin = high > low ? 0.04 * (high - low) : Math.abs(high) / 2 || 0.5;
+      return [scale === "zero" ? low : low - margin, high + margin];
+    }
+
+    drawLost(u) {
+      const { ctx, bbox } = u;
+      ctx.save();
+      ctx.beginPath(); ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height); ctx.clip();
+      ctx.globalAlpha = 0.14; ctx.fillStyle = colour("--second");
+      for (const mark of this.data.marks) {
+        if (mark.kind !== "restart" || !mark.width) continue;
+        const left = u.valToPos(mark.step, "x", true), right = u.valToPos(mark.step + mark.width, "x", true);
+        ctx.fillRect(left, bbox.top, right - left, bbox.height);
+      }
+      ctx.restore();
+    }
+
+    drawMarks(u) {
+      const { ctx, bbox } = u, scale = devicePixelRatio;
+      ctx.save();
+      for (const mark of this.data.marks) {
+        const x = u.valToPos(mark.step, "x", true), [top, bottom] = LANES[mark.kind] || [0, 1];
+        if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
+        ctx.strokeStyle = colour(COLOURS[mark.kind]);
+        ctx.lineWidth = (mark.kind === "restart" || mark.kind === "checkpoint" ? 1.5 : 4) * scale;
+        ctx.setLineDash(mark.kind === "restart" ? [5 * scale, 4 * scale] : []);
+        ctx.beginPath();
+        ctx.moveTo(x, bbox.top + top * bbox.height); ctx.lineTo(x, bbox.top + bottom * bbox.height);
+        ctx.stroke();
+      }
+      ctx.fillStyle = colour("--soft"); ctx.font = FONT.replace("12px", `${12 * scale}px`);
+      ctx.textAlign = "right"; ctx.textBaseline = "top";
+      ctx.fillText("step", bbox.left - 14 * scale, bbox.top + bbox.height + 7 * scale);
+      ctx.restore();
+    }
+
+    selected(u) {
+      const { left, width } = u.select;
+      u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+      if (width > 3) setView(u.posToVal(left, "x"), u.posToVal(left + width, "x"));
+    }
+
+    // What the chart holds at the step under the cursor. Only the chart that is pointed at says it.
+    tell() {
+      const { u, tip, shown } = this;
+      const left = u.cursor.left;
+      tip.hidden = LiveChart.active !== this || left === null || left < 0;
+      if (tip.hidden) return;
+      const at = u.posToVal(left, "x"), pixel = u.posToVal(left + 1, "x") - at, each = shown.stepsPerPoint;
+      const longest = shown.steps.reduce((a, b) => (b.length > a.length ? b : a));
+      // A point stands for the steps up to its own.
+      const step = longest[nearest(longest, at + (each - 1) / 2)], near = Math.max(each / 2, 4 * pixel);
+      tip.replaceChildren();
+      const add = (name, value) => {
+        const row = make("div");
+        row.append(make("span", name), make("b", value));
+        tip.append(row);
+      };
+      if (each > 1) add("steps", `${whole(Math.max(1, step - each + 1))}–${whole(step)}`); else add("step", whole(step));
+      let sum = 0;
+      for (const one of shown.series) {
+        const xs = shown.steps[one.steps], k = nearest(xs, step);
+        if (Math.abs(xs[k] - step) > near) continue;
+        if (one.style === "peak") { add("in all", format(sum)); if (each === 1) continue; }
+        for (const { name, y } of one.columns) {
+          if (y[k] !== null) add(name, format(y[k]));
+          if (one.style === "bars") sum += y[k];
+        }
+      }
+      for (const mark of this.data.marks)
+        if (mark.step > step - each - 3 * pixel && mark.step < step + 3 * pixel) tip.append(make("p", mark.text));
+      const width = tip.offsetWidth, room = u.over.clientWidth;
+      tip.style.left = `${clamp(left + width + 14 > room ? left - width - 12 : left + 12, 0, Math.max(0, room - width))}px`;
+    }
+
+    activate() {
+      const old = LiveChart.active;
+      LiveChart.active = this;
+      if (old && old !== this) old.tip.hidden = true;
+    }
+
+    listen() {
+      const { u, plot, area, figure } = this;
+      plot.tabIndex = 0;
+      plot.setAttribute("aria-describedby", "keys");
+      // Not when it is entered: that is also what scrolling under a resting mouse does.
+      for (const kind of ["pointermove", "pointerdown"]) area.addEventListener(kind, () => this.activate(), true);
+      area.addEventListener("pointermove", (event) => { // a finger moves the cursor; the mouse is uPlot's own
+        if (event.pointerType === "mouse") return;
+        const box = u.over.getBoundingClientRect();
+        u.setCursor({ left: clamp(event.clientX - box.left, 0, box.width), top: 0 });
+      });
+      plot.addEventListener("focus", () => this.activate());
+      plot.addEventListener("blur", () => this.hide());
+      plot.addEventListener("keydown", (event) => { if (this.key(event)) event.preventDefault(); });
+      new ResizeObserver(() => u.setSize(this.size())).observe(area);
+      const bar = make("span", "", "zoom"), title = figure.querySelector("h3").textContent;
+      this.buttons = [["−", "Zoom out", 2, true], ["+", "Zoom in", 0.5, false], ["All", "Show all steps", Infinity, true]].map(
+        ([text, name, factor, needsZoom]) => {
+          const button = make("button", text);
+          button.type = "button"; button.needsZoom = needsZoom; button.disabled = needsZoom;
+          button.title = name; button.setAttribute("aria-label", `${name}: ${title}`);
+          button.addEventListener("click", () => this.zoom(factor));
+          bar.append(button);
+          return button;
+        });
+      figure.querySelector("figcaption").append(bar);
+    }
+
+    hide() { this.u.setCursor({ left: -10, top: -10 }); this.tip.hidden = true; }
+
+    // Where the cursor is; the middle where it is nowhere.
+    at() {
+      const { left } = this.u.cursor, { min, max } = this.u.scales.x;
+      return left === null || left < 0 ? (min + max) / 2 : this.u.posToVal(left, "x");
+    }
+
+    zoom(factor) {
+      if (!isFinite(factor)) { setAll(); return; }
+      const { min, max } = this.u.scales.x, at = clamp(this.at(), min, max);
+      setView(at - (at - min) * factor, at + (max - at) * factor);
+    }
+
+    // To another of the chart's steps; the view follows.
+    move(by) {
+      const steps = this.u.data[0], { min, max } = this.u.scales.x;
+      const known = this.u.cursor.left >= 0;
+      const k = clamp((known ? nearest(steps, this.at()) : by > 0 ? -1 : steps.length) + by, 0, steps.length - 1);
+      const step = clamp(steps[k], this.data.x[0], this.data.x[1]);
+      if (step < min) setView(step, step + max - min);
+      if (step > max) setView(step - (max - min), step);
+      this.u.setCursor({ left: this.u.valToPos(step, "x"), top: 0 });
+    }
+
+    key(event) {
+      if (event.ctrlKey || event.metaKey || event.altKey || event.target !== this.plot) return false;
+      const size = this.u.data[0].length, stride = event.shiftKey ? Math.ceil(size / 20) : 1;
+      const does = {
+        ArrowLeft: () => this.move(-stride), ArrowRight: () => this.move(stride),
+        Home: () => this.move(-size), End: () => this.move(size),
+        "+": () => this.zoom(0.5), "=": () => this.zoom(0.5), "-": () => this.zoom(2), 0: () => setAll(),
+        Escape: () => { if (this.tip.hidden) setAll(); else this.hide(); },
+      }[event.key];
+      if (does) { this.activate(); does(); }
+      return Boolean(does);
+    }
+  }
+  LiveChart.active = null;
+
+  for (const figure of document.querySelectorAll("figure.chart")) charts.push(new LiveChart(figure));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { for (const chart of charts) chart.u.redraw(false); });
+  root.classList.add("live");
+})();
