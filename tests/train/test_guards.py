@@ -177,6 +177,14 @@ def test_a_slow_rank_is_named_with_how_slow_it_is(whole):
     assert all(event["ratio"] > 1.5 and 0.02 < event["p50_sec"] <= event["p90_sec"] for event in found)
 
 
+def test_how_long_each_rank_takes_is_in_the_record(whole):
+    paces = [event for event in whole("slowed").events if event["event"] == "ranks"]
+    assert [event["step"] for event in paces] == [20, 40, 60]
+    for event in paces:
+        assert len(event["p50_sec"]) == len(event["p90_sec"]) == SIZE
+        assert max(event["p50_sec"]) == event["p50_sec"][-1] > 0.02
+
+
 @pytest.mark.parametrize(
     ("options", "rule"),
     [

@@ -155,6 +155,10 @@ class Journal:
         """A guard found something."""
         self._record.write("guard", **finding.event())
 
+    def ranks(self, step: int, p50_sec: list[float], p90_sec: list[float]) -> None:
+        """How long each rank took for its own part of a step, in the median and in the 90th percentile."""
+        self._record.write_often("ranks", step=step, p50_sec=p50_sec, p90_sec=p90_sec)
+
     def stop(self, step: int, reason: str) -> None:
         """The run stopped early, with a checkpoint."""
         self._record.write("stop", step=step, reason=reason)

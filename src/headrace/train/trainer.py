@@ -286,7 +286,8 @@ class Trainer:
         )
 
     def _watch(self, parts: Parts, journal: Journal) -> Watch | None:
-        return None if self._options.guards is None else Watch(self._options.guards, parts.learner, journal.guard)
+        guards = self._options.guards
+        return None if guards is None else Watch(guards, parts.learner, journal.guard, journal.ranks)
 
     def _plan(self, epochs: int | None, steps: int | None) -> Plan:
         if epochs is not None and steps is not None:
