@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from headrace.errors import StorageError
 from headrace.report import formatting as fmt
 from headrace.report.runlog import Event, Run
-from headrace.telemetry import parse_event
 
 Kind: TypeAlias = Literal[
     "start", "restart", "checkpoint", "evaluation", "guard", "alarm", "feed", "stop", "error", "end"
@@ -33,26 +30,12 @@ class Incident:
     """Of a restart: the steps after `step` that had to be done again."""
 
 
-def incidents(run: Run) -> list[Incident]:
-    """All of a run, in the order of time. Raises StorageError where its file cannot be read any more."""
-    return sorted(_all(run), key=lambda one: one.time or 0.0)
+def incidents(run: Run, alarms: Iterable[Event] = ()) -> list[Incident]:
+    """All of a run, in the order of time, with its alarms (`beside.py`)."""
+    return sorted(_all(run, alarms), key=lambda one: one.time or 0.0)
 
 
-def read_alarms(path: Path) -> Iterator[Event]:
-    """The `alarm` events of a run's file; none where there is no such file. Raises StorageError."""
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                # Most of the millions of lines that a long run has are steps: they are not parsed a second time.
-                if b'"alarm"' in line and (event := parse_event(line)) is not None and event["event"] == "alarm":
-                    yield event
-    except FileNotFoundError:
-        return
-    except OSError as err:
-        raise StorageError(f"cannot read the run's events from {path}: {err.strerror}") from err
-
-
-def _all(run: Run) -> Iterator[Incident]:
+def _all(run: Run, alarms: Iterable[Event]) -> Iterator[Incident]:
     yield from _starts(run)
     yield from map(_checkpoint, run.checkpoints)
     yield from map(_evaluation, run.evaluations)
@@ -60,7 +43,7 @@ def _all(run: Run) -> Iterator[Incident]:
         yield _of("feed", event, "feed replaced", f"{event.get('process')} process: {event.get('reason')}")
     for event in run.guards:
         yield _of("guard", event, f"guard: {event.get('guard')}", f"{event.get('detail')}: {event.get('action')}")
-    for event in read_alarms(run.path):
+    for event in alarms:
         yield _of("alarm", event, f"alarm: {event.get('rule')}", str(event.get("message") or ""))
     yield from _endings(run)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from headrace.errors import StorageError
 from headrace.report import formatting as fmt
 from headrace.report import sections
+from headrace.report.beside import read_beside
 from headrace.report.incidents import incidents
 from headrace.report.runlog import Run, events_path, read_run
 from headrace.report.verdict import Verdict, verdict
@@ -47,7 +48,8 @@ def write_page(run: str | Path, output: str | Path | None = None) -> Path:
 def page(run: Run) -> str:
     """The page as HTML."""
     judged = verdict(run)
-    happened = incidents(run)
+    beside = read_beside(run.path)
+    happened = incidents(run, beside.alarms)
     name = escape(run.path.resolve().parent.name)
     charts = sections.time(run, judged, happened) + sections.curves(run, happened)
     body = "".join(
@@ -56,8 +58,10 @@ def page(run: Run) -> str:
             _tiles(run, judged),
             _KEYS if charts else "",
             charts,
-            sections.feed(run),
+            sections.feed(run, judged),
+            sections.ranks(beside.paces, happened),
             sections.history(happened),
+            sections.skipped(beside),
             sections.facts(run),
         )
     )
@@ -67,7 +71,7 @@ def page(run: Run) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><link rel="icon" href="data:,">'
         f"<title>{name}: {escape(judged.sentence)}</title>"
         f"<style>{_asset('vendor/uplot/uPlot.min.css')}{_asset('page.css')}</style></head>"
-        f"<body><main>{body}<footer>Written by headrace from {escape(run.path.name)} alone. "
+        f"<body><main>{body}<footer>Written by headrace from the run's {escape(run.path.name)}. "
         "KB, MB and GB are powers of 1000, GiB is 2<sup>30</sup> bytes.</footer></main>"
         f"<script>/*\n{_asset('vendor/uplot/LICENSE')}\n*/\n{_asset('vendor/uplot/uPlot.iife.min.js')}</script>"
         f"<script>{_asset('charts.js')}</script></body></html>"

@@ -9,7 +9,9 @@ from typing import Any
 import orjson
 
 from headrace.report import formatting as fmt
+from headrace.report.beside import SKIPPED_FOLDER, Beside, Paces
 from headrace.report.figures import render
+from headrace.report.flow import flow
 from headrace.report.incidents import Incident
 from headrace.report.parts import part_css, part_name
 from headrace.report.plots import (
@@ -22,6 +24,8 @@ from headrace.report.plots import (
     throughput_chart,
     time_chart,
 )
+from headrace.report.ranks import body as pace_body
+from headrace.report.ranks import lead as pace_lead
 from headrace.report.runlog import PARTS, Run
 from headrace.report.stages import Stage, feed_stages
 from headrace.report.verdict import Verdict
@@ -87,7 +91,7 @@ def _detail(run: Run) -> Detail:
     return Detail.of(min(len(metric_names(run)), MOST_METRICS) + 4)
 
 
-def feed(run: Run) -> str:
+def feed(run: Run, judged: Verdict) -> str:
     """The feed's stages, in the order of the flow."""
     stages = feed_stages(run)
     if not stages:
@@ -95,15 +99,16 @@ def feed(run: Run) -> str:
     last = run.feeds[-1]
     known = [key for key in ("dropped", "padded", "skipped") if key in last]
     counts = ", ".join(f"{fmt.count(fmt.as_float(last[key]))} {key}" for key in known)
-    threads = fmt.plural(fmt.as_float(last.get("threads")), "thread")
     head = "stage", "items", "rate", "bytes", "busy", "waiting", "threads at work", "a thread makes"
     return _section(
         "The feed, stage by stage",
-        f"Samples flow from top to bottom{f'; {threads} transform' if threads else ''}. "
-        "The last column is what one thread makes in a second of work.",
-        f'<div class="card">{_table(head, [_stage_row(stage) for stage in stages])}'
-        '<p class="note">On rank 0, since the last start. Seconds are summed over threads.'
-        f"{f' Samples: {counts}.' if counts else ''}</p></div>",
+        "What each stage brings, and what its threads could make if they never waited.",
+        f'<div class="card">{flow(stages, judged.shares.get("wait"))}'
+        '<p class="note">On rank 0, since the last start.'
+        f"{f' Samples: {counts}.' if counts else ''}</p>"
+        f"<details><summary>As a table</summary>{_table(head, [_stage_row(stage) for stage in stages])}"
+        '<p class="note">Seconds are summed over threads. The last column is what one thread makes in a second of work.'
+        "</p></details></div>",
     )
 
 
@@ -142,7 +147,38 @@ def history(happened: Sequence[Incident]) -> str:
     ]
     hidden = f"{len(happened) - len(shown):,} events in the middle are not shown." if len(shown) < len(happened) else ""
     head = "after", "step", '<th class="left">event</th>', '<th class="left">detail</th>'
-    return _section("What happened", "", f'<div class="card">{_table(head, rows)}<p class="note">{hidden}</p></div>')
+    return _section(
+        "What happened", "", f'<div class="card events">{_table(head, rows)}<p class="note">{hidden}</p></div>'
+    )
+
+
+def ranks(paces: Paces | None, happened: Sequence[Incident]) -> str:
+    """How long each rank takes for its own part of a step, where the run says so."""
+    if paces is None:
+        return ""
+    return _section("Ranks side by side", pace_lead(paces), pace_body(paces, marks_of(happened)))
+
+
+def skipped(beside: Beside) -> str:
+    """The damaged samples that were left out, where there are any."""
+    if not beside.num_skipped:
+        return ""
+    shown = beside.skipped
+    rows = [
+        _row(
+            escape(one.rank),
+            f'<td class="left wrap">{escape(one.key)}</td><td class="left wrap">{escape(one.reason)}</td>',
+        )
+        for one in shown
+    ]
+    more = beside.num_skipped - len(shown)
+    note = f"{more:,} more are in the run's {SKIPPED_FOLDER} folder." if more else ""
+    head = "rank", '<th class="left">key</th>', '<th class="left">why</th>'
+    return _section(
+        "Samples that were skipped",
+        f"{fmt.plural(beside.num_skipped, 'damaged sample')} left out; one of them may stand here once for each time.",
+        f'<div class="card events">{_table(head, rows)}<p class="note">{note}</p></div>',
+    )
 
 
 def facts(run: Run) -> str:
