@@ -11,6 +11,7 @@ from run_files import RunFile, long_run, write_run
 
 from headrace.errors import StorageError
 from headrace.report import write_page
+from waiting import wait_for
 
 VOID = {"meta", "link", "line", "rect", "path", "br"}
 
@@ -300,7 +301,7 @@ def test_in_chromium_values_and_zoom_by_mouse_and_by_keys(run_folder, browser):
 
 
 @needs_chromium
-def test_in_chromium_without_javascript_and_in_print_charts_are_there(run_folder, browser):
+def test_in_chromium_charts_follow_the_theme_and_are_there_in_print_and_without_javascript(run_folder, browser):
     browser.show(1200, 800)
     browser.open(write_page(run_folder))
     browser.call("Emulation.setEmulatedMedia", media="print")
@@ -310,6 +311,10 @@ def test_in_chromium_without_javascript_and_in_print_charts_are_there(run_folder
     assert browser.evaluate(shown) == [True, False, False]
     browser.call("Emulation.setEmulatedMedia", media="")
     assert browser.evaluate(shown) == [False, True, True]
+    canvas = "document.querySelector('canvas').toDataURL()"
+    light = browser.evaluate(canvas)
+    browser.show(1200, 800, "dark")
+    wait_for(lambda: browser.evaluate(canvas) != light, "the colours to follow the system while the page is open")
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open(write_page(run_folder))

@@ -14,6 +14,11 @@
   const format = (value) => value === null || value === undefined ? "–" :
     Math.abs(value) >= 1e6 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toPrecision(3) :
     value.toLocaleString("en", { maximumSignificantDigits: 4 });
+  const tick = (value) => { // a round number, in full
+    const exact = Number(value.toPrecision(9));
+    return exact !== 0 && (Math.abs(exact) >= 1e6 || Math.abs(exact) < 1e-4) ? exact.toExponential().replace("e+", "e") :
+      exact.toLocaleString("en", { maximumFractionDigits: 9 });
+  };
   const nearest = (xs, x) => {
     let low = 0, high = xs.length - 1;
     while (high - low > 1) { const middle = (low + high) >> 1; if (xs[middle] < x) low = middle; else high = middle; }
@@ -154,7 +159,7 @@
           { ...axis, grid: { show: false }, space: 64, size: 28, gap: 7, incrs: [1, 2, 5].flatMap((n) => [n, n * 10, n * 100, n * 1e3, n * 1e4, n * 1e5, n * 1e6, n * 1e7, n * 1e8]).sort((a, b) => a - b),
             values: (u, steps) => steps.map(whole) },
           { ...axis, grid, gap: 8, space: 44, ...(log ? { splits: (u, i, low, high) => ticksOfLog(low, high), filter: (u, splits) => splits } : {}),
-            values: (u, ticks) => ticks.map(format),
+            values: (u, ticks) => ticks.map(tick),
             size: (u, texts) => 16 + 7.2 * Math.max(4, ...(texts || []).map((text) => text.length)) },
         ],
         cursor: {
@@ -263,7 +268,7 @@
         if (Math.abs(xs[k] - step) > near) continue;
         if (one.style === "peak") { add("in all", format(sum)); if (each === 1) continue; }
         for (const { name, y } of one.columns) {
-          if (y[k] !== null) add(name, format(y[k]));
+          if (y[k] !== null && !(one.style === "bars" && y[k] === 0)) add(name, format(y[k]));
           if (one.style === "bars") sum += y[k];
         }
       }

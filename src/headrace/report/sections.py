@@ -39,7 +39,11 @@ def time(run: Run, judged: Verdict, happened: Sequence[Incident]) -> str:
         return ""
     wall = float(run.steps["sec"][run.steady_rows()].sum())
     parts = [part for part in PARTS if part in judged.shares]
-    bar = "".join(f'<span class="{part_css(part)}" style="flex:{judged.shares[part]:.5f}"></span>' for part in parts)
+    bar = "".join(
+        f'<span class="{part_css(part)}" style="flex:{judged.shares[part]:.5f}"></span>'
+        for part in parts
+        if judged.shares[part]
+    )
     rows = [
         _row(
             f'<i class="swatch {part_css(part)}"></i>{part_name(part)}',
