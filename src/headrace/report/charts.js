@@ -24,6 +24,18 @@
     while (high - low > 1) { const middle = (low + high) >> 1; if (xs[middle] < x) low = middle; else high = middle; }
     return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
   };
+  const times = JSON.parse(document.querySelector("#clock")?.textContent || "null");
+  const after = (step) => { // how long after the run's start a step was done, as far as the page knows
+    const k = times.steps.findIndex((other) => other >= step);
+    if (k < 0) return null;
+    const [x0, x1] = [times.steps[k - 1] ?? times.steps[k], times.steps[k]], [t0, t1] = [times.sec[k - 1] ?? times.sec[k], times.sec[k]];
+    const sec = x1 > x0 ? t0 + (t1 - t0) * clamp((step - x0) / (x1 - x0), 0, 1) : t1;
+    const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].map(([size, unit], k, all) =>
+      [Math.floor((k ? sec % all[k - 1][0] : sec) / size), unit]);
+    const first = parts.findIndex(([number]) => number > 0);
+    if (first < 0) return `${sec.toFixed(1)} s`;
+    return parts.slice(first, first + 2).map(([number, unit]) => `${number} ${unit}`).join(" ");
+  };
   const make = (tag, text, css) => {
     const element = document.createElement(tag);
     if (text) element.textContent = text;
@@ -262,6 +274,8 @@
         tip.append(row);
       };
       if (each > 1) add("steps", `${whole(Math.max(1, step - each + 1))}–${whole(step)}`); else add("step", whole(step));
+      const done = times && after(step);
+      if (done) add("after", done);
       let sum = 0;
       for (const one of shown.series) {
         const xs = shown.steps[one.steps], k = nearest(xs, step);

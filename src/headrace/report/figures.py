@@ -19,6 +19,7 @@ from headrace.report.formatting import UNKNOWN, count, number
 from headrace.report.series import Array
 
 _TABLE_ROWS = 24
+_CLOCK_POINTS = 400
 _MARK_NAMES: dict[MarkKind, str] = {
     "restart": "restart",
     "checkpoint": "checkpoint",
@@ -39,6 +40,16 @@ def render(chart: Chart) -> str:
         f'<p class="note">{escape(chart.note)}</p>{_table(chart)}'
         f'<script type="application/json" class="values">{_values(chart, axes)}</script></figure>'
     )
+
+
+def clock(steps: Array, times: Array, began: float | None) -> str:
+    """When steps were done, for the page's script: some of them, with seconds since the run began."""
+    known = np.flatnonzero(np.isfinite(steps) & np.isfinite(times))
+    if began is None or not len(known):
+        return ""
+    rows = known[np.unique(np.linspace(0, len(known) - 1, _CLOCK_POINTS).round().astype(int))]
+    value = {"steps": [int(step) for step in steps[rows].tolist()], "sec": _short(times[rows] - began)}
+    return f'<script type="application/json" id="clock">{orjson.dumps(value).decode()}</script>'
 
 
 def _legend(chart: Chart) -> str:

@@ -122,10 +122,11 @@ def _small(
     scale: Literal["linear", "zero"],
     steps_per_point: int,
     detail: Detail,
+    unit: str = "",
 ) -> Chart:
     return Chart(
         title,
-        "",
+        unit,
         summary,
         series,
         marks,
@@ -137,27 +138,44 @@ def _small(
 
 
 def throughput_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
-    """Samples a second over all ranks: those of a bucket of steps over its seconds."""
+    """Samples a second over all ranks."""
+    return rate_chart(run, run.steps["samples"], "Samples a second", "all ranks", marks, detail)
+
+
+def rate_chart(
+    run: Run, counted: Column, title: str, unit: str, marks: Sequence[Mark], detail: Detail, explain_marks: bool = True
+) -> Chart:
+    """What is counted in a step, a second: that of a bucket of steps over its seconds."""
     buckets = Buckets.of(run.num_steps, detail.points)
-    samples, sec = run.steps["samples"], run.steps["sec"]
+    sec = run.steps["sec"]
     steps = buckets.last(run.steps["step"])
-    rate = divide(buckets.sum(samples), buckets.sum(sec))
-    series = _spread(steps, divide(samples, np.nan_to_num(sec)), rate, buckets)
+    rate = divide(buckets.sum(counted), buckets.sum(sec))
+    series = _spread(steps, divide(counted, np.nan_to_num(sec)), rate, buckets)
     line = smooth(rate, len(rate) // _SMOOTHED_OVER)
-    series.append(Series("samples/s", steps, line))
+    series.append(Series("mean", steps, line))
     top, note = _cut(_drawn(series), "values go")
     return Chart(
-        "Samples a second",
-        "all ranks",
-        _summary("Samples a second", steps, line),
+        title,
+        unit,
+        _summary(title, steps, line),
         series,
         marks,
         "zero",
         top,
         note,
         buckets.size,
-        drawn_points=detail.drawn,
+        explain_marks,
+        detail.drawn,
     )
+
+
+def value_chart(run: Run, values: Column, title: str, unit: str, marks: Sequence[Mark], detail: Detail) -> Chart:
+    """What is measured in a step, as it is; it need not be there in every step."""
+    known = np.flatnonzero(np.isfinite(values))
+    buckets = Buckets.of(len(known), detail.points)
+    series = _curve("mean", run.steps["step"][known], values[known], buckets)
+    summary = _summary(title, run.steps["step"], values)
+    return _small(title, summary, series, marks, "linear", buckets.size, detail, unit)
 
 
 def time_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:

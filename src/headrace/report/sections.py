@@ -10,7 +10,7 @@ import orjson
 
 from headrace.report import formatting as fmt
 from headrace.report.beside import SKIPPED_FOLDER, Beside, Paces
-from headrace.report.figures import render
+from headrace.report.figures import clock, render
 from headrace.report.flow import flow
 from headrace.report.incidents import Incident
 from headrace.report.parts import part_css, part_name
@@ -24,6 +24,7 @@ from headrace.report.plots import (
     throughput_chart,
     time_chart,
 )
+from headrace.report.quantities import quantity_charts, quantity_names
 from headrace.report.ranks import body as pace_body
 from headrace.report.ranks import lead as pace_lead
 from headrace.report.runlog import PARTS, Run
@@ -88,11 +89,15 @@ def curves(run: Run, happened: Sequence[Incident]) -> str:
     if more > 0:
         pair += f'<p class="note">{fmt.plural(more, "more metric")}: in the run\'s {escape(run.path.name)}.</p>'
     loss = _section("Loss and metrics" if metrics else "Loss", "", render(loss_chart(run, marks, detail)) + pair)
-    return loss + _section("Throughput", "", render(throughput_chart(run, marks, detail)))
+    began = fmt.as_float(run.attempts[0].start.get("time")) if run.attempts else None
+    times = clock(run.steps["step"], run.steps["time"], began)
+    beside = "".join(map(render, quantity_charts(run, marks, detail)))
+    pair = f'<div class="pair">{beside}</div>' if beside else ""
+    return loss + _section("Throughput", "", render(throughput_chart(run, marks, detail)) + pair) + times
 
 
 def _detail(run: Run) -> Detail:
-    return Detail.of(min(len(metric_names(run)), MOST_METRICS) + 4)
+    return Detail.of(min(len(metric_names(run)), MOST_METRICS) + len(quantity_names(run)) + 4)
 
 
 def feed(run: Run, judged: Verdict) -> str:
