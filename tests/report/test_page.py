@@ -134,7 +134,7 @@ def test_what_the_run_holds_is_text_not_markup(tmp_path):
     assert "<img" not in page
     assert "<b>" not in page
     assert not {tag for tag, _ in tree.tags} & {"img", "b"}
-    assert [tag for tag, _ in tree.tags].count("script") == page.count('class="values"') + 2 + page.count('id="clock"')
+    assert [tag for tag, _ in tree.tags].count("script") == page.count('class="values"') + 2 + page.count('id="shared"')
     assert evil in "".join(tree.texts)
 
 
@@ -202,6 +202,11 @@ def test_many_metrics_are_drawn_coarser_and_too_many_are_told(tmp_path):
         {"event": "step", "step": step, "loss": 1 / step, "sec": 0.1, "metrics": dict.fromkeys(metrics, step**0.5 / 7)}
         for step in range(1, 1500)
     )
+    text = "the loss is far above its mean, " * 9
+    for kind in ("guard", "alarm", "loader_restart", "checkpoint"):
+        file.write_many(
+            {"event": kind, "step": step, "detail": text, "message": text, "reason": text} for step in range(1, 1500, 7)
+        )
     page = page_of(tmp_path)
     assert len(page) < 3_000_000
     assert page.count("<svg") == 62

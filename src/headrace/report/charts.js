@@ -24,11 +24,11 @@
     while (high - low > 1) { const middle = (low + high) >> 1; if (xs[middle] < x) low = middle; else high = middle; }
     return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
   };
-  const times = JSON.parse(document.querySelector("#clock")?.textContent || "null");
+  const shared = JSON.parse(document.querySelector("#shared")?.textContent || '{"marks": [], "steps": [], "sec": []}');
   const after = (step) => { // how long after the run's start a step was done, as far as the page knows
-    const k = times.steps.findIndex((other) => other >= step);
+    const k = shared.steps.findIndex((other) => other >= step);
     if (k < 0) return null;
-    const [x0, x1] = [times.steps[k - 1] ?? times.steps[k], times.steps[k]], [t0, t1] = [times.sec[k - 1] ?? times.sec[k], times.sec[k]];
+    const [x0, x1] = [shared.steps[k - 1] ?? shared.steps[k], shared.steps[k]], [t0, t1] = [shared.sec[k - 1] ?? shared.sec[k], shared.sec[k]];
     const sec = x1 > x0 ? t0 + (t1 - t0) * clamp((step - x0) / (x1 - x0), 0, 1) : t1;
     const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].map(([size, unit], k, all) =>
       [Math.floor((k ? sec % all[k - 1][0] : sec) / size), unit]);
@@ -224,7 +224,7 @@
       ctx.save();
       ctx.beginPath(); ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height); ctx.clip();
       ctx.globalAlpha = 0.14; ctx.fillStyle = colour("--second");
-      for (const mark of this.data.marks) {
+      for (const mark of shared.marks) {
         if (mark.kind !== "restart" || !mark.width) continue;
         const left = u.valToPos(mark.step, "x", true), right = u.valToPos(mark.step + mark.width, "x", true);
         ctx.fillRect(left, bbox.top, right - left, bbox.height);
@@ -235,7 +235,7 @@
     drawMarks(u) {
       const { ctx, bbox } = u, scale = devicePixelRatio;
       ctx.save();
-      for (const mark of this.data.marks) {
+      for (const mark of shared.marks) {
         const x = u.valToPos(mark.step, "x", true), [top, bottom] = LANES[mark.kind] || [0, 1];
         if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
         ctx.strokeStyle = colour(COLOURS[mark.kind]);
@@ -274,7 +274,7 @@
         tip.append(row);
       };
       if (each > 1) add("steps", `${whole(Math.max(1, step - each + 1))}–${whole(step)}`); else add("step", whole(step));
-      const done = times && after(step);
+      const done = after(step);
       if (done) add("after", done);
       let sum = 0;
       for (const one of shown.series) {
@@ -286,7 +286,7 @@
           if (one.style === "bars") sum += y[k];
         }
       }
-      for (const mark of this.data.marks)
+      for (const mark of shared.marks)
         if (mark.step > step - each - 3 * pixel && mark.step < step + 3 * pixel) tip.append(make("p", mark.text));
       const width = tip.offsetWidth, room = u.over.clientWidth;
       tip.style.left = `${clamp(left + width + 14 > room ? left - width - 12 : left + 12, 0, Math.max(0, room - width))}px`;

@@ -141,11 +141,11 @@ def _lost(chart: Chart, axes: Axes) -> str:
 
 def _marks(chart: Chart, axes: Axes) -> str:
     shapes = []
-    for mark in chart.marks:
-        place = float(axes.x(np.array([mark.step]))[0])
-        if -0.001 <= place <= 1.001:
-            top, bottom = (share * _HEIGHT for share in _LANES[mark.kind])
-            shapes.append(f'<path class="mark {mark.kind}" d="M{place * _WIDTH:.1f} {top:g}V{bottom:g}"/>')
+    for kind, lane in _LANES.items():
+        top, bottom = (share * _HEIGHT for share in lane)
+        places = [float(axes.x(np.array([mark.step]))[0]) for mark in chart.marks if mark.kind == kind]
+        lines = "".join(f"M{place * _WIDTH:.1f} {top:g}V{bottom:g}" for place in places if -0.001 <= place <= 1.001)
+        shapes.append(f'<path class="mark {kind}" d="{lines}"/>' if lines else "")
     return "".join(shapes)
 
 

@@ -42,14 +42,16 @@ def render(chart: Chart) -> str:
     )
 
 
-def clock(steps: Array, times: Array, began: float | None) -> str:
-    """When steps were done, for the page's script: some of them, with seconds since the run began."""
-    known = np.flatnonzero(np.isfinite(steps) & np.isfinite(times))
-    if began is None or not len(known):
-        return ""
-    rows = known[np.unique(np.linspace(0, len(known) - 1, _CLOCK_POINTS).round().astype(int))]
-    value = {"steps": [int(step) for step in steps[rows].tolist()], "sec": _short(times[rows] - began)}
-    return f'<script type="application/json" id="clock">{orjson.dumps(value).decode()}</script>'
+def shared(marks: Sequence[Mark], steps: Array, times: Array, began: float | None) -> str:
+    """What the script needs once for all charts: the marks, and when some steps were done (seconds since the start)."""
+    known = np.flatnonzero(np.isfinite(steps) & np.isfinite(times)) if began is not None else np.zeros(0, np.intp)
+    rows = known[np.unique(np.linspace(0, max(0, len(known) - 1), _CLOCK_POINTS).round().astype(int))[: len(known)]]
+    value = {
+        "marks": [_mark(mark) for mark in marks],
+        "steps": [int(step) for step in steps[rows].tolist()],
+        "sec": _short(times[rows] - (began or 0.0)),
+    }
+    return f'<script type="application/json" id="shared">{_json(value)}</script>'
 
 
 def _legend(chart: Chart) -> str:
@@ -74,8 +76,12 @@ def _values(chart: Chart, axes: Axes) -> str:
         "stepsPerPoint": chart.steps_per_point,
         "steps": [[int(step) for step in x.tolist()] for x in xs],
         "series": series,
-        "marks": [_mark(mark) for mark in chart.marks],
     }
+    return _json(value)
+
+
+def _json(value: object) -> str:
+    """For within a <script>, which no text may end."""
     return orjson.dumps(value).decode().replace("<", "\\u003c")
 
 

@@ -10,7 +10,7 @@ import orjson
 
 from headrace.report import formatting as fmt
 from headrace.report.beside import SKIPPED_FOLDER, Beside, Paces
-from headrace.report.figures import clock, render
+from headrace.report.figures import render, shared
 from headrace.report.flow import flow
 from headrace.report.incidents import Incident
 from headrace.report.parts import part_css, part_name
@@ -90,10 +90,10 @@ def curves(run: Run, happened: Sequence[Incident]) -> str:
         pair += f'<p class="note">{fmt.plural(more, "more metric")}: in the run\'s {escape(run.path.name)}.</p>'
     loss = _section("Loss and metrics" if metrics else "Loss", "", render(loss_chart(run, marks, detail)) + pair)
     began = fmt.as_float(run.attempts[0].start.get("time")) if run.attempts else None
-    times = clock(run.steps["step"], run.steps["time"], began)
+    data = shared(marks, run.steps["step"], run.steps["time"], began)
     beside = "".join(map(render, quantity_charts(run, marks, detail)))
     pair = f'<div class="pair">{beside}</div>' if beside else ""
-    return loss + _section("Throughput", "", render(throughput_chart(run, marks, detail)) + pair) + times
+    return loss + _section("Throughput", "", render(throughput_chart(run, marks, detail)) + pair) + data
 
 
 def _detail(run: Run) -> Detail:
