@@ -134,7 +134,7 @@ def test_what_the_run_holds_is_text_not_markup(tmp_path):
     assert "<img" not in page
     assert "<b>" not in page
     assert not {tag for tag, _ in tree.tags} & {"img", "b"}
-    assert [tag for tag, _ in tree.tags].count("script") == page.count('class="values"') + 2 + page.count('id="shared"')
+    assert [tag for tag, _ in tree.tags].count("script") == page.count('class="values"') + 3 + page.count('id="shared"')
     assert evil in "".join(tree.texts)
 
 
@@ -299,6 +299,12 @@ def test_in_chromium_values_and_zoom_by_mouse_and_by_keys(run_folder, browser):
     press(browser, "Home")  # the view goes along
     assert re.sub(r"\s", "", *tip(browser)).startswith("step1after")
     assert steps_in_view(browser)[0] == pytest.approx([1, 150], abs=2)
+    browser.evaluate("document.querySelector('.plot').focus()")
+    press(browser, "End", "+", "ArrowLeft")  # bars, of which only those in view are summed up
+    assert steps_in_view(browser)[0] == pytest.approx([525, 600], abs=2)
+    press(browser, "Home")
+    assert re.sub(r"\s", "", *tip(browser)).startswith("step1after")
+    assert steps_in_view(browser)[0] == pytest.approx([0, 75], abs=2)
     press(browser, "Escape")
     assert tip(browser) == []
     press(browser, "0")

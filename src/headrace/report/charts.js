@@ -2,40 +2,18 @@
 // axis is the same. Where this does not run, the SVG that is in the page stays.
 "use strict";
 (() => {
+  // From where to where a mark reaches, as shares of the height from the top; as in drawing.py.
   const LANES = { checkpoint: [0.955, 1], guard: [0, 0.05], alarm: [0.06, 0.11], feed: [0.12, 0.17] };
   const COLOURS = { restart: "--second", checkpoint: "--soft", guard: "--bad", alarm: "--wait", feed: "--accent" };
   const FONT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif";
-  const LEAST_STEPS = 4, MOST_BARS = 150;
+  const LEAST_STEPS = 4, MOST_MARKS_TOLD = 4;
+  const STEPS = [0, 1, 2, 3, 4, 5, 6, 7, 8].flatMap((power) => [1, 2, 5].map((n) => n * 10 ** power));
+  const BUTTONS = [["−", "Zoom out", 2], ["+", "Zoom in", 0.5], ["All", "Show all steps", Infinity]];
+  const { clamp, whole, format, tick, nearest, after, ticksOfLog, coarse, aligned } = numbers;
 
   const root = document.documentElement;
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-  const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
-  const whole = (value) => Math.round(value).toLocaleString("en");
-  const format = (value) => value === null || value === undefined ? "–" :
-    Math.abs(value) >= 1e6 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toPrecision(3) :
-    value.toLocaleString("en", { maximumSignificantDigits: 4 });
-  const tick = (value) => { // a round number, in full
-    const exact = Number(value.toPrecision(9));
-    return exact !== 0 && (Math.abs(exact) >= 1e6 || Math.abs(exact) < 1e-4) ? exact.toExponential().replace("e+", "e") :
-      exact.toLocaleString("en", { maximumFractionDigits: 9 });
-  };
-  const nearest = (xs, x) => {
-    let low = 0, high = xs.length - 1;
-    while (high - low > 1) { const middle = (low + high) >> 1; if (xs[middle] < x) low = middle; else high = middle; }
-    return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
-  };
   const shared = JSON.parse(document.querySelector("#shared")?.textContent || '{"marks": [], "steps": [], "sec": []}');
-  const after = (step) => { // how long after the run's start a step was done, as far as the page knows
-    const k = shared.steps.findIndex((other) => other >= step);
-    if (k < 0) return null;
-    const [x0, x1] = [shared.steps[k - 1] ?? shared.steps[k], shared.steps[k]], [t0, t1] = [shared.sec[k - 1] ?? shared.sec[k], shared.sec[k]];
-    const sec = x1 > x0 ? t0 + (t1 - t0) * clamp((step - x0) / (x1 - x0), 0, 1) : t1;
-    const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].map(([size, unit], k, all) =>
-      [Math.floor((k ? sec % all[k - 1][0] : sec) / size), unit]);
-    const first = parts.findIndex(([number]) => number > 0);
-    if (first < 0) return `${sec.toFixed(1)} s`;
-    return parts.slice(first, first + 2).map(([number, unit]) => `${number} ${unit}`).join(" ");
-  };
   const make = (tag, text, css) => {
     const element = document.createElement(tag);
     if (text) element.textContent = text;
@@ -64,43 +42,6 @@
   pill.append(said, all);
   document.body.append(pill);
 
-  // Bars as a screen shows them: neighbours that are too many become their mean, and their largest value is kept.
-  const coarse = (data) => {
-    const xs = data.steps[0], [low, high] = view || data.x;
-    const until = (value) => { const k = xs.findIndex((x) => x >= value); return k < 0 ? xs.length - 1 : k; };
-    const first = until(low + 1e-9), last = until(high), each = Math.ceil((last - first + 1) / MOST_BARS);
-    const starts = [];
-    for (let k = first - (first % each); k <= last; k += each) starts.push(k);
-    const groups = (ys, reduce) => starts.map((k) => reduce(ys.slice(k, k + each)));
-    const mean = (ys) => ys.reduce((sum, y) => sum + (y || 0), 0) / ys.length;
-    const largest = (ys) => ys.reduce((most, y) => (y !== null && (most === null || y > most) ? y : most), null);
-    return {
-      left: starts[0] ? xs[starts[0] - 1] : data.x[0],
-      steps: [groups(xs, (some) => some[some.length - 1])],
-      stepsPerPoint: each * data.stepsPerPoint,
-      series: data.series.map((one) => ({ ...one, columns: one.columns.map(
-        ({ name, y }) => ({ name, y: groups(y, one.style === "peak" ? largest : mean) })) })),
-    };
-  };
-
-  // The numbers as uPlot wants them: all series over one row of steps. Bars are sums, of which the largest is drawn first.
-  const aligned = ({ series, steps, left }) => {
-    if (left !== undefined) {
-      const sums = steps[0].map(() => 0), drawn = [];
-      for (const one of series)
-        if (one.style === "bars") {
-          one.columns[0].y.forEach((value, k) => { sums[k] += value; });
-          drawn.unshift({ ...one, y: [sums[0], ...sums] }); // a bar needs a left edge: the first has its own height there
-        }
-      for (const one of series) if (one.style === "peak") drawn.push({ ...one, y: [null, ...one.columns[0].y] });
-      return { rows: [[left, ...steps[0]], ...drawn.map((one) => one.y)], order: drawn };
-    }
-    const tables = steps.map((xs) => [xs]), orders = steps.map(() => []);
-    for (const one of series)
-      for (const { y } of one.columns) { tables[one.steps].push(y); orders[one.steps].push(one); }
-    return { rows: tables.length === 1 ? tables[0] : uPlot.join(tables), order: orders.flat() };
-  };
-
   const styled = ({ style, css }) => {
     const ink = () => colour(`--${css}`), faded = (alpha) => () => {
       const [r, g, b] = colour(`--${css}`).match(/\w\w/g).map((digits) => parseInt(digits, 16));
@@ -111,29 +52,16 @@
     if (style === "band") return { stroke: faded(0.35), width: 1, points, fade: faded(0.17) };
     if (style === "peak") return { stroke: faded(0.6), width: 1, paths: uPlot.paths.stepped({ align: -1 }), points };
     if (style === "faint") return { stroke: faded(0.35), width: 1, points };
-    if (style === "dots") return { stroke: ink, paths: () => null, points: { show: true, size: 8, width: 0, fill: ink } };
-    return { stroke: ink, width: 2, points: { show: (u, i, from, to) => to - from < 40, size: 5, width: 0, fill: ink } };
-  };
-
-  const ticksOfLog = (low, high) => {
-    let ticks = [];
-    for (const factors of [[1], [1, 3], [1, 2, 5]]) {
-      ticks = [];
-      for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++)
-        for (const factor of factors) {
-          const tick = Number(`${factor}e${p}`);
-          if (low <= tick && tick <= high) ticks.push(tick);
-        }
-      if (ticks.length >= 3) break;
-    }
-    return ticks;
+    const round = { width: 0, fill: ink };
+    if (style === "dots") return { stroke: ink, paths: () => null, points: { ...round, show: true, size: 8 } };
+    return { stroke: ink, width: 2, points: { ...round, show: (u, i, from, to) => to - from < 40, size: 5 } };
   };
 
   class LiveChart {
     constructor(figure) {
       this.data = JSON.parse(figure.querySelector("script.values").textContent);
       this.stacked = this.data.series.some((one) => one.style === "bars");
-      this.shown = this.stacked ? coarse(this.data) : this.data;
+      this.shown = this.stacked ? coarse(this.data, view) : this.data;
       this.figure = figure;
       this.area = figure.querySelector(".area");
       this.plot = figure.querySelector(".plot");
@@ -160,6 +88,7 @@
       const axis = { stroke: () => colour("--soft"), font: FONT, ticks: { show: false } };
       const grid = { stroke: () => colour("--grid"), width: 1 };
       const log = data.scale === "log";
+      const logTicks = { splits: (u, i, low, high) => ticksOfLog(low, high), filter: (u, splits) => splits };
       return new uPlot({
         ...this.size(), bands, legend: { show: false }, padding: [6, 18, 0, 0],
         series: [{}, ...series],
@@ -168,10 +97,9 @@
           y: { distr: log ? 3 : 1, range: (u, low, high) => this.range(u, low, high) },
         },
         axes: [
-          { ...axis, grid: { show: false }, space: 64, size: 28, gap: 7, incrs: [1, 2, 5].flatMap((n) => [n, n * 10, n * 100, n * 1e3, n * 1e4, n * 1e5, n * 1e6, n * 1e7, n * 1e8]).sort((a, b) => a - b),
+          { ...axis, grid: { show: false }, space: 64, size: 28, gap: 7, incrs: STEPS,
             values: (u, steps) => steps.map(whole) },
-          { ...axis, grid, gap: 8, space: 44, ...(log ? { splits: (u, i, low, high) => ticksOfLog(low, high), filter: (u, splits) => splits } : {}),
-            values: (u, ticks) => ticks.map(tick),
+          { ...axis, grid, gap: 8, space: 44, ...(log ? logTicks : {}), values: (u, ticks) => ticks.map(tick),
             size: (u, texts) => 16 + 7.2 * Math.max(4, ...(texts || []).map((text) => text.length)) },
         ],
         cursor: {
@@ -195,7 +123,7 @@
 
     show() {
       const [min, max] = view || this.data.x;
-      if (this.stacked) this.shown = coarse(this.data);
+      if (this.stacked) this.shown = coarse(this.data, view);
       this.u.batch((u) => {
         if (this.stacked) u.setData(aligned(this.shown).rows, false);
         u.setScale("x", { min, max });
@@ -204,13 +132,13 @@
       for (const button of this.buttons) button.disabled = button.needsZoom && view === null;
     }
 
-    // All of the run is shown up to where the page cuts it, and of a part of it all but a few that would dwarf the others.
+    // The whole run is shown up to where the page cuts it; a part of it, but for a few that would dwarf the others.
     range(u, low, high) {
       const { y, scale } = this.data;
       if (view === null || low === null || low === undefined || !isFinite(low)) return y;
       if (scale === "log") return low < high ? [low, high] : [low / 2, low * 2];
       const rows = this.stacked ? u.data.slice(1, 2) : u.data.slice(1), [first, last] = u.series[0].idxs;
-      const values = rows.flatMap((row) => row.slice(first, last + 1)).filter((value) => value !== null && value !== undefined);
+      const values = rows.flatMap((row) => row.slice(first, last + 1)).filter((value) => Number.isFinite(value));
       values.sort((a, b) => a - b);
       const usual = 1.3 * values[Math.min(values.length - 1, Math.floor(0.97 * values.length))];
       if (usual > 0 && high > 2 * usual) high = usual;
@@ -273,8 +201,9 @@
         row.append(make("span", name), make("b", value));
         tip.append(row);
       };
-      if (each > 1) add("steps", `${whole(Math.max(1, step - each + 1))}–${whole(step)}`); else add("step", whole(step));
-      const done = after(step);
+      if (each === 1) add("step", whole(step));
+      else add("steps", `${whole(Math.max(1, step - each + 1))}–${whole(step)}`);
+      const done = after(shared, step);
       if (done) add("after", done);
       let sum = 0;
       for (const one of shown.series) {
@@ -286,10 +215,12 @@
           if (one.style === "bars") sum += y[k];
         }
       }
-      for (const mark of shared.marks)
-        if (mark.step > step - each - 3 * pixel && mark.step < step + 3 * pixel) tip.append(make("p", mark.text));
+      const here = shared.marks.filter((mark) => mark.step > step - each - 3 * pixel && mark.step < step + 3 * pixel);
+      for (const mark of here.slice(0, MOST_MARKS_TOLD)) tip.append(make("p", mark.text));
+      if (here.length > MOST_MARKS_TOLD) tip.append(make("p", `and ${here.length - MOST_MARKS_TOLD} more`));
       const width = tip.offsetWidth, room = u.over.clientWidth;
-      tip.style.left = `${clamp(left + width + 14 > room ? left - width - 12 : left + 12, 0, Math.max(0, room - width))}px`;
+      const beside = left + width + 14 > room ? left - width - 12 : left + 12;
+      tip.style.left = `${clamp(beside, 0, Math.max(0, room - width))}px`;
     }
 
     activate() {
@@ -314,15 +245,14 @@
       plot.addEventListener("keydown", (event) => { if (this.key(event)) event.preventDefault(); });
       new ResizeObserver(() => u.setSize(this.size())).observe(area);
       const bar = make("span", "", "zoom"), title = figure.querySelector("h3").textContent;
-      this.buttons = [["−", "Zoom out", 2, true], ["+", "Zoom in", 0.5, false], ["All", "Show all steps", Infinity, true]].map(
-        ([text, name, factor, needsZoom]) => {
-          const button = make("button", text);
-          button.type = "button"; button.needsZoom = needsZoom; button.disabled = needsZoom;
-          button.title = name; button.setAttribute("aria-label", `${name}: ${title}`);
-          button.addEventListener("click", () => this.zoom(factor));
-          bar.append(button);
-          return button;
-        });
+      this.buttons = BUTTONS.map(([text, name, factor]) => {
+        const button = make("button", text);
+        button.type = "button"; button.needsZoom = factor > 1;
+        button.title = name; button.setAttribute("aria-label", `${name}: ${title}`);
+        button.addEventListener("click", () => this.zoom(factor));
+        bar.append(button);
+        return button;
+      });
       figure.querySelector("figcaption").append(bar);
     }
 
@@ -336,17 +266,19 @@
 
     zoom(factor) {
       if (!isFinite(factor)) { setAll(); return; }
-      const { min, max } = this.u.scales.x, at = clamp(this.at(), min, max);
+      const { min, max } = this.u.scales.x, at = clamp(this.at(), min, max), pointed = this.u.cursor.left >= 0;
       setView(at - (at - min) * factor, at + (max - at) * factor);
+      if (pointed) this.u.setCursor({ left: this.u.valToPos(at, "x"), top: 0 });
     }
 
-    // To another of the chart's steps; the view follows.
+    // To the point so many further on, or to the first or last; the view follows.
     move(by) {
-      const steps = this.u.data[0], { min, max } = this.u.scales.x;
-      const known = this.u.cursor.left >= 0;
-      const k = clamp((known ? nearest(steps, this.at()) : by > 0 ? -1 : steps.length) + by, 0, steps.length - 1);
-      const step = clamp(steps[k], this.data.x[0], this.data.x[1]);
-      if (step < min) setView(step, step + max - min);
+      const steps = this.stacked ? this.data.steps[0] : this.u.data[0], { min, max } = this.u.scales.x;
+      const pointed = this.u.cursor.left >= 0, each = this.shown.stepsPerPoint / this.data.stepsPerPoint;
+      const from = pointed ? nearest(steps, this.at()) : by > 0 ? -1 : steps.length;
+      const step = clamp(steps[clamp(from + by * each, 0, steps.length - 1)], ...this.data.x);
+      const left = this.stacked ? Math.max(this.data.x[0], step - this.shown.stepsPerPoint) : step; // a bar's left edge
+      if (left < min) setView(left, left + max - min);
       if (step > max) setView(step - (max - min), step);
       this.u.setCursor({ left: this.u.valToPos(step, "x"), top: 0 });
     }
@@ -356,7 +288,7 @@
       const size = this.u.data[0].length, stride = event.shiftKey ? Math.ceil(size / 20) : 1;
       const does = {
         ArrowLeft: () => this.move(-stride), ArrowRight: () => this.move(stride),
-        Home: () => this.move(-size), End: () => this.move(size),
+        Home: () => this.move(-Infinity), End: () => this.move(Infinity),
         "+": () => this.zoom(0.5), "=": () => this.zoom(0.5), "-": () => this.zoom(2), 0: () => setAll(),
         Escape: () => { if (this.tip.hidden) setAll(); else this.hide(); },
       }[event.key];
@@ -367,6 +299,8 @@
   LiveChart.active = null;
 
   for (const figure of document.querySelectorAll("figure.chart")) charts.push(new LiveChart(figure));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { for (const chart of charts) chart.u.redraw(false); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    for (const chart of charts) chart.u.redraw(false);
+  });
   root.classList.add("live");
 })();

@@ -74,7 +74,7 @@ def page(run: Run) -> str:
         f"<body><main>{body}<footer>Written by headrace from the run's {escape(run.path.name)}. "
         "KB, MB and GB are powers of 1000, GiB is 2<sup>30</sup> bytes.</footer></main>"
         f"<script>/*\n{_asset('vendor/uplot/LICENSE')}\n*/\n{_asset('vendor/uplot/uPlot.iife.min.js')}</script>"
-        f"<script>{_asset('charts.js')}</script></body></html>"
+        f"<script>{_asset('numbers.js')}</script><script>{_asset('charts.js')}</script></body></html>"
     )
 
 
