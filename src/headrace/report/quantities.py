@@ -11,16 +11,17 @@ import numpy as np
 
 from headrace.report.charts import Chart, Mark
 from headrace.report.plots import Detail, rate_chart, value_chart
-from headrace.report.runlog import PARTS, Run
+from headrace.report.runlog import Run
 
-_SHOWN_ELSEWHERE = {"step", "epoch", "loss", "lr", "samples", "sec", "time", *(f"{part}_sec" for part in PARTS)}
+_SHOWN_ELSEWHERE = ("step", "epoch", "loss", "lr", "samples", "sec", "time")
 _COUNTED = {"tokens": ("Tokens a second", "all ranks"), "flops": ("FLOP/s", "")}
 _NAMES = {"mfu": ("MFU", "share of the peak rate")}
 
 
 def quantity_names(run: Run) -> list[str]:
-    """The columns of the run's steps that have a chart here: those in which a number is known."""
-    return [name for name, values in run.steps.items() if name not in _SHOWN_ELSEWHERE and np.isfinite(values).any()]
+    """The columns of the run's steps that have a chart here: where a number is known, and it is no part of the time."""
+    names = (name for name in run.steps if name not in _SHOWN_ELSEWHERE and not name.endswith("_sec"))
+    return [name for name in names if np.isfinite(run.steps[name]).any()]
 
 
 def quantity_charts(run: Run, marks: Sequence[Mark], detail: Detail) -> list[Chart]:
