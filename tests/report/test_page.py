@@ -193,9 +193,10 @@ def test_long_runs_stay_small_and_keep_extremes(tmp_path):
     assert max(columns["slowest step"]) == pytest.approx(30_000, rel=1e-3)
 
 
-def test_many_metrics_are_drawn_coarser_and_too_many_are_told(tmp_path):
-    """Whatever a run measures, its page stays below 3 MB."""
-    file = RunFile(tmp_path)
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """The page of a run with seventy metrics, in which hundreds of things happened."""
+    file = RunFile(tmp_path_factory.mktemp("crowded"))
     file.start()
     metrics = {f"metric {k}": 0.0 for k in range(70)}
     file.write_many(
@@ -207,7 +208,12 @@ def test_many_metrics_are_drawn_coarser_and_too_many_are_told(tmp_path):
         file.write_many(
             {"event": kind, "step": step, "detail": text, "message": text, "reason": text} for step in range(1, 1500, 7)
         )
-    page = page_of(tmp_path)
+    return write_page(file.path)
+
+
+def test_many_metrics_are_drawn_coarser_and_too_many_are_told(crowded):
+    """Whatever a run measures, its page stays below 3 MB."""
+    page = crowded.read_text("utf-8")
     assert len(page) < 3_000_000
     assert page.count("<svg") == 62
     assert "10 more metrics: in the run's events.jsonl." in page
@@ -261,6 +267,14 @@ def test_in_chromium_no_error_no_request_and_nothing_scrolls_sideways(run_folder
     assert ("group", "Loss, mean over the samples of a step, logarithmic") in names
     assert [role for role, name in names if role in ("button", "image") and not name] == []
     assert any(role == "image" and name.startswith("Training loss from") for role, name in names)
+
+
+@needs_chromium
+def test_in_chromium_the_largest_page_is_drawn(crowded, browser):
+    browser.show(1200, 800)
+    browser.open(crowded)
+    assert browser.evaluate("document.querySelectorAll('figure.drawn').length") == 62
+    assert browser.complaints() == []
 
 
 @needs_chromium
