@@ -135,7 +135,7 @@ class Journal:
         """What the loader's stages counted since the attempt began, and which samples it skipped."""
         self._fed = time.monotonic()
         self._skipped.update()
-        names = ("stages", "threads", "dropped", "padded", "skipped", "restarts")
+        names = ("stages", "threads", "processes", "dropped", "padded", "skipped", "restarts")
         self._record.write("feed", step=step, **{name: meters.get(name) for name in names})
 
     def feed_is_due(self) -> bool:

@@ -348,6 +348,7 @@ class Trainer:
             mesh=str(parts.mesh),
             precision=self._options.precision,
             global_batch_size=self.loader.global_batch_size,
+            data=self.loader.state_dict().get("order"),  # which samples, and what decides their order
             config=self._config(),
         )
 
