@@ -71,6 +71,8 @@ class Chart:
     """Whether the legend says what the marks are; small charts leave that to the large ones."""
     drawn_points: int = 400
     """How many points of a series the SVG has at most; the script's have all."""
+    along: str = "step"
+    """What x counts: steps, which are whole numbers, or a unit of time."""
 
     @property
     def bars(self) -> list[Series]:
@@ -119,7 +121,8 @@ def _step_range(chart: Chart) -> tuple[float, float]:
     xs = np.concatenate([series.x for series in chart.series])
     low, high = float(xs.min()), float(xs.max())
     before = chart.steps_per_point if chart.bars else 0  # a bar stands on the steps up to its own
-    return low - before, max(high, low - before + 1)
+    least = 1 if chart.along == "step" else 1e-3
+    return low - before, max(high, low - before + least)
 
 
 def _value_range(chart: Chart) -> tuple[float, float]:

@@ -22,10 +22,10 @@ from headrace.report.verdict import Verdict, verdict
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 # For the script's charts: it is shown where that runs.
-_KEYS = (
-    '<p class="note" id="keys">Charts zoom together: drag across one, or use its buttons; a double click shows all. '
-    "Zoomed in far enough, they show what lies beyond a scale too. <span>On the keyboard: <kbd>←</kbd> <kbd>→</kbd> "
-    "<kbd>Home</kbd> <kbd>End</kbd> read values (with <kbd>Shift</kbd> in long strides), <kbd>+</kbd> and "
+KEYS = (
+    '<p class="note" id="keys">Charts along the same axis zoom together: drag across one, or use its buttons; a '
+    "double click shows all. Zoomed in far enough, they show what lies beyond a scale too. "
+    "<span>On the keyboard: <kbd>←</kbd> <kbd>→</kbd> <kbd>Home</kbd> <kbd>End</kbd> read values (with <kbd>Shift</kbd> in long strides), <kbd>+</kbd> and "
     "<kbd>-</kbd> zoom, <kbd>0</kbd> shows all.</span></p>"
 )
 
@@ -47,6 +47,11 @@ def write_page(run: str | Path, output: str | Path | None = None) -> Path:
 
 def page(run: Run) -> str:
     """The page as HTML."""
+    return document(*content(run))
+
+
+def content(run: Run) -> tuple[str, str]:
+    """The page's title as plain text, and its body as HTML."""
     judged = verdict(run)
     beside = read_beside(run.path)
     happened = incidents(run, beside.alarms)
@@ -56,7 +61,7 @@ def page(run: Run) -> str:
         (
             _head(run, judged, name),
             _tiles(run, judged),
-            _KEYS if charts else "",
+            KEYS if charts else "",
             charts,
             sections.feed(run, judged),
             sections.ranks(beside.paces, happened),
@@ -65,14 +70,22 @@ def page(run: Run) -> str:
             sections.facts(run),
         )
     )
+    footer = (
+        f"<footer>Written by headrace from the run's {escape(run.path.name)}. "
+        "KB, MB and GB are powers of 1000, GiB is 2<sup>30</sup> bytes.</footer>"
+    )
+    return f"{run.path.resolve().parent.name}: {judged.sentence}", body + footer
+
+
+def document(title: str, body: str) -> str:
+    """A whole page around a body of HTML, with the style and the scripts of all pages; the title is plain text."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><link rel="icon" href="data:,">'
-        f"<title>{name}: {escape(judged.sentence)}</title>"
+        f"<title>{escape(title)}</title>"
         f"<style>{_asset('vendor/uplot/uPlot.min.css')}{_asset('page.css')}</style></head>"
-        f"<body><main>{body}<footer>Written by headrace from the run's {escape(run.path.name)}. "
-        "KB, MB and GB are powers of 1000, GiB is 2<sup>30</sup> bytes.</footer></main>"
+        f"<body><main>{body}</main>"
         f"<script>/*\n{_asset('vendor/uplot/LICENSE')}\n*/\n{_asset('vendor/uplot/uPlot.iife.min.js')}</script>"
         f"<script>{_asset('numbers.js')}</script><script>{_asset('charts.js')}</script></body></html>"
     )
