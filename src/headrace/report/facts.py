@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from headrace.report import formatting as fmt
 from headrace.report.runlog import Run
 
 GROUPS = ("run", "configuration", "data", "feed", "versions", "machine")
@@ -55,6 +56,8 @@ class Fact:
             return _HIDDEN
         if self.value is None:
             return "none"
+        if self.name.endswith("_bytes") and isinstance(self.value, int | float):
+            return f"{self.value / 2**30:.1f} GiB" if self.value >= 2**30 else fmt.num_bytes(self.value)
         text = self.value if isinstance(self.value, str) else orjson.dumps(_cleaned(self.value)).decode()
         return without_secrets(text)
 
