@@ -200,6 +200,14 @@ def test_what_steps_wait_for_is_known_of_copies_and_of_parts(runs):
     assert all(event["communication_sec"] > 0 for event in steps)
 
 
+def test_how_long_each_rank_takes_is_in_the_record(whole):
+    paces = [event for event in whole("slowed").events if event["event"] == "ranks"]
+    assert [event["step"] for event in paces] == [20, 40, 60]
+    for event in paces:
+        assert len(event["p50_sec"]) == len(event["p90_sec"]) == SIZE
+        assert max(event["p50_sec"]) == event["p50_sec"][-1] > 0.02
+
+
 @pytest.mark.parametrize(
     ("options", "rule"),
     [

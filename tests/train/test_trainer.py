@@ -282,6 +282,8 @@ def test_replaced_processes_of_the_loader_are_on_record(tmp_path):
     with hr.Loader(stream, batch_size=4) as loader:
         trainer(loader=loader, run_dir=tmp_path / "run").fit(epochs=1)
     events = list(read_events(tmp_path / "run" / "events.jsonl"))
+    assert events[0]["data"]["dataset"] == stream.dataset.fingerprint
+    assert {event["processes"] for event in events if event["event"] == "feed"} == {1}
     (restart,) = [event for event in events if event["event"] == "loader_restart"]
     assert (restart["process"], restart["reason"], restart["epoch"]) == ("loader", "exit code 3", 0)
     assert 25 in restart["positions"]

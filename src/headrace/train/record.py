@@ -136,7 +136,7 @@ class Journal:
         """What the loader's stages counted since the attempt began, and which samples it skipped."""
         self._fed = time.monotonic()
         self._skipped.update()
-        names = ("stages", "threads", "dropped", "padded", "skipped", "restarts")
+        names = ("stages", "threads", "processes", "dropped", "padded", "skipped", "restarts")
         self._record.write("feed", step=step, **{name: meters.get(name) for name in names})
 
     def feed_is_due(self) -> bool:
@@ -155,6 +155,10 @@ class Journal:
     def guard(self, finding: Finding) -> None:
         """A guard found something."""
         self._record.write("guard", **finding.event())
+
+    def ranks(self, step: int, p50_sec: list[float], p90_sec: list[float]) -> None:
+        """How long each rank took for its own part of a step, in the median and in the 90th percentile."""
+        self._record.write_often("ranks", step=step, p50_sec=p50_sec, p90_sec=p90_sec)
 
     def stop(self, step: int, reason: str) -> None:
         """The run stopped early, with a checkpoint."""

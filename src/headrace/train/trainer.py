@@ -337,7 +337,8 @@ class Trainer:
         return Tracer(folder, rank, loop._clock, lambda: self._position.step, due, partial(_keep_profile, record))
 
     def _watch(self, parts: Parts, journal: Journal) -> Watch | None:
-        return None if self._options.guards is None else Watch(self._options.guards, parts.learner, journal.guard)
+        guards = self._options.guards
+        return None if guards is None else Watch(guards, parts.learner, journal.guard, journal.ranks)
 
     def _plan(self, epochs: int | None, steps: int | None) -> Plan:
         if epochs is not None and steps is not None:
@@ -403,6 +404,7 @@ class Trainer:
             mesh=str(parts.mesh),
             precision=self._options.precision,
             global_batch_size=self.loader.global_batch_size,
+            data=self.loader.state_dict().get("order"),  # which samples, and what decides their order
             config=self._config(),
         )
 
