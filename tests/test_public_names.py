@@ -16,10 +16,14 @@ PUBLIC = [
     "Guards",
     "HeadraceError",
     "Loader",
+    "MLflow",
     "Manifest",
     "Monitor",
+    "Prometheus",
     "Stream",
+    "TensorBoard",
     "Trainer",
+    "WandB",
     "__version__",
     "adafactor",
     "adamw",
@@ -48,7 +52,19 @@ PUBLIC = [
     "tune",
     "wsd",
 ]
-TORCH_FREE = ["dataset", "errors", "formats", "order", "packing", "rank", "report", "storage", "telemetry", "transform"]
+TORCH_FREE = [
+    "dataset",
+    "errors",
+    "formats",
+    "order",
+    "packing",
+    "rank",
+    "report",
+    "sinks",
+    "storage",
+    "telemetry",
+    "transform",
+]
 TRANSFORMS = [
     "Albumentations",
     "CenterCrop",
@@ -96,6 +112,7 @@ def test_image_steps_are_where_the_contract_has_them(name):
         "order",
         "packing",
         "report",
+        "sinks",
         "telemetry",
         "train",
         "transform",

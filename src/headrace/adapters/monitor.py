@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from headrace.errors import OptionError, StorageError
 from headrace.rank import process_rank, resolve_rank
+from headrace.sinks import Sink, Sinks, sinks_of
 from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.version import __version__
 
@@ -37,7 +38,13 @@ class Monitor:
     """
 
     def __init__(
-        self, run_dir: str | Path, *, first_step: int = 0, total_steps: int | None = None, config: Any = None
+        self,
+        run_dir: str | Path,
+        *,
+        first_step: int = 0,
+        total_steps: int | None = None,
+        config: Any = None,
+        sinks: Sequence[Sink | str] = (),
     ) -> None:
         """`run_dir` is made if it is not there.
 
@@ -46,6 +53,7 @@ class Monitor:
             first_step: how many steps were done before, 0 or more.
             total_steps: how many the run is to have in all; None: not known.
             config: what describes the run, a JSON value by name; shown in the report.
+            sinks: where the events go, too, as for the Trainer.
         """
         if first_step < 0:
             raise OptionError(f"first_step must be at least 0: got {first_step}")
@@ -54,6 +62,8 @@ class Monitor:
         self._about = {"total_steps": total_steps, "config": dict(config or {})}
         self._run_dir = Path(run_dir)
         self._record: EventWriter | None = None
+        self._sinks = sinks_of(sinks)
+        self._feeding: Sinks | None = None
         self.world_size = 0
         """How many processes have a share of the data; 0: nothing was asked for yet."""
         self._loader: Any = None
@@ -135,8 +145,10 @@ class Monitor:
             self._record.write("end", step=self.steps_done, epochs=None, samples=None, sec=None, loss=None, metrics={})
         self._shut()
 
-    def _shut(self) -> None:
+    def _shut(self, *, failed: bool = False) -> None:
         record, self._record, self._closed = self._record, None, True
+        if self._feeding is not None:
+            self._feeding.close(failed=failed)
         if record is not None:
             record.close()
 
@@ -150,7 +162,7 @@ class Monitor:
         if error is None:
             self.close()
         else:
-            self._shut()
+            self._shut(failed=True)
 
     def _waited(self, sec: float, batch: Any) -> None:
         self._sec["wait"] += sec
@@ -174,6 +186,8 @@ class Monitor:
             raise StorageError(f"the run's folder {self._run_dir} cannot be made: {err.strerror}") from err
         self._record = EventWriter(self._run_dir / FILE_NAME)
         self._fed = time.monotonic()
+        if self._sinks:
+            self._feeding = Sinks(self._sinks, self._run_dir, self._record.write)
         self._record.write(
             "start",
             attempt=0,

@@ -76,6 +76,15 @@ def train(
             show_default=False,
         ),
     ] = None,
+    sinks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sink",
+            metavar="SINK",
+            help="Where the run's events go, too: tensorboard[:DIR], prometheus[:[HOST:]PORT], mlflow[:URI] or "
+            "wandb[:PROJECT]; may be repeated.",
+        ),
+    ] = None,
     requeue: Annotated[
         bool,
         typer.Option(
@@ -89,6 +98,7 @@ def train(
     A process that dies is no loss: all start again from the last checkpoint. SIGTERM and Ctrl-C checkpoint and end
     the run; the same command with --run goes on. The last line says what came of it.
     """
+    from headrace.sinks import sinks_of
     from headrace.train import slurm
     from headrace.train.launch import default_nproc, launch
     from headrace.train.nodes import Nodes
@@ -96,6 +106,7 @@ def train(
     from headrace.train.settings import parse_settings
     from headrace.train.worker import Job
 
+    sinks_of(sinks or [])
     target = RecipeTarget.parse(recipe)
     chosen = [*(settings or []), *([f"mesh={mesh}"] if mesh is not None else [])]
     parse_settings(load_recipe(target), chosen)
@@ -111,11 +122,13 @@ def train(
     nproc = nproc or default_nproc()
     print(f"training on {nproc} process{'es' if nproc > 1 else ''}, run {run_dir}", file=sys.stderr)
     began = time.time()
-    launch(Job(recipe, str(run_dir), resume, tuple(chosen), not nodes.alone), nproc, max_restarts, nodes)
+    job = Job(recipe, str(run_dir), resume, tuple(chosen), not nodes.alone, tuple(sinks or ()))
+    launch(job, nproc, max_restarts, nodes)
     outcome = _outcome(run_dir, began)
     again = ["headrace", "train", recipe, "--nproc", str(nproc), "--run", str(run_dir)]
     again += ["--nnodes", nnodes, "--rdzv-endpoint", str(rdzv_endpoint)] if not nodes.alone else []
     again += [word for setting in chosen for word in ("--set", setting)]
+    again += [word for sink in sinks or () for word in ("--sink", sink)]
     sentence = outcome.sentence(shlex.join(again))
     if outcome.stopped is not None and requeue and slurm.requeue():
         sentence += "; Slurm has the job in its queue again"

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from headrace.sinks import Sink, Sinks
 from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.train.clock import Split
 from headrace.train.evaluation import Evaluation
@@ -66,6 +68,13 @@ def open_record(run_dir: Path | None, rank: int) -> Record:
     if run_dir is None or rank != 0:
         return NoRecord()
     return EventWriter(run_dir / FILE_NAME)
+
+
+def feed_sinks(sinks: Sequence[Sink], run_dir: Path | None, record: Record) -> AbstractContextManager[Sinks | None]:
+    """A context in which the sinks are fed with what is recorded; where nothing is, as on other ranks, it is empty."""
+    if not sinks or run_dir is None or not isinstance(record, EventWriter):
+        return nullcontext()
+    return Sinks(sinks, run_dir, record.write)
 
 
 class Journal:

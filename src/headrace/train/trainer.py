@@ -19,6 +19,7 @@ from torch import nn
 
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
+from headrace.sinks import Sink, sinks_of
 from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.average import EMA, Average
 from headrace.train.best import BestRule
@@ -37,7 +38,7 @@ from headrace.train.parallel import (
     TensorPlan,
 )
 from headrace.train.randomness import seed_all
-from headrace.train.record import Journal, open_record
+from headrace.train.record import Journal, feed_sinks, open_record
 from headrace.train.result import FitResult
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
@@ -91,6 +92,7 @@ class Trainer:
         guards: Guards | None = None,
         save_frozen: bool = True,
         run_dir: str | Path | None = None,
+        sinks: Sequence[Sink | str] = (),
         hang_timeout_sec: float | None = HANG_TIMEOUT_SEC,
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -137,6 +139,8 @@ class Trainer:
           rank writes.
         - `guards`: what is watched for and answered during the run: `headrace.Guards()`; None: nothing, and a loss that
           is not finite is an error.
+        - `sinks`: where the run's events go, too: `headrace.TensorBoard()`, `Prometheus`, `MLflow`, `WandB`, or names
+          such as "tensorboard" and "prometheus:9464". One that fails is told, and the run goes on without it.
         - `hang_timeout_sec`: a step of several processes that takes longer ends all of them, with a report of who hangs
           where; the first step, a batch of an evaluation and a checkpoint may take three times as long. None: never.
         - `save_frozen=False`: checkpoints leave out parameters that are not trained, and a run goes on from one only if
@@ -181,6 +185,8 @@ class Trainer:
         self.model = model
         self.loader = loader
         self.run_dir = Path(run_dir) if run_dir is not None else None
+        self.sinks = sinks_of(sinks)
+        """Where the run's events go beside its folder."""
         self.config: dict[str, Any] = {}
         """What else the record of the run should say of it; JSON values."""
         self.tell_hang: Callable[[Failure], None] = print_failure
@@ -247,6 +253,7 @@ class Trainer:
         with (
             closing(open_record(self.run_dir, rank)) as record,
             SkippedList(self.run_dir, rank, self.loader) as skipped,
+            feed_sinks(self.sinks, self.run_dir, record),
         ):
             journal = Journal(record, skipped)
             self._announce(journal, parts, plan, resumed)
@@ -298,6 +305,8 @@ class Trainer:
         if epochs is None and steps is None:
             raise OptionError("the loader is endless, so say how far to go: fit(epochs=...) or fit(steps=...)")
         if self.run_dir is None:
+            if self.sinks:
+                raise OptionError("sinks are fed from what the run writes into its folder: set run_dir")
             for name in ("checkpoint_every", "keep_best", "checkpoints", "checkpoint_async"):
                 if getattr(self._options, name) not in (None, False):
                     raise OptionError(f"{name} needs a place for what the run keeps: set run_dir")
@@ -352,7 +361,9 @@ class Trainer:
 
     def _config(self) -> dict[str, Any]:
         layers = () if self._parts is None else self._parts.float8_layers
-        found = {"float8_layers": list(layers)} if layers else {}
+        found: dict[str, Any] = {"float8_layers": list(layers)} if layers else {}
+        if self.sinks:
+            found["sinks"] = [sink.name for sink in self.sinks]
         return {**self._options.described(self.model), **found, **self.config}
 
     def _result(self, loop: Loop, plan: Plan, stopped: str | None, resumed: Resumed | None, sec: float) -> FitResult:

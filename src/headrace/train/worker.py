@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from headrace.errors import RecipeError
+from headrace.sinks import with_named
 from headrace.train.failure import Failure, first_failure, record_failure
 from headrace.train.recipe import RecipeTarget, load_recipe
 from headrace.train.settings import parse_settings
@@ -58,6 +59,8 @@ class Job:
     settings: tuple[str, ...]
     elastic: bool = False
     """Whether machines may come and go: then one that leaves does not end the run on the others."""
+    sinks: tuple[str, ...] = ()
+    """By name, beside those of the recipe."""
 
     def to_json(self) -> str:
         """As the worker's one argument."""
@@ -67,7 +70,7 @@ class Job:
     def from_json(cls, text: str) -> Job:
         """From the worker's argument."""
         fields = json.loads(text)
-        return cls(**{**fields, "settings": tuple(fields["settings"])})
+        return cls(**{**fields, "settings": tuple(fields["settings"]), "sinks": tuple(fields["sinks"])})
 
 
 def main(argument: str) -> NoReturn:
@@ -122,6 +125,7 @@ def build_trainer(job: Job) -> Trainer:
             f"returned a {type(trainer).__name__}"
         )
     trainer.run_dir = Path(job.run_dir)
+    trainer.sinks = with_named(trainer.sinks, job.sinks)
     trainer.tell_hang = partial(record_failure, trainer.run_dir)
     shown = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
     trainer.config |= {"recipe": job.recipe, "settings": shown}
