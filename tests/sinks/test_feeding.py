@@ -168,11 +168,10 @@ def test_a_sink_that_stays_broken_is_left_with_a_way_to_complete_it(tmp_path, wr
     assert shelf.given == [1]
 
 
-def test_a_sink_that_hangs_holds_nobody_up_for_long(tmp_path, writer, caplog, monkeypatch):
-    monkeypatch.setattr("headrace.sinks.feeding._END_SEC", 0.1)
+def test_a_sink_that_hangs_holds_nobody_up_for_long(tmp_path, writer, caplog):
     stuck, shelf = Shelf(let_go=threading.Event()), Shelf()
     shelf.name = "other"
-    with Sinks([stuck, shelf], tmp_path, writer.write):
+    with Sinks([stuck, shelf], tmp_path, writer.write, end_sec=0.1):
         writer.write("step", step=1)
         wait_for(lambda: shelf.given == [1], "the other sink is fed")
     assert "the sink shelf (the shelf) failed, and the run goes on without it: it does not answer" in caplog.messages

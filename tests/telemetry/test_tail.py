@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import StorageError
-from headrace.telemetry import EventWriter, Tail
-from headrace.telemetry import tail as tail_module
+from headrace.telemetry import EventWriter, Tail, parts
 
 
 def steps(tail):
@@ -34,7 +33,7 @@ def test_lines_are_whole_however_they_are_written_and_read(tmp_path_factory, siz
     text, found, at = b"".join(lines), [], 0
     tail = Tail(folder / "events.jsonl")
     with pytest.MonkeyPatch.context() as patch, open(tail.path, "wb", buffering=0) as file:
-        patch.setattr(tail_module, "_CHUNK_BYTES", chunk)
+        patch.setattr(parts, "_CHUNK_BYTES", chunk)
         for cut in [*cuts, len(text)]:
             file.write(text[:cut])
             text = text[cut:]

@@ -21,7 +21,7 @@ from typing import Any, Self
 from headrace.errors import StorageError
 from headrace.sinks.cursor import Cursor
 from headrace.sinks.sink import Output, Sink
-from headrace.telemetry import FILE_NAME, Tail
+from headrace.telemetry import FILE_NAME, Tail, num_bytes
 
 logger = logging.getLogger("headrace.sinks")
 
@@ -31,7 +31,7 @@ Write = Callable[..., None]
 _LOOK_SEC = 0.5
 _BATCH = 1000
 _FIRST_PAUSE_SEC, _LONGEST_PAUSE_SEC = 1.0, 60.0
-_END_SEC, _END_FAILED_SEC = 10.0, 2.0
+END_SEC, _END_FAILED_SEC = 10.0, 2.0
 _OUTCOMES = {"start": None, "end": "complete", "stop": "stopped", "error": "failed"}
 _MESSAGE_CHARS = 300
 
@@ -51,7 +51,7 @@ class Feed:
         self._cursor: Cursor | None = None
         self._outcome: str | None = None
         # A sink that keeps nothing is told of this attempt only: earlier ones had their own.
-        self._first = 0 if sink.keeps else _size(self._path)
+        self._first = 0 if sink.keeps else num_bytes(self._path)
         self._tail = Tail(self._path)
 
     def deliver(self) -> None:
@@ -81,7 +81,7 @@ class Feed:
             self._cursor = Cursor(self._run_dir, self.sink.name, self.sink.target(self._run_dir))
             at, memory = self._cursor.at, dict(self._cursor.memory)
         # Events that were deleted and begun anew are another history.
-        self._tail = Tail(self._path, at if at <= _size(self._path) else 0)
+        self._tail = Tail(self._path, at if at <= num_bytes(self._path) else 0)
         self._output = self.sink.open(self._run_dir, memory)
         self.where = self._output.where
         if self._cursor is not None:
@@ -122,8 +122,9 @@ class Feed:
 class Sinks:
     """Feeds all sinks of an attempt at a run, each in a thread, while a `with` block runs."""
 
-    def __init__(self, sinks: Sequence[Sink], run_dir: Path, write: Write) -> None:
-        """`write` must be safe to call from any thread, and the run's file of events be there."""
+    def __init__(self, sinks: Sequence[Sink], run_dir: Path, write: Write, end_sec: float = END_SEC) -> None:
+        """`write` is called from any thread; the run's file of events is there. `end_sec`: see `close`."""
+        self._end_sec = end_sec
         self._feeders = [_Feeder(Feed(sink, run_dir), write) for sink in sinks]
         self._closed = False
         for feeder in self._feeders:
@@ -132,12 +133,12 @@ class Sinks:
             atexit.register(self.close)
 
     def close(self, *, failed: bool = False) -> None:
-        """Wait for what is on its way, 10 seconds at most (2 where the run has failed). A second call does nothing."""
+        """Wait for what is on its way, `end_sec` at most (2 seconds where the run has failed); once."""
         if self._closed:
             return
         self._closed = True
         atexit.unregister(self.close)
-        deadline = time.monotonic() + (_END_FAILED_SEC if failed else _END_SEC)
+        deadline = time.monotonic() + min(self._end_sec, _END_FAILED_SEC if failed else END_SEC)
         for feeder in self._feeders:
             feeder.ask_to_end("failed" if failed else None)
         for feeder in self._feeders:
@@ -221,13 +222,6 @@ class _Feeder:
             self._state = state
             with suppress(StorageError):  # the disk is full, which the run's own next event says
                 self._write("sink", sink=self._name, state=state, **fields)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,19 @@
 
 from headrace.telemetry.events import FILE_NAME, EventWriter, parse_event, read_events
 from headrace.telemetry.meters import Meter, Reading
+from headrace.telemetry.parts import num_bytes
 from headrace.telemetry.progress import progress, silent
 from headrace.telemetry.tail import Tail
 
-__all__ = ["FILE_NAME", "EventWriter", "Meter", "Reading", "Tail", "parse_event", "progress", "read_events", "silent"]
+__all__ = [
+    "FILE_NAME",
+    "EventWriter",
+    "Meter",
+    "Reading",
+    "Tail",
+    "num_bytes",
+    "parse_event",
+    "progress",
+    "read_events",
+    "silent",
+]

@@ -12,15 +12,14 @@ from typing import Any
 
 from headrace.errors import StorageError
 from headrace.telemetry.events import parse_event
-
-_CHUNK_BYTES = 1 << 20
+from headrace.telemetry.parts import read_lines
 
 
 class Tail:
     """Reads a run's events from a place on. The file need not be there yet. For one thread."""
 
     def __init__(self, path: str | Path, at: int = 0) -> None:
-        """`at`: bytes from the beginning of the file to leave out; where a line begins."""
+        """`at`: bytes from the beginning of the first part to leave out; where a line begins."""
         self.path = Path(path)
         self.at = at
         """Bytes up to the end of the event that was given last."""
@@ -30,20 +29,14 @@ class Tail:
 
         Raises StorageError where the file cannot be read.
         """
-        for line in self._lines():
-            self.at += len(line)
-            event = parse_event(line)
-            if event is not None:
-                yield event
-
-    def _lines(self) -> Iterator[bytes]:
         try:
-            with open(self.path, "rb") as file:
-                file.seek(self.at)
-                torn = b""
-                while chunk := file.read(_CHUNK_BYTES):
-                    *lines, torn = (torn + chunk).split(b"\n")
-                    yield from (line + b"\n" for line in lines)
+            for line in read_lines(self.path, self.at):
+                if not line.endswith(b"\n"):
+                    return
+                self.at += len(line)
+                event = parse_event(line)
+                if event is not None:
+                    yield event
         except FileNotFoundError:
             return
         except OSError as err:
