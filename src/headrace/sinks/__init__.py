@@ -1,6 +1,6 @@
 """Where a run's events go beside its own file: TensorBoard, Prometheus, MLflow, Weights & Biases."""
 
-from headrace.sinks.feeding import Sinks
+from headrace.sinks.feeding import END_SEC, Sinks
 from headrace.sinks.mlflow import MLflow
 from headrace.sinks.naming import FORMS, sinks_of, with_named
 from headrace.sinks.prometheus import Prometheus
@@ -10,6 +10,7 @@ from headrace.sinks.tensorboard import TensorBoard
 from headrace.sinks.wandb import WandB
 
 __all__ = [
+    "END_SEC",
     "FORMS",
     "MLflow",
     "Prometheus",

@@ -253,7 +253,7 @@ class Trainer:
         with (
             closing(open_record(self.run_dir, rank)) as record,
             SkippedList(self.run_dir, rank, self.loader) as skipped,
-            feed_sinks(self.sinks, self.run_dir, record),
+            feed_sinks(self.sinks, self.run_dir, record, self._options.hang_timeout_sec),
         ):
             journal = Journal(record, skipped)
             self._announce(journal, parts, plan, resumed)
