@@ -34,7 +34,7 @@ class Shelf:
         pass
 
     def target(self, run_dir):
-        return f"shelf of {run_dir.name}"
+        return f"shelf of {run_dir}"
 
     def open(self, run_dir, memory):
         self.opened.append(dict(memory))

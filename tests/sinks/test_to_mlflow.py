@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import os
+import signal
+import socket
+import sys
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 from run_files import RunFile, write_run
@@ -11,6 +16,7 @@ import headrace as hr
 from headrace.errors import StorageError
 from headrace.sinks import send
 from headrace.telemetry import read_events
+from waiting import running, wait_for
 
 pytest.importorskip("mlflow", reason="needs MLflow: pip install 'headrace[mlflow]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # its own, and those of what it imports
@@ -118,3 +124,48 @@ def test_a_run_goes_on_without_a_server_that_is_not_there(tmp_path, monkeypatch,
     assert [event["state"] for event in written(tmp_path, "sink")] == ["failed"]
     assert "the sink mlflow (headrace at http://127.0.0.1:9) failed, and the run goes on without it" in caplog.text
     assert len(written(tmp_path, "step")) == 1
+
+
+@contextmanager
+def server(folder, port):
+    """MLflow's own tracking server."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--artifacts-destination", str(folder)]
+    with (
+        open(folder / "server.log", "wb") as log,
+        running(command, cwd=folder, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+
+
+def has_server():
+    with suppress(PackageNotFoundError):
+        return bool(version("mlflow"))
+    return False
+
+
+@pytest.mark.skipif(not has_server(), reason="needs MLflow's server: pip install mlflow")
+def test_a_tracking_server_that_comes_late_gets_everything(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    run = tmp_path / "run"
+    with hr.Monitor(run, sinks=[hr.MLflow(url, every_sec=0)]) as monitor:
+        with monitor.step():
+            monitor.note(loss=0.5)
+        wait_for(lambda: [event["state"] for event in written(run, "sink")] == ["failed"], "the sink fails")
+        with server(tmp_path, port):
+            wait_for(lambda: [event["state"] for event in written(run, "sink")] == ["failed", "on"], "it is back")
+            with monitor.step():
+                monitor.note(loss=0.25)
+            monitor.close()
+            client, (found,) = runs_in(url, "headrace")
+            assert found.info.status == "FINISHED"
+            history = client.get_metric_history(found.info.run_id, "train/loss")
+            assert [(one.step, one.value) for one in history] == [(1, 0.5), (2, 0.25)]
+    assert capfd.readouterr().out == ""

@@ -65,6 +65,15 @@ def test_what_is_sent_later_is_what_is_new(tmp_path):
     assert [(one.step, one.value) for one in losses] == [(1, 0.5), (2, 0.25)]
 
 
+def test_a_run_is_the_same_by_every_path_and_after_it_was_moved(tmp_path, monkeypatch):
+    write_run(tmp_path / "runs/one", 20, crash_at=None)
+    send(tmp_path / "runs/one", ["tensorboard"])
+    monkeypatch.chdir(tmp_path / "runs")
+    assert [sent.events for sent in send("one", ["tensorboard"])] == [0]
+    (tmp_path / "runs/one").rename(tmp_path / "two")
+    assert [sent.events for sent in send(tmp_path / "two", ["tensorboard"])] == [0]
+
+
 def test_another_folder_is_another_sink(tmp_path):
     write_run(tmp_path / "run", 20, crash_at=None)
     send(tmp_path / "run", ["tensorboard"])

@@ -78,7 +78,8 @@ class Feed:
     def _open(self) -> Output:
         at, memory = self._first, {}
         if self.sink.keeps:
-            self._cursor = Cursor(self._run_dir, self.sink.name, self.sink.target(self._run_dir))
+            # The same target wherever the run's folder lies, and whatever way leads to it.
+            self._cursor = Cursor(self._run_dir, self.sink.name, self.sink.target(Path("RUN")))
             at, memory = self._cursor.at, dict(self._cursor.memory)
         # Events that were deleted and begun anew are another history.
         self._tail = Tail(self._path, at if at <= num_bytes(self._path) else 0)

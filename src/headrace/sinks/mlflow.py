@@ -6,8 +6,10 @@ beside this for things of its own.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +23,7 @@ from headrace.sinks.sink import Event, Memory, Output, check_every, need
 
 _MOST_METRICS, _MOST_PARAMS, _PARAM_CHARS = 1000, 100, 500  # of one request, by MLflow's own limits
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /]", re.ASCII)
+_SILENCE = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 _STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -107,7 +110,21 @@ class _TrackedRun(History):
     def end(self, outcome: str | None) -> None:
         """Finished, killed (a run that was stopped), or failed; a run that is not over stays running."""
         if outcome is not None:
-            self._client.set_terminated(self._run_id, _STATUS[outcome])
+            with _silent():
+                self._client.set_terminated(self._run_id, _STATUS[outcome])
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """MLflow prints where to look to stdout, which is for a command's results; the record has it."""
+    if _SILENCE in os.environ:
+        yield
+        return
+    os.environ[_SILENCE] = "true"
+    try:
+        yield
+    finally:
+        os.environ.pop(_SILENCE, None)
 
 
 def _experiment_id(client: Any, name: str) -> str:

@@ -54,7 +54,7 @@ class TensorBoard:
         return _EventFile(folder, self.every_sec, memory)
 
     def _folder(self, run_dir: Path) -> Path:
-        return run_dir / "tensorboard" if self.dir is None else Path(self.dir)
+        return run_dir / "tensorboard" if self.dir is None else Path(self.dir).absolute()
 
 
 class _EventFile(History):

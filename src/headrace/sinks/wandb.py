@@ -77,7 +77,7 @@ class WandB:
         return _LoggedRun(run, self.every_sec, memory)
 
     def _folder(self, run_dir: Path) -> Path:
-        return run_dir if self.dir is None else Path(self.dir)
+        return run_dir if self.dir is None else Path(self.dir).absolute()
 
 
 class _LoggedRun(History):
