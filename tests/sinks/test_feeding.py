@@ -60,7 +60,7 @@ class OnShelf:
         if self.shelf.let_go is not None:
             self.shelf.let_go.wait()
         if self.shelf.broken.is_set():
-            raise ConnectionError("nobody\nis there")
+            raise ConnectionError("nobody is at\nhttp://me:hunter2@there/x")
         if not self.holds:
             self.put()
 
@@ -149,8 +149,10 @@ def test_a_sink_that_fails_is_told_once_and_misses_nothing_when_it_is_back(tmp_p
         wait_for(lambda: shelf.given == [1, 2], "what it missed comes")
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert line == (
-        "the sink shelf (the shelf) failed, and the run goes on without it: ConnectionError: nobody is there"
+        "the sink shelf (the shelf) failed, and the run goes on without it: "
+        "ConnectionError: nobody is at http://***@there/x"
     )
+    assert "hunter2" not in writer.path.read_text()
     assert states(writer) == ["failed", "on"]
 
 

@@ -113,10 +113,9 @@ def test_nothing_is_held_where_every_step_is_a_point(gaps):
         assert not maker.holds
 
 
-def test_points_come_in_the_order_of_what_happened():
-    events = [
-        step(1, 1.0, loss=1.0),
-        {"event": "evaluate", "step": 1, "time": 1.1, "loss": 0.5},
-        step(2, 1.2, loss=2.0),
-    ]
-    assert [list(point.values) for point in points(events, 60.0)] == [["train/loss"], ["evaluate/loss"], ["train/loss"]]
+def test_a_restart_ends_a_mean_and_an_evaluation_does_not():
+    evaluation = {"event": "evaluate", "step": 2, "time": 1.2, "loss": 0.5}
+    restart = {"event": "start", "step": 1, "time": 1.3}
+    events = [step(1, 1.0, loss=1.0), step(2, 1.1, loss=3.0), evaluation, restart, step(2, 1.4, loss=4.0)]
+    found = [(point.step, dict(point.values)) for point in points(events, 60.0)]
+    assert found == [(2, {"evaluate/loss": 0.5}), (2, {"train/loss": 2}), (2, {"train/loss": 4})]

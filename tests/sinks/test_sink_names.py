@@ -64,9 +64,10 @@ def test_what_cannot_work_is_refused_in_a_line(sinks, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_password_in_a_uri_is_refused_and_not_printed():
-    with pytest.raises(OptionError, match="must have no password: got one; set MLFLOW_TRACKING_USERNAME") as caught:
-        sinks_of(["mlflow:http://me:hunter2@127.0.0.1:5000"])
+@pytest.mark.parametrize("uri", ["http://me:hunter2@127.0.0.1:5000", "https://hunter2@a.b", "mysql://me:hunter2@a.b/c"])
+def test_a_secret_in_a_uri_is_refused_and_not_printed(uri):
+    with pytest.raises(OptionError, match="must have no password or token: got one; set MLFLOW_TRACKING_US") as caught:
+        sinks_of([f"mlflow:{uri}"])
     assert "hunter2" not in str(caught.value)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from headrace.errors import StorageError
 from headrace.sinks.cursor import Cursor
-from headrace.sinks.sink import Output, Sink
+from headrace.sinks.sink import Output, Sink, told
 from headrace.telemetry import FILE_NAME, Tail, num_bytes
 
 logger = logging.getLogger("headrace.sinks")
@@ -33,7 +33,6 @@ _BATCH = 1000
 _FIRST_PAUSE_SEC, _LONGEST_PAUSE_SEC = 1.0, 60.0
 END_SEC, _END_FAILED_SEC = 10.0, 2.0
 _OUTCOMES = {"start": None, "end": "complete", "stop": "stopped", "error": "failed"}
-_MESSAGE_CHARS = 300
 
 
 class Feed:
@@ -195,7 +194,7 @@ class _Feeder:
         try:
             work()
         except Exception as err:  # the libraries behind sinks raise anything
-            self._failed(_one_line(err))
+            self._failed(told(err))
             return False
         self._tell("on", where=self._feed.where)
         return True
@@ -223,8 +222,3 @@ class _Feeder:
             self._state = state
             with suppress(StorageError):  # the disk is full, which the run's own next event says
                 self._write("sink", sink=self._name, state=state, **fields)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text}"[:_MESSAGE_CHARS]

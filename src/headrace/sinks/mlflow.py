@@ -49,9 +49,9 @@ class MLflow:
 
     def check(self) -> None:
         """Raise OptionError for a URI with a password, a wrong `every_sec`, or without the library."""
-        if self.uri is not None and urlsplit(self.uri).password is not None:
+        if self.uri is not None and _has_secret(self.uri):
             raise OptionError(
-                "the URI of the sink mlflow must have no password: got one; set MLFLOW_TRACKING_USERNAME and "
+                "the URI of the sink mlflow must have no password or token: got one; set MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI for a database"
             )
         check_every(self.every_sec, self.name)
@@ -112,6 +112,11 @@ class _TrackedRun(History):
         if outcome is not None:
             with _silent():
                 self._client.set_terminated(self._run_id, _STATUS[outcome])
+
+
+def _has_secret(uri: str) -> bool:
+    parts = urlsplit(uri)
+    return parts.password is not None or (parts.scheme in ("http", "https") and parts.username is not None)
 
 
 @contextmanager

@@ -72,13 +72,12 @@ class Points:
         return self._window is not None
 
     def take(self, event: Event) -> list[Point]:
-        """What is ready with the next event: of steps those before it, of other events its own."""
+        """What is ready with the next event: of steps those before it, of other numbers its own."""
         point = point_of(event)
-        if event["event"] != "step":
-            # Whatever happens between two steps ends the window: what was before it is told before it.
-            return [*self.rest(), *([] if point is None else [point])]
-        if point is None:
-            return []
+        if event["event"] in _NO_NUMBERS:
+            return self.rest()  # the run may have ended, or gone back to an earlier step
+        if event["event"] != "step" or point is None:
+            return [] if point is None else [point]
         ready = []
         if self._window is not None and point.time >= self._window.began + self._every_sec:
             ready = self.rest()

@@ -9,7 +9,7 @@ from pathlib import Path
 from headrace.errors import HeadraceError, OptionError, StorageError
 from headrace.sinks.feeding import Feed
 from headrace.sinks.naming import sinks_of
-from headrace.sinks.sink import Sink
+from headrace.sinks.sink import Sink, told
 from headrace.telemetry import FILE_NAME
 
 
@@ -50,8 +50,7 @@ def _send(run_dir: Path, sink: Sink) -> Sent:
     except HeadraceError:
         raise
     except Exception as err:  # the libraries behind sinks raise anything
-        reason = " ".join(str(err).split())
         raise StorageError(
-            f"the sink {sink.name} ({feed.where}) did not take the events of {run_dir}: {type(err).__name__}: {reason}"
+            f"the sink {sink.name} ({feed.where}) did not take the events of {run_dir}: {told(err)}"
         ) from err
     return Sent(sink.name, feed.where, feed.delivered)

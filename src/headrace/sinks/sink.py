@@ -7,6 +7,7 @@ A `Sink` is a description, like an optimizer's: it can be printed and pickled, a
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
@@ -15,6 +16,9 @@ from headrace.errors import OptionError
 Event: TypeAlias = dict[str, Any]
 Memory: TypeAlias = dict[str, Any]
 """What a sink must know when the run is started again, such as the number it has there; a small JSON value."""
+
+_MESSAGE_CHARS = 300
+_USER = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 class Output(Protocol):
@@ -55,6 +59,12 @@ class Sink(Protocol):
 
     def open(self, run_dir: Path, memory: Memory) -> Output:
         """Begin, or go on as `memory` says."""
+
+
+def told(error: Exception) -> str:
+    """An error of a library as one line, without the user and password of a URL in it."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {_USER.sub('***@', text)}"[:_MESSAGE_CHARS]
 
 
 def need(module: str, sink: str) -> None:
