@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headrace.formats import Manifest
     from headrace.load import Loader, Stream, class_balanced, mix
     from headrace.packing import pack
+    from headrace.sinks import MLflow, Prometheus, TensorBoard, WandB
     from headrace.train import (
         Guards,
         Trainer,
@@ -48,10 +49,14 @@ _HOMES = {
     "Guards": "train",
     "HeadraceError": "errors",
     "Loader": "load",
+    "MLflow": "sinks",
     "Manifest": "formats",
     "Monitor": "adapters.monitor",
+    "Prometheus": "sinks",
     "Stream": "load",
+    "TensorBoard": "sinks",
     "Trainer": "train",
+    "WandB": "sinks",
     "adafactor": "train",
     "adamw": "train",
     "class_balanced": "load",
@@ -84,10 +89,14 @@ __all__ = [
     "Guards",
     "HeadraceError",
     "Loader",
+    "MLflow",
     "Manifest",
     "Monitor",
+    "Prometheus",
     "Stream",
+    "TensorBoard",
     "Trainer",
+    "WandB",
     "__version__",
     "adafactor",
     "adamw",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from typing import Any, Generic, Self, TypeVar
 from headrace.alarms import Alarms, Watcher
 from headrace.errors import OptionError, StorageError
 from headrace.rank import process_rank, resolve_rank
+from headrace.sinks import Sink, Sinks, sinks_of
 from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.version import __version__
 
@@ -45,6 +46,7 @@ class Monitor:
         total_steps: int | None = None,
         config: Any = None,
         alarms: Alarms | None = None,
+        sinks: Sequence[Sink | str] = (),
     ) -> None:
         """`run_dir` is made if it is not there.
 
@@ -54,6 +56,7 @@ class Monitor:
             total_steps: how many the run is to have in all; None: not known.
             config: what describes the run, a JSON value by name; shown in the report.
             alarms: what rings while the run is under way, and whom it tells; None: nothing.
+            sinks: where the events go, too, as for the Trainer.
         """
         if first_step < 0:
             raise OptionError(f"first_step must be at least 0: got {first_step}")
@@ -64,6 +67,8 @@ class Monitor:
         self._record: EventWriter | None = None
         self._alarms = alarms
         self._watcher: Watcher | None = None
+        self._sinks = sinks_of(sinks)
+        self._feeding: Sinks | None = None
         self.world_size = 0
         """How many processes have a share of the data; 0: nothing was asked for yet."""
         self._loader: Any = None
@@ -145,12 +150,14 @@ class Monitor:
             self._record.write("end", step=self.steps_done, epochs=None, samples=None, sec=None, loss=None, metrics={})
         self._shut()
 
-    def _shut(self) -> None:
+    def _shut(self, *, failed: bool = False) -> None:
         record, self._record, self._closed = self._record, None, True
         watcher, self._watcher = self._watcher, None
         try:
             if watcher is not None:
                 watcher.close()
+            if self._feeding is not None:
+                self._feeding.close(failed=failed)
         finally:
             if record is not None:
                 record.close()
@@ -165,7 +172,7 @@ class Monitor:
         if error is None:
             self.close()
         else:
-            self._shut()
+            self._shut(failed=True)
 
     def _waited(self, sec: float, batch: Any) -> None:
         self._sec["wait"] += sec
@@ -191,6 +198,8 @@ class Monitor:
         if self._alarms is not None:
             self._watcher = Watcher(self._alarms, self._record)
         self._fed = time.monotonic()
+        if self._sinks:
+            self._feeding = Sinks(self._sinks, self._run_dir, self._record.write)
         self._record.write(
             "start",
             attempt=0,

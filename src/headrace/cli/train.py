@@ -89,6 +89,15 @@ def train(
     profile_all_ranks: Annotated[
         bool, typer.Option("--profile-all-ranks", help="Trace them on every process, not only on the first.")
     ] = False,
+    sinks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sink",
+            metavar="SINK",
+            help="Where the run's events go, too: tensorboard[:DIR], prometheus[:[HOST:]PORT], mlflow[:URI] or "
+            "wandb[:PROJECT]; may be repeated.",
+        ),
+    ] = None,
     requeue: Annotated[
         bool,
         typer.Option(
@@ -112,6 +121,7 @@ def train(
     A process that dies is no loss: all start again from the last checkpoint. SIGTERM and Ctrl-C checkpoint and end
     the run; the same command with --run goes on. The last line says what came of it.
     """
+    from headrace.sinks import sinks_of
     from headrace.train import slurm
     from headrace.train.launch import default_nproc, launch
     from headrace.train.nodes import Nodes
@@ -120,6 +130,7 @@ def train(
     from headrace.train.settings import parse_settings
     from headrace.train.worker import Job
 
+    sinks_of(sinks or [])
     target = RecipeTarget.parse(recipe)
     chosen = [*(settings or []), *([f"mesh={mesh}"] if mesh is not None else [])]
     parse_settings(load_recipe(target), chosen)
@@ -154,12 +165,14 @@ def train(
         elastic=not nodes.alone,
         profile=profile,
         profile_all_ranks=profile_all_ranks,
+        sinks=tuple(sinks or ()),
     )
     launch(job, nproc, max_restarts, nodes)
     outcome = _outcome(run_dir, began)
     again = ["headrace", "train", recipe, "--nproc", str(nproc), "--run", str(run_dir)]
     again += ["--nnodes", nnodes, "--rdzv-endpoint", str(rdzv_endpoint)] if not nodes.alone else []
     again += [word for setting in chosen for word in ("--set", setting)]
+    again += [word for sink in sinks or () for word in ("--sink", sink)]
     sentence = outcome.sentence(shlex.join(again))
     if outcome.stopped is not None and requeue and slurm.requeue():
         sentence += "; Slurm has the job in its queue again"

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from headrace.sinks import END_SEC, Sink, Sinks
 from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.train.clock import Split
 from headrace.train.evaluation import Evaluation
@@ -67,6 +69,18 @@ def open_record(run_dir: Path | None, rank: int) -> Record:
     if run_dir is None:
         return NoRecord()
     return EventWriter(run_dir / FILE_NAME) if rank == 0 else RankRecord(run_dir, rank)
+
+
+def feed_sinks(
+    sinks: Sequence[Sink], run_dir: Path | None, record: Record, hang_timeout_sec: float | None
+) -> AbstractContextManager[Sinks | None]:
+    """A context in which the sinks are fed with what is recorded; where nothing is, as on other ranks, it is empty.
+
+    At its end it waits for them for a shorter time than the watchdog has patience.
+    """
+    if not sinks or run_dir is None or not isinstance(record, EventWriter):
+        return nullcontext()
+    return Sinks(sinks, run_dir, record.write, END_SEC if hang_timeout_sec is None else min(END_SEC, hang_timeout_sec))
 
 
 class Journal:

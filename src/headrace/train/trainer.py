@@ -23,6 +23,7 @@ from torch import nn
 from headrace.alarms import Alarms, Watcher
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
+from headrace.sinks import Sink, sinks_of
 from headrace.telemetry import EventWriter
 from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.average import EMA, Average
@@ -45,7 +46,7 @@ from headrace.train.profiling.options import Profile
 from headrace.train.profiling.tracer import FOLDER as PROFILES
 from headrace.train.profiling.tracer import Tracer, Written
 from headrace.train.randomness import seed_all
-from headrace.train.record import Journal, Record, open_record
+from headrace.train.record import Journal, Record, feed_sinks, open_record
 from headrace.train.result import FitResult
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
@@ -102,6 +103,7 @@ class Trainer:
         profile_all_ranks: bool = False,
         save_frozen: bool = True,
         run_dir: str | Path | None = None,
+        sinks: Sequence[Sink | str] = (),
         hang_timeout_sec: float | None = HANG_TIMEOUT_SEC,
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -151,6 +153,8 @@ class Trainer:
         - `alarms`: what rings while the run is under way, and whom it tells: `headrace.Alarms()`; None: nothing.
         - `profile`: (100, 110) has the steps 100 to 109 traced by torch's profiler, on rank 0 or, with
           `profile_all_ranks`, on all; at most 1,000.
+        - `sinks`: where the run's events go, too: `headrace.TensorBoard()`, `Prometheus`, `MLflow`, `WandB`, or names
+          such as "tensorboard" and "prometheus:9464". One that fails is told, and the run goes on without it.
         - `hang_timeout_sec`: a step of several processes that takes longer ends all of them, with a report of who hangs
           where; the first step, a batch of an evaluation and a checkpoint may take three times as long. None: never.
         - `save_frozen=False`: checkpoints leave out parameters that are not trained, and a run goes on from one only if
@@ -198,6 +202,8 @@ class Trainer:
         self.run_dir = Path(run_dir) if run_dir is not None else None
         self.profile = Profile.of(profile, profile_all_ranks)
         """Which steps are traced; None: none."""
+        self.sinks = sinks_of(sinks)
+        """Where the run's events go beside its folder."""
         self.config: dict[str, Any] = {}
         """What else the record of the run should say of it; JSON values."""
         self.tell_hang: Callable[[Failure], None] = print_failure
@@ -284,6 +290,7 @@ class Trainer:
             closing(open_record(self.run_dir, rank)) as record,
             self._ringing(record),
             SkippedList(self.run_dir, rank, self.loader) as skipped,
+            feed_sinks(self.sinks, self.run_dir, record, self._options.hang_timeout_sec),
         ):
             journal = Journal(record, skipped)
             self._announce(journal, parts, plan, resumed)
@@ -350,6 +357,8 @@ class Trainer:
         if epochs is None and steps is None:
             raise OptionError("the loader is endless, so say how far to go: fit(epochs=...) or fit(steps=...)")
         if self.run_dir is None:
+            if self.sinks:
+                raise OptionError("sinks are fed from what the run writes into its folder: set run_dir")
             for name in ("checkpoint_every", "keep_best", "checkpoints", "checkpoint_async", "alarms"):
                 if getattr(self._options, name) not in (None, False):
                     raise OptionError(f"{name} needs a place for what the run keeps: set run_dir")
@@ -413,6 +422,8 @@ class Trainer:
         found: dict[str, Any] = {"float8_layers": list(layers)} if layers else {}
         if (loader := getattr(self.loader, "options", None)) is not None:
             found["loader"] = loader
+        if self.sinks:
+            found["sinks"] = [sink.name for sink in self.sinks]
         return {**self._options.described(self.model), **found, **self.config}
 
     def _result(self, loop: Loop, plan: Plan, stopped: str | None, resumed: Resumed | None, sec: float) -> FitResult:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from headrace.errors import RecipeError
+from headrace.sinks import with_named
 from headrace.train.failure import Failure, first_failure, record_failure
 from headrace.train.profiling.options import Profile
 from headrace.train.recipe import RecipeTarget, load_recipe
@@ -66,6 +67,8 @@ class Job:
     profile: str | None = None
     """Steps to trace, as 100:110; None: what the recipe says."""
     profile_all_ranks: bool = False
+    sinks: tuple[str, ...] = ()
+    """By name, beside those of the recipe."""
 
     def to_json(self) -> str:
         """As the worker's one argument."""
@@ -75,7 +78,7 @@ class Job:
     def from_json(cls, text: str) -> Job:
         """From the worker's argument."""
         fields = json.loads(text)
-        return cls(**{**fields, "settings": tuple(fields["settings"])})
+        return cls(**{**fields, "settings": tuple(fields["settings"]), "sinks": tuple(fields["sinks"])})
 
 
 def main(argument: str) -> NoReturn:
@@ -135,6 +138,7 @@ def build_trainer(job: Job) -> Trainer:
         trainer.change(loader=job.changes.get("loader"), **job.changes.get("trainer", {}))
     if job.profile is not None:
         trainer.profile = Profile.parse(job.profile, job.profile_all_ranks)
+    trainer.sinks = with_named(trainer.sinks, job.sinks)
     trainer.tell_hang = partial(record_failure, trainer.run_dir)
     shown = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
     trainer.config |= {"recipe": job.recipe, "settings": shown}
