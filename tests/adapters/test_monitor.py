@@ -132,6 +132,18 @@ def test_what_is_named_within_what_is_named_counts_once(tmp_path):
     assert all(step["backward_sec"] <= step["compute_sec"] < 0.05 for step in steps)
 
 
+def test_a_step_that_names_its_phases_computes_in_these(tmp_path):
+    with hr.Monitor(tmp_path) as monitor, monitor.step():
+        for phase in ("forward", "backward", "optimizer"):
+            with monitor.timed(phase):
+                time.sleep(0.01)
+        time.sleep(0.03)
+    [step] = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "step"]
+    assert step["forward_sec"] + step["backward_sec"] + step["optimizer_sec"] == pytest.approx(step["compute_sec"])
+    assert step["rest_sec"] >= 0.03
+    assert step["rest_sec"] + step["compute_sec"] == pytest.approx(step["sec"])
+
+
 def test_checkpoints_are_recorded_with_their_sizes_if_they_came_about(tmp_path):
     with hr.Monitor(tmp_path / "run") as monitor:
         for number, _ in enumerate(monitor.watch(Slow(3, 0))):

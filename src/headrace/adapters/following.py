@@ -12,7 +12,7 @@ from headrace.adapters.monitor import Monitor
 
 
 class FollowedStep:
-    """For one thread. What is told between two turns divides the computing into forward, backward and optimizer."""
+    """For one thread. What is told at the turns divides the computing into forward, backward and optimizer."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
@@ -25,7 +25,7 @@ class FollowedStep:
         if not self._is_open:
             self._is_open = True
             self._monitor.begin_step()
-        self._monitor.parts.lap()
+            self._monitor.parts.lap()
 
     def forward_done(self) -> None:
         """The backward pass begins."""
@@ -49,10 +49,9 @@ class FollowedStep:
     def optimizing(self, optimizer: Optimizer) -> None:
         """Gradients are whole."""
         self._lr = optimizer.param_groups[0]["lr"]
-        self._monitor.parts.lap()
 
     def optimizer_done(self) -> None:
-        """Parameters are new."""
+        """Parameters are new. Clipping gradients before that is the optimizer's, too."""
         self._monitor.parts.lap("optimizer")
 
     def end(self) -> None:

@@ -2,7 +2,8 @@
 
 A step is what lies between the ends of two. Of it, what is `timed` has its own name, a loader's `next` is waiting, the
 time inside the step's block that has no other name is computing, and what is left is the rest: so the parts add up to
-the wall time, however they are nested. `forward`, `backward` and `optimizer` divide the computing once more.
+the wall time, however they are nested. `forward`, `backward` and `optimizer` divide the computing once more; a step
+that names all three computes in these, and what else its block does is the rest.
 """
 
 from __future__ import annotations
@@ -69,10 +70,11 @@ class StepParts:
         compute_sec, whole = now - self._block - (self._named() - self._block_named), now - self._began
         self.forget()
         self._began = now
+        compute_sec = sum(phases.values()) if all(phases.values()) else compute_sec
         sec["rest"] += max(0.0, whole - compute_sec - sum(sec.values()))
         fields = {"sec": sum(sec.values()) + compute_sec, "compute_sec": compute_sec}
         fields |= {f"{kind}_sec": value for kind, value in sec.items()}
-        return fields | ({f"{name}_sec": value for name, value in phases.items()} if any(phases.values()) else {})
+        return fields | {f"{name}_sec": value for name, value in phases.items() if value}
 
     def set_aside(self) -> None:
         """What comes is no part of any step, until `go_on`: an evaluation that another library runs."""
