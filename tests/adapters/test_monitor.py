@@ -174,18 +174,23 @@ def test_a_loader_of_another_kind_is_counted_with_what_it_says_of_itself(tmp_pat
     assert {**written, **found.to_json()} == written
 
 
-def test_the_next_of_a_run_is_this_one_until_it_was_used(tmp_path):
+def test_one_that_goes_on_makes_another_start_of_the_run(tmp_path):
+    """After it was closed, and after a loop that broke off and left it open."""
     monitor = hr.Monitor(tmp_path, config={"lr": 1})
-    assert monitor.again(first_step=0, total_steps=2) is monitor
-    with monitor, monitor.step():
-        pass
-    later = monitor.again(first_step=1, total_steps=2)
-    with later, later.step():
-        pass
+    for first_step in (0, 1, 1):
+        monitor.go_on(first_step=first_step, total_steps=3)
+        with monitor.step():
+            monitor.took(torch.ones(4, 2))
+        monitor.took(torch.ones(4, 2))  # of a step that never comes
+        if first_step == 0:
+            monitor.close()
+    monitor.close()
     run = read_run(tmp_path)
     assert run.steps["step"].tolist() == [1, 2]
-    assert [attempt.start["total_steps"] for attempt in run.attempts] == [2, 2]
-    assert [attempt.start["config"] for attempt in run.attempts] == [{"lr": 1}] * 2
+    assert run.steps["samples"].tolist() == [4, 4]
+    assert [attempt.step for attempt in run.attempts] == [0, 1, 1]
+    assert all(attempt.start["config"] == {"lr": 1} for attempt in run.attempts)
+    assert run.end["step"] == 2
 
 
 def test_lines_wait_for_losses_that_are_not_there_yet_and_keep_their_order(tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def with_lightning(folder, loader, epochs=EPOCHS, evaluate=True, fail_at=None, a
         enable_model_summary=False,
         enable_checkpointing=evaluate,
         accumulate_grad_batches=accumulate,
-        callbacks=[MonitorCallback(folder / "run", config={"batch_size": 4})],
+        callbacks=[MonitorCallback(folder / "run")],
     )
     trainer.fit(Module(), loader, DataLoader(ROWS, batch_size=8) if evaluate else None)
 
@@ -145,7 +145,7 @@ def with_transformers(folder, loader, epochs=EPOCHS, evaluate=True, fail_at=None
     trainer = transformers.Trainer(
         model, arguments, train_dataset=loader.dataset, eval_dataset=ROWS, data_collator=loader.collate_fn
     )
-    trainer.add_callback(MonitorCallback(trainer, folder / "run", config={"batch_size": 4}))
+    trainer.add_callback(MonitorCallback(trainer, folder / "run"))
     trainer.train()
 
 

@@ -75,12 +75,18 @@ class Monitor:
         self._closed = False
         self._fed = 0.0
 
-    def again(self, *, first_step: int, total_steps: int | None) -> Monitor:
-        """This one, if nothing was asked of it yet, or another of the same run: to record from `first_step` on."""
-        unused = not self.world_size and not self._closed
-        monitor = self if unused else Monitor(self._run_dir, config=self._about["config"])
-        monitor.steps_done, monitor._about["total_steps"] = first_step, total_steps
-        return monitor
+    @classmethod
+    def of(cls, run: Monitor | str | Path) -> Monitor:
+        """The Monitor given, or one of the run in this folder."""
+        return run if isinstance(run, Monitor) else cls(run)
+
+    def go_on(self, *, first_step: int, total_steps: int | None) -> None:
+        """Record from `first_step` on, as another start of the run; one that was closed is open again."""
+        if self._record is not None:
+            self.abandon()
+        self.drop_step()
+        self.steps_done, self._about["total_steps"] = first_step, total_steps
+        self.world_size, self._closed = 0, False
 
     def watch(self, loader: Iterable[B]) -> Watched[B]:
         """The loader's batches, each `next` of it timed. With a headrace.Loader its meters are recorded, too.
@@ -204,14 +210,18 @@ class Monitor:
         if self._record is not None:
             self.pause()
             self._record.write("end", step=self.steps_done, epochs=None, samples=None, sec=None, loss=None, metrics={})
-        self.abandon()
+        self._shut()
+
+    def _shut(self) -> None:
+        record, self._record, self._closed = self._record, None, True
+        if record is not None:
+            record.close()
 
     def abandon(self) -> None:
         """The run failed: the record has no end, and nothing can be recorded afterwards."""
         self._write_late(wait=False)
-        record, self._record, self._closed = self._record, None, True
-        if record is not None:
-            record.close()
+        self._late.clear()
+        self._shut()
 
     def __enter__(self) -> Self:
         return self

@@ -25,10 +25,10 @@ class MonitorCallback(Callback):  # type: ignore[misc]
     strategy's `batch_to_device` and the trainer's `save_checkpoint` are timed in place.
     """
 
-    def __init__(self, run_dir: str | Path, *, config: Mapping[str, Any] | None = None) -> None:
-        """Arguments as of `headrace.Monitor`. Another fit appends to the run."""
-        self.monitor = Monitor(run_dir, config=config)
-        """Of the first fit, later of the latest one: for `timed` and `write` in a step."""
+    def __init__(self, run: Monitor | str | Path) -> None:
+        """`run` is the run's folder, or a Monitor of it. Another fit appends to the run."""
+        self.monitor = Monitor.of(run)
+        """For `timed` and `write` in a step."""
         self._undo, self._step = ExitStack(), FollowedStep(self.monitor)
         self._done = self._evaluated = 0
         self._names: tuple[set[str], set[str]] = (set(), set())  # metrics of training, and of evaluation
@@ -36,9 +36,9 @@ class MonitorCallback(Callback):  # type: ignore[misc]
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total, self._done = trainer.estimated_stepping_batches, trainer.global_step
         total_steps = int(total) if math.isfinite(total) else None
-        self.monitor = self.monitor.again(first_step=self._done, total_steps=total_steps)
+        self.monitor.go_on(first_step=self._done, total_steps=total_steps)
         self.monitor.loads_from(trainer.fit_loop._combined_loader.flattened[0])
-        self._step, self._undo, parts = FollowedStep(self.monitor), ExitStack(), self.monitor.parts
+        parts = self.monitor.parts
         self._undo.enter_context(around(trainer.strategy, "batch_to_device", lambda *_, **__: parts.timed("copy")))
         self._undo.enter_context(around(trainer, "save_checkpoint", lambda to, *_, **__: self.monitor.saving(to)))
         for one in trainer.optimizers:
@@ -96,4 +96,5 @@ class MonitorCallback(Callback):  # type: ignore[misc]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._undo.close()
+        self._step.drop()
         self.monitor.abandon()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,27 @@ _NO_METRICS = ("epoch", "runtime", "_per_second", "_preparation_time")
 class MonitorCallback(TrainerCallback):  # type: ignore[misc]
     """Writes the events of a trainer's runs: its steps, evaluations and checkpoints.
 
-    A callback sees neither the `next` of the trainer's loader nor its losses, so while `train` runs some of the
-    trainer's methods are timed in place. A step is the trainer's: all batches that it accumulates. `loss` is what the
-    trainer adds up for it, on rank 0.
+    A callback sees neither the `next` of the trainer's loader nor its losses, so while `train` runs some of its methods
+    are timed in place. A step is all batches that are accumulated; `loss` is what the trainer adds up, on rank 0.
     """
 
-    def __init__(self, trainer: Trainer, run_dir: str | Path, *, config: Mapping[str, Any] | None = None) -> None:
-        """`trainer` is the one that gets the callback; the others as of `headrace.Monitor`. Training again appends to
-        the run. Raises OptionError for what is no trainer."""
+    def __init__(self, trainer: Trainer, run: Monitor | str | Path) -> None:
+        """`trainer` is the one that gets the callback, `run` the run's folder, or a Monitor of it. Training again
+        appends to the run. Raises OptionError for what is no trainer."""
         if not isinstance(trainer, Trainer):
             raise OptionError(f"MonitorCallback is for a transformers.Trainer: got a {type(trainer).__name__}")
-        self.monitor = Monitor(run_dir, config=config)
-        """Of the first `train`, later of the latest one: for `timed` and `write` in a step."""
+        self.monitor = Monitor.of(run)
+        """For `timed` and `write` in a step."""
         self._trainer, self._undo, self._step = trainer, ExitStack(), FollowedStep(self.monitor)
         self._found: dict[str, float] | None = None  # in the evaluation under way
         self._evaluated = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         self._undo.close()  # of training that was broken off
-        self.monitor = self.monitor.again(first_step=state.global_step, total_steps=state.max_steps)
+        self._step.drop()
+        self.monitor.go_on(first_step=state.global_step, total_steps=state.max_steps)
         self.monitor.loads_from(getattr(train_dataloader.dataset, "fed_by", None) or raw_loader(train_dataloader))
-        self._step, trainer, undo = FollowedStep(self.monitor), self._trainer, self._undo.enter_context
+        trainer, undo = self._trainer, self._undo.enter_context
         undo(replaced(trainer, "get_batch_samples", self._get))
         undo(replaced(trainer, "training_step", self._train))
         undo(around(trainer.accelerator, "backward", self._step.backward))
@@ -69,7 +69,7 @@ class MonitorCallback(TrainerCallback):  # type: ignore[misc]
         self.monitor.close()
 
     def _get(self, get: Callable[..., Any], batches: Iterator[Any], *rest: Any, **named: Any) -> Any:
-        """The trainer asks for a step's batches. Of an epoch's first, accelerate's loader has not begun its own yet."""
+        """The trainer asks for a step's batches; at an epoch's first, accelerate's loader has not begun its own."""
         wrapper = inspect.getgeneratorlocals(batches).get("self") if inspect.isgenerator(batches) else None
         if wrapper is None:  # an iterator of the loader's own
             batches = timed(batches, self.monitor.waited)
