@@ -13,6 +13,7 @@ from headrace.version import __version__
 if TYPE_CHECKING:
     from headrace import errors, ondevice, transform
     from headrace.adapters.monitor import Monitor
+    from headrace.bench import compare_feed
     from headrace.dataset import Dataset, index, open
     from headrace.errors import HeadraceError
     from headrace.formats import Manifest
@@ -53,6 +54,7 @@ _HOMES = {
     "adafactor": "train",
     "adamw": "train",
     "class_balanced": "load",
+    "compare_feed": "bench",
     "constant": "train",
     "cosine": "train",
     "ema": "train",
@@ -89,6 +91,7 @@ __all__ = [
     "adafactor",
     "adamw",
     "class_balanced",
+    "compare_feed",
     "constant",
     "cosine",
     "ema",
