@@ -29,6 +29,7 @@ PUBLIC = [
     "adafactor",
     "adamw",
     "class_balanced",
+    "compare_feed",
     "constant",
     "cosine",
     "ema",

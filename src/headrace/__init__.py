@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from headrace import errors, ondevice, transform
     from headrace.adapters.monitor import Monitor
     from headrace.alarms import Alarms
+    from headrace.bench import compare_feed
     from headrace.dataset import Dataset, index, open
     from headrace.errors import HeadraceError
     from headrace.formats import Manifest
@@ -60,6 +61,7 @@ _HOMES = {
     "adafactor": "train",
     "adamw": "train",
     "class_balanced": "load",
+    "compare_feed": "bench",
     "constant": "train",
     "cosine": "train",
     "ema": "train",
@@ -101,6 +103,7 @@ __all__ = [
     "adafactor",
     "adamw",
     "class_balanced",
+    "compare_feed",
     "constant",
     "cosine",
     "ema",

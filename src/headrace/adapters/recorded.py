@@ -45,12 +45,11 @@ class Recorded:
             for batch in self._batches:
                 if "__key__" not in batch:
                     self._monitor.note(samples=self.loader.global_batch_size // self._monitor.world_size)
-                step = self._monitor.step()
-                step.__enter__()
+                self._monitor.begin_step()
                 try:
                     yield batch
                 finally:  # most loops know the length, and never ask for a batch after the last one
-                    step.__exit__(None, None, None)
+                    self._monitor.end_step()
         finally:
             self._monitor.pause()
 
