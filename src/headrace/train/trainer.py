@@ -32,6 +32,7 @@ from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Metric
 from headrace.train.failure import Failure
+from headrace.train.flops import FlopCount, may_count, peak_flops
 from headrace.train.guards import Guards, Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
@@ -330,7 +331,13 @@ class Trainer:
             journal,
             self._watch(parts, journal),
             pulse,
+            self._flops(parts),
         )
+
+    def _flops(self, parts: Parts) -> FlopCount:
+        world, options = parts.world, self._options
+        counts = may_count(options, parts.mesh) and self.run_dir is not None
+        return FlopCount(counts, peak_flops(options.precision, world.device), world.size)
 
     def _ringing(self, record: Record) -> AbstractContextManager[object]:
         alarms = self._options.alarms
