@@ -8,21 +8,27 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import DamagedError, LoaderError, OptionError
 from headrace.load.decoded import HeldCache, decoded_options
 from headrace.load.healing import Cases, Restart, Restarts
 from headrace.load.job import STAGES, Collate, Job, OnError, Skipped, num_readers
-from headrace.load.memory import memory_bytes
-from headrace.load.options import check_flag, optional_number, optional_seconds, whole_number
+from headrace.load.memory import rank_memory_bytes
+from headrace.load.options import (
+    check_flag,
+    check_handlers,
+    optional_number,
+    optional_seconds,
+    shown_options,
+    whole_number,
+)
 from headrace.load.process import ProcessLostError
 from headrace.load.state import VERSION, check_state, partitions_of
 from headrace.load.stream import Stream
 from headrace.load.threads import Threads
 from headrace.order import Batches, MixedOrder, Order, check_world_size
-from headrace.rank import Rank, check_unchanged, local_world_size, resolve_rank
+from headrace.rank import Rank, check_unchanged, resolve_rank
 from headrace.storage import parse_size
 from headrace.telemetry import Meter, Reading
 
@@ -37,20 +43,6 @@ if TYPE_CHECKING:
 HAND_OFF = "hand-off"
 MAX_RECORDED = 10_000
 """Skipped samples that are kept by name; all are counted."""
-
-
-_SHOWN = (
-    "batch_size",
-    "global_batch_size",
-    "processes",
-    "threads",
-    "prefetch",
-    "memory",
-    "cache_decoded",
-    "drop_last",
-    "on_error",
-)
-"""Options that a run's record has."""
 
 
 class Loader:
@@ -143,17 +135,12 @@ class Loader:
             raise OptionError(
                 "a loader begins where load_state_dict says: got a stream that was resumed for a DataLoader"
             )
-        if collate is not None and not callable(collate):
-            raise OptionError(f"collate is a function(list of samples) -> dict: got {collate!r}")
         if on_device != ():
             from headrace.ondevice import Steps  # imports torch
 
             Steps(on_device)
         check_flag("drop_last", drop_last)
-        if on_error not in ("raise", "skip"):
-            raise OptionError(f'on_error is "raise" or "skip": got {on_error!r}')
-        if on_error == "raise" and max_skipped is not None:
-            raise OptionError(f'max_skipped={max_skipped} needs on_error="skip"')
+        check_handlers(collate, on_error, max_skipped)
         rank, world_size = optional_number("rank", rank, 0), optional_number("world_size", world_size, 1)
         if rank is not None or world_size is not None:
             resolve_rank(rank, world_size)
@@ -246,8 +233,7 @@ class Loader:
     @property
     def options(self) -> dict[str, Any]:
         """How it was made, as JSON values; numbers that were left to it are None."""
-        found = {name: self._given[name] for name in _SHOWN}
-        return {name: str(value) if isinstance(value, os.PathLike) else value for name, value in found.items()}
+        return shown_options(self._given)
 
     def with_options(self, **changes: Any) -> Loader:
         """A loader of the same stream, at its beginning, with some options changed. Raises OptionError."""
@@ -426,9 +412,7 @@ class Loader:
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _order_state(self, order: Order | MixedOrder) -> dict[str, Any]:
@@ -453,7 +437,7 @@ class Loader:
             threads=self._threads.at_first,
             processes=self._processes,
             num_slots=num_slots,
-            memory_bytes=self._memory_bytes(),
+            memory_bytes=rank_memory_bytes(self._order, self.stream.dataset, self._rank.world_size, self._memory),
             collate=self._collate,
             on_error=self._on_error,
             max_restarts=self._max_restarts,
@@ -463,9 +447,3 @@ class Loader:
             suspects=frozenset(self._cases.suspects),
             condemned=self._cases.condemned,
         )
-
-    def _memory_bytes(self) -> int:
-        order, num_ranks = self._order, self._rank.world_size
-        num_open = order.partitions // num_ranks if order.shuffle else 1
-        dataset = self.stream.dataset
-        return memory_bytes(order, dataset, num_open, num_ranks, local_world_size(), self._memory)

@@ -7,6 +7,7 @@ from headrace.dataset.pieces import Pieces
 from headrace.errors import OptionError
 from headrace.load.host import available_memory_bytes
 from headrace.order import MixedOrder, Order
+from headrace.rank import local_world_size
 
 READ_AHEAD_BYTES = 64 << 20
 """What may be read ahead of need by default, besides the windows that are open."""
@@ -40,6 +41,14 @@ def memory_bytes(
         raise OptionError(f"{rule}, and half of what this machine has free is {most:,}: {_way_out(pieces)}")
     ahead = REMOTE_READ_AHEAD_BYTES if dataset.is_remote else READ_AHEAD_BYTES
     return min(most, 2 * needed + min(ahead, all_bytes // num_peers))
+
+
+def rank_memory_bytes(
+    order: Order | MixedOrder, dataset: Dataset | Joined, num_ranks: int, given: int | None = None
+) -> int:
+    """The same for the loader of one of `num_ranks` ranks, for its partitions, if none are `given`."""
+    num_open = order.partitions // num_ranks if order.shuffle else 1
+    return memory_bytes(order, dataset, num_open, num_ranks, local_world_size(), given)
 
 
 def _way_out(pieces: Pieces) -> str:

@@ -4,9 +4,39 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from headrace.errors import OptionError
+
+_SHOWN = (
+    "batch_size",
+    "global_batch_size",
+    "processes",
+    "threads",
+    "prefetch",
+    "memory",
+    "cache_decoded",
+    "drop_last",
+    "on_error",
+)
+
+
+def shown_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's record has of a loader's options, as JSON values."""
+    found = {name: given[name] for name in _SHOWN}
+    return {name: str(value) if isinstance(value, os.PathLike) else value for name, value in found.items()}
+
+
+def check_handlers(collate: Any, on_error: Any, max_skipped: int | None) -> None:
+    """Raise OptionError unless these are what is done with samples, and with damaged ones."""
+    if collate is not None and not callable(collate):
+        raise OptionError(f"collate is a function(list of samples) -> dict: got {collate!r}")
+    if on_error not in ("raise", "skip"):
+        raise OptionError(f'on_error is "raise" or "skip": got {on_error!r}')
+    if on_error == "raise" and max_skipped is not None:
+        raise OptionError(f'max_skipped={max_skipped} needs on_error="skip"')
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:

@@ -143,26 +143,27 @@ class Loop:
         self._unread: deque[_Made] = deque()
         self._unwritten: deque[_Made] = deque()
         self._saved_now = False
-        self._clock = Clock() if self._lag == 0 else DeviceClock()
+        self.clock = Clock() if self._lag == 0 else DeviceClock()
+        """Where the time of steps goes."""
 
     def run(self, request: StopRequest) -> str | None:
         """Train until the plan is done, or until a rank was asked to stop; the reason, if so. Collective."""
         if self._watch is not None:
             self._watch.begin(self._position.step, self._position.guards)
         self._stepper.forget()
-        self._clock.skip()
+        self.clock.skip()
         self._pulse.beat("start", self._position.step + 1)
         with self._bar() as advance, closing(self._batches()) as batches:
             advance(self._position.step)
             while self._position.step < self._plan.total_steps:
-                self._clock.lap("rest")
+                self.clock.lap("rest")
                 self._position.making = self._position.step + 1
                 batch = next(batches)
-                self._clock.lap("wait")
+                self.clock.lap("wait")
                 made = self._step(batch, request)
                 stop = self._read(self._lag) and not self._done()
                 self._after(stop)
-                made.split = self._clock.next_step()
+                made.split = self.clock.next_step()
                 self._write()
                 if advance is not silent:
                     advance(1, note=_note(self.latest))
@@ -175,16 +176,16 @@ class Loop:
         real, rows = real_rows(batch)
         if self._lag:
             real = to_device(real, self._world.device)
-            self._clock.lap("copy")
+            self.clock.lap("copy")
         done = self._position.step
         if self._watch is not None and rows:
             self._watch.before(done + 1, lambda: self._stepper.alone(real, rows))
-            self._clock.lap("guard")
+            self.clock.lap("guard")
         multiplier = self._schedule.multiplier(done, self._plan.total_steps)
         lr = self._stepper.set_rate(multiplier if self._watch is None else multiplier * self._watch.factor)
-        self._clock.begin()
+        self.clock.begin()
         with self._flops.around(rows):
-            outcome = self._stepper.step(real, rows, done + 1, partial(self._ends, request), self._clock.lap)
+            outcome = self._stepper.step(real, rows, done + 1, partial(self._ends, request), self.clock.lap)
         self._position.step, self._position.making = done + 1, None
         if outcome.traffic is not None:
             self.traffic = outcome.traffic + self.traffic
@@ -231,18 +232,18 @@ class Loop:
         """Let the guards act; whether the model went back, so that checkpoints since then are of what is left."""
         if watch.settles(self._position.step):
             self._read(0)
-        self._clock.lap("rest")
+        self.clock.lap("rest")
         rewound = watch.act(self._position.step)
-        self._clock.lap("guard")
+        self.clock.lap("guard")
         return rewound
 
     def _evaluate(self) -> Evaluation | None:
         if self._evaluator is None:
             return None
-        self._clock.pause()
+        self.clock.pause()
         self.evaluation = self._evaluator.run(self._model, lambda: self._pulse.beat("evaluation"))
         self._pulse.beat("training")
-        self._clock.skip()
+        self.clock.skip()
         self._journal.evaluate(self._position.step, self._epoch(self._position.step), self.evaluation)
         return self.evaluation
 
@@ -254,14 +255,14 @@ class Loop:
         self._read(0)
         self._write_known(wait=True)
         if self._watch is not None:
-            self._clock.lap("rest")
+            self.clock.lap("rest")
             self._watch.settle(self._position.step)
-            self._clock.lap("guard")
+            self.clock.lap("guard")
             if self._watch.in_doubt and not last:
                 return False
             self._position.guards = self._watch.state_dict()
         self._position.loader = self._loader.state_dict()
-        self._clock.lap("rest")
+        self.clock.lap("rest")
         self._pulse.beat("checkpoint")
         self._journal.flush()
         saved = self._saves.save(self._position, found)
@@ -271,7 +272,7 @@ class Loop:
         if saved:
             self._saving += 1
             self._saved_now = True
-            self._clock.lap("checkpoint")
+            self.clock.lap("checkpoint")
         return True
 
     def _ends(self, request: StopRequest) -> bool:
@@ -291,10 +292,10 @@ class Loop:
     def _write_known(self, wait: bool) -> None:
         """Write down the steps whose times are known; all but the present one, if the device may be waited for."""
         if wait:
-            self._clock.settle()
+            self.clock.settle()
         while self._unwritten:
             split = self._unwritten[0].split
-            if split is None or not self._clock.knows(split):
+            if split is None or not self.clock.knows(split):
                 return
             self._write_down(self._unwritten.popleft(), split)
 

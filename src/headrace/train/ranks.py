@@ -26,32 +26,30 @@ class RankRecord:
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventWriter(folder / f"rank-{rank}.jsonl")
         self._rank = rank
-        self._first: int | None = None
+        self._begun = False
+        self._latest: dict[str, Any] | None = None
         self._opened = self._written = time.monotonic()
         self._begin()
 
     def write(self, event: str, **fields: Any) -> None:
-        """Note that the attempt begins, or ends; of all else rank 0 tells."""
+        """Note that the attempt begins; of all else rank 0 tells."""
         if event == "start":
             names = ("attempt", "step", "world_size")
             known = {name: fields[name] for name in names if name in fields}
             self._writer.write("start", rank=self._rank, pid=os.getpid(), host=platform.node(), **known)
-        elif event in ("stop", "end"):
-            self._write()
 
     def write_often(self, event: str, **fields: Any) -> None:
-        """Add a step. The first of an attempt, which starts everything up, is left out."""
+        """Add a step. The first of an attempt, which starts everything up, is left out, and so is its last one where it
+        holds the checkpoint that a run ends with.
+        """
         if event != "step":
             return
-        self._step = fields["step"]
-        if self._first is None:
-            self._first = self._step
+        if not self._begun:
+            self._begun = True
             return
-        self._steps += 1
-        sums = self._sums
-        for name, value in fields.items():
-            if name == "sec" or name.endswith("_sec"):
-                sums[name] = sums.get(name, 0.0) + (value or 0.0)
+        latest, self._latest = self._latest, fields
+        if latest is not None:
+            self._add(latest)
         now = time.monotonic()
         if now - self._written >= min(_MOST_SEC, max(_LEAST_SEC, _SHARE * (now - self._opened))):
             self._write()
@@ -61,8 +59,18 @@ class RankRecord:
 
     def close(self) -> None:
         """Write what is left, and close the file."""
+        if self._latest is not None and not self._latest.get("checkpoint_sec"):
+            self._add(self._latest)
         self._write()
         self._writer.close()
+
+    def _add(self, fields: dict[str, Any]) -> None:
+        self._step = fields["step"]
+        self._steps += 1
+        sums = self._sums
+        for name, value in fields.items():
+            if name == "sec" or name.endswith("_sec"):
+                sums[name] = sums.get(name, 0.0) + (value or 0.0)
 
     def _begin(self) -> None:
         self._steps, self._sums = 0, dict[str, float]()
