@@ -100,6 +100,9 @@ def test_rates_shares_and_losses_are_those_of_each_run_alone(tmp_path_factory, r
         sec = wait + sum(PARTS.values())
         assert compared.table["samples_per_sec"][k] == pytest.approx(256 / sec)
         assert compared.table["wait_share"][k] == pytest.approx(wait / sec)
+        assert compared.table["wait_sec_per_step"][k] == pytest.approx(wait)
+        assert compared.table["wait_sec_ratio"][k] == pytest.approx(wait / runs[0][0])
+        assert compared.table["samples_per_sec_ratio"][k] == pytest.approx((runs[0][0] + sum(PARTS.values())) / sec)
         assert sum(row[k] for name, row in compared.table.items() if name.endswith("_share")) == pytest.approx(1)
         assert compared.table["training_sec"][k] == pytest.approx(1 + (steps + 1) * sec)
     assert compared.equal_steps == min(steps for _, steps in runs) + 1

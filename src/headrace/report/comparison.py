@@ -76,7 +76,8 @@ def compare(*runs: str | Path | Run) -> Comparison:
     judged = [verdict(run) for run in read]
     curves = [Curve.of(run) for run in read]
     steps, sec = common_end(curves, "steps"), common_end(curves, "sec")
-    table = {**_rates(read, judged), **_shares(read, judged), **_losses(read, curves, steps, sec), **_metrics(read)}
+    rates, shares = _rates(read, judged), _shares(read, judged)
+    table = {**rates, **shares, **_part_seconds(rates, shares), **_losses(read, curves, steps, sec), **_metrics(read)}
     of_each = [facts(run) for run in read]
     changes, num_same = changes_between(of_each)
     return Comparison(
@@ -112,11 +113,13 @@ def _rates(runs: Sequence[Run], judged: Sequence[Verdict]) -> dict[str, Row]:
     steady = [run.steady_rows() for run in runs]
     sec = [float(np.nansum(run.steps["sec"][rows])) for run, rows in zip(runs, steady, strict=True)]
     samples = [float(np.nansum(run.steps["samples"][rows])) for run, rows in zip(runs, steady, strict=True)]
+    rates = tuple(map(_over, samples, sec))
     return {
         "verdict": tuple(one.sentence for one in judged),
         "bound": tuple(one.bound for one in judged),
         "finished": tuple(run.end is not None for run in runs),
-        "samples_per_sec": tuple(map(_over, samples, sec)),
+        "samples_per_sec": rates,
+        "samples_per_sec_ratio": _ratios(rates),
         "sec_per_step": tuple(map(_over, sec, (int(rows.sum()) for rows in steady))),
         "au": tuple(one.au for one in judged),
         "steps": tuple(run.num_steps for run in runs),
@@ -135,6 +138,17 @@ def _shares(runs: Sequence[Run], judged: Sequence[Verdict]) -> dict[str, Row]:
             rows |= {f"{name}_share": tuple(shares) for name, shares in finer.items()}
         else:
             rows[f"{part}_share"] = tuple(one.shares.get(part) for one in judged)
+    return rows
+
+
+def _part_seconds(rates: Mapping[str, Row], shares: Mapping[str, Row]) -> dict[str, Row]:
+    """Seconds a step of each part, and what that is over the first run's."""
+    rows: dict[str, Row] = {}
+    for name, row in shares.items():
+        part = name.removesuffix("_share")
+        pairs = zip(row, rates["sec_per_step"], strict=True)
+        sec = tuple(None if share is None or step is None else share * step for share, step in pairs)
+        rows |= {f"{part}_sec_per_step": sec, f"{part}_sec_ratio": _ratios(sec)}
     return rows
 
 
@@ -171,6 +185,11 @@ def _by_name(prefix: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
 def _last(values: np.ndarray[Any, np.dtype[np.float64]]) -> float | None:
     known = values[np.isfinite(values)]
     return float(known[-1]) if len(known) else None
+
+
+def _ratios(row: Row) -> Row:
+    """Each over the first."""
+    return tuple(None if value is None else _over(value, row[0] or 0.0) for value in row)
 
 
 def _over(amount: float, of: float) -> float | None:
