@@ -148,6 +148,13 @@ def test_configuration_is_compared_by_setting_and_argument(tmp_path):
     )
 
 
+def test_threads_that_were_asked_for_are_told_once(tmp_path):
+    asked = [{"config": {"loader": {"threads": threads}}} for threads in (2, 6)]
+    compared = compare(made(tmp_path / "a", threads=2, start=asked[0]), made(tmp_path / "b", threads=6, start=asked[1]))
+    assert changed(compared) == {"loader.threads": ("2", "6"), "threads": ("2", "6")}
+    assert compared.sentence.endswith("changed: threads 2 to 6.")
+
+
 def test_what_one_record_does_not_name_is_not_said_to_be_changed(tmp_path):
     compared = compare(made(tmp_path / "a"), made(tmp_path / "b", start={"config": None}))
     assert compared.changes
