@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,6 +85,16 @@ def test_compute_is_told_apart_where_all_runs_do(tmp_path):
     assert "compute_share" not in compare(slow, fast).table
     assert compare(slow, whole).table["compute_share"] == pytest.approx((0.9, 0.9), abs=0.02)
     assert "backward_share" not in compare(slow, whole).table
+
+
+def test_what_steps_count_is_a_rate_and_all_else_a_mean(tmp_path):
+    run = read_run(made(tmp_path / "a"))
+    columns = {"tokens": 1000 * run.steps["sec"], "mfu": np.where(run.steps["step"] % 2, np.nan, 0.4)}
+    compared = compare(made(tmp_path / "b"), replace(run, steps={**run.steps, **columns}))
+    assert sorted(compared.quantities) == ["mfu", "tokens_per_sec"]
+    assert compared.table["tokens_per_sec"] == (None, pytest.approx(1000))
+    assert compared.table["mfu"] == (None, pytest.approx(0.4))
+    assert re.search(r"^tokens/s +\N{EN DASH} +1,000$", comparison_text(compared), re.M)
 
 
 def test_a_sample_is_what_is_compared_not_a_step(tmp_path):

@@ -84,6 +84,7 @@ def _result_rows(compared: Comparison) -> list[_Row]:
         (f"times {compared.names[0]}", _each(table["samples_per_sec_ratio"], _ratio)),
         ("time a step", _each(table["sec_per_step"], fmt.seconds)),
         ("accelerator utilization", _each(table["au"], fmt.percent)),
+        *((_words(name), _each(table[name], fmt.number)) for name in compared.quantities),
         ("steps", _each(table["steps"], fmt.count)),
         ("time of all steps", _each(table["training_sec"], fmt.seconds)),
         ("restarts", _each(table["restarts"], fmt.count)),
@@ -97,6 +98,10 @@ def _result_rows(compared: Comparison) -> list[_Row]:
         rows.append((at, _each(table["loss_at_equal_sec"], fmt.number)))
     metrics = [name for name in table if name.startswith(("evaluation ", "training "))]
     return rows + [(name, _each(table[name], fmt.number)) for name in metrics]
+
+
+def _words(name: str) -> str:
+    return name.replace("_per_sec", "/s").replace("_", " ")
 
 
 def _time(compared: Comparison) -> str:
