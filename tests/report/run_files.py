@@ -23,9 +23,9 @@ class Clock:
 class RunFile:
     """Writes events as a trainer would, with a clock of its own."""
 
-    def __init__(self, folder: Path, clock: Clock | None = None, seed: int = 0) -> None:
+    def __init__(self, folder: Path, clock: Clock | None = None, seed: int = 0, name: str = "events.jsonl") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "events.jsonl"
+        self.path = folder / name
         self.clock = clock or Clock()
         self.rng = np.random.default_rng(seed)
 

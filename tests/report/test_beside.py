@@ -15,6 +15,15 @@ def paced(file, step, *p50_sec):
     file.write("ranks", step=step, p50_sec=list(p50_sec), p90_sec=[2 * sec for sec in p50_sec])
 
 
+def test_what_lies_in_earlier_parts_of_the_record_is_read_too(tmp_path):
+    file = RunFile(tmp_path)
+    file.start()
+    file.write("alarm", step=1, rule="loss", message="first")
+    file.path.rename(tmp_path / "events-0001.jsonl")
+    file.write("alarm", step=9, rule="loss", message="second")
+    assert [alarm["message"] for alarm in read_beside(file.path).alarms] == ["first", "second"]
+
+
 def test_paces_are_those_of_the_history_that_counts(tmp_path):
     file = RunFile(tmp_path)
     file.start()

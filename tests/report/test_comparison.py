@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,6 +87,16 @@ def test_compute_is_told_apart_where_all_runs_do(tmp_path):
     assert "backward_share" not in compare(slow, whole).table
 
 
+def test_what_steps_count_is_a_rate_and_all_else_a_mean(tmp_path):
+    run = read_run(made(tmp_path / "a"))
+    columns = {"tokens": 1000 * run.steps["sec"], "mfu": np.where(run.steps["step"] % 2, np.nan, 0.4)}
+    compared = compare(made(tmp_path / "b"), replace(run, steps={**run.steps, **columns}))
+    assert sorted(compared.quantities) == ["mfu", "tokens_per_sec"]
+    assert compared.table["tokens_per_sec"] == (None, pytest.approx(1000))
+    assert compared.table["mfu"] == (None, pytest.approx(0.4))
+    assert re.search(r"^tokens/s +\N{EN DASH} +1,000$", comparison_text(compared), re.M)
+
+
 def test_a_sample_is_what_is_compared_not_a_step(tmp_path):
     compared = compare(made(tmp_path / "a", batch=128), made(tmp_path / "b", batch=256, compute=0.04))
     assert "b makes 1.07 times as many samples/s as a" in compared.sentence
@@ -100,6 +112,9 @@ def test_rates_shares_and_losses_are_those_of_each_run_alone(tmp_path_factory, r
         sec = wait + sum(PARTS.values())
         assert compared.table["samples_per_sec"][k] == pytest.approx(256 / sec)
         assert compared.table["wait_share"][k] == pytest.approx(wait / sec)
+        assert compared.table["wait_sec_per_step"][k] == pytest.approx(wait)
+        assert compared.table["wait_sec_ratio"][k] == pytest.approx(wait / runs[0][0])
+        assert compared.table["samples_per_sec_ratio"][k] == pytest.approx((runs[0][0] + sum(PARTS.values())) / sec)
         assert sum(row[k] for name, row in compared.table.items() if name.endswith("_share")) == pytest.approx(1)
         assert compared.table["training_sec"][k] == pytest.approx(1 + (steps + 1) * sec)
     assert compared.equal_steps == min(steps for _, steps in runs) + 1
@@ -143,6 +158,13 @@ def test_configuration_is_compared_by_setting_and_argument(tmp_path):
     assert compared.sentence.endswith(
         "changed: optimizer.lr 0.001 to 0.003, note f(x to f(y, depth 4 to 8, and 1 more."
     )
+
+
+def test_threads_that_were_asked_for_are_told_once(tmp_path):
+    asked = [{"config": {"loader": {"threads": threads}}} for threads in (2, 6)]
+    compared = compare(made(tmp_path / "a", threads=2, start=asked[0]), made(tmp_path / "b", threads=6, start=asked[1]))
+    assert changed(compared) == {"loader.threads": ("2", "6"), "threads": ("2", "6")}
+    assert compared.sentence.endswith("changed: threads 2 to 6.")
 
 
 def test_what_one_record_does_not_name_is_not_said_to_be_changed(tmp_path):

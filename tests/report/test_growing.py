@@ -9,13 +9,14 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_files import long_run, write_run
+from run_files import RunFile, long_run, write_run
 
 from headrace.errors import StorageError
 from headrace.report import read_run
 from headrace.report.beside import read_beside
 from headrace.report.follow import Follower
 from headrace.report.growing import GrowingRun
+from headrace.telemetry import RANKS
 
 STEP = st.fixed_dictionaries(
     {"event": st.just("step"), "step": st.integers(1, 9), "sec": st.floats(0, 1), "time": st.floats(0, 9)},
@@ -78,6 +79,24 @@ def test_what_is_new_alone_is_read_again_only_after_a_restart(tmp_path, monkeypa
     assert growing.run.num_steps == 200
     assert growing.run.lost_steps == 10
     assert growing.present.state == "complete"
+
+
+def test_ranks_tell_of_their_own_time_in_files_of_their_own(tmp_path):
+    growing, main = GrowingRun(tmp_path), RunFile(tmp_path)
+    ranks = [RunFile(tmp_path / RANKS, name=f"rank-{rank}.jsonl") for rank in (1, 2)]
+    for attempt in range(2):
+        for file in (main, *ranks):
+            file.write("start", attempt=attempt, step=0)
+        for step in range(1, 4):
+            main.step(step, 1.0, compute=0.1)
+            ranks[0].write("rank", rank=1, step=step, steps=1, compute_sec=0.1)
+            assert growing.update()
+            assert_same(growing.run, read_run(tmp_path))
+            assert growing.run.ranks
+        del ranks[1:]  # a rank that is gone in the next attempt has no say in it
+    ranks[0].write("rank", rank=1, step=9, steps=1, compute_sec=0.1)
+    assert growing.update()
+    assert not growing.update()
 
 
 def test_columns_grow_far(tmp_path):

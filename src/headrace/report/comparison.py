@@ -19,6 +19,7 @@ from headrace.report.fairness import warnings_about
 from headrace.report.formatting import as_float
 from headrace.report.headline import headline
 from headrace.report.paired import Curve, common_end, loss_at
+from headrace.report.quantities import is_counted, quantity_names
 from headrace.report.runlog import Run, read_run
 from headrace.report.verdict import Verdict, verdict
 
@@ -44,6 +45,8 @@ class Comparison:
     changes: tuple[Change, ...]
     num_same: int
     """Settings, versions and properties of the machine in which all runs agree."""
+    quantities: tuple[str, ...]
+    """The rows of the table that tell what steps measure beside loss and time: `tokens_per_sec`, `mfu` and the like."""
     equal_steps: int | None
     """The last step that all runs have, at which `loss_at_equal_steps` is taken."""
     equal_sec: float | None
@@ -76,7 +79,9 @@ def compare(*runs: str | Path | Run) -> Comparison:
     judged = [verdict(run) for run in read]
     curves = [Curve.of(run) for run in read]
     steps, sec = common_end(curves, "steps"), common_end(curves, "sec")
-    table = {**_rates(read, judged), **_shares(read, judged), **_losses(read, curves, steps, sec), **_metrics(read)}
+    rates, quantities, shares = _rates(read, judged), _quantities(read), _shares(read, judged)
+    times = {**rates, **quantities, **shares, **_part_seconds(rates, shares)}
+    table = {**times, **_losses(read, curves, steps, sec), **_metrics(read)}
     of_each = [facts(run) for run in read]
     changes, num_same = changes_between(of_each)
     return Comparison(
@@ -86,6 +91,7 @@ def compare(*runs: str | Path | Run) -> Comparison:
         table,
         changes,
         num_same,
+        tuple(quantities),
         None if steps is None else int(steps),
         sec,
         read,
@@ -112,11 +118,13 @@ def _rates(runs: Sequence[Run], judged: Sequence[Verdict]) -> dict[str, Row]:
     steady = [run.steady_rows() for run in runs]
     sec = [float(np.nansum(run.steps["sec"][rows])) for run, rows in zip(runs, steady, strict=True)]
     samples = [float(np.nansum(run.steps["samples"][rows])) for run, rows in zip(runs, steady, strict=True)]
+    rates = tuple(map(_over, samples, sec))
     return {
         "verdict": tuple(one.sentence for one in judged),
         "bound": tuple(one.bound for one in judged),
         "finished": tuple(run.end is not None for run in runs),
-        "samples_per_sec": tuple(map(_over, samples, sec)),
+        "samples_per_sec": rates,
+        "samples_per_sec_ratio": _ratios(rates),
         "sec_per_step": tuple(map(_over, sec, (int(rows.sum()) for rows in steady))),
         "au": tuple(one.au for one in judged),
         "steps": tuple(run.num_steps for run in runs),
@@ -124,6 +132,22 @@ def _rates(runs: Sequence[Run], judged: Sequence[Verdict]) -> dict[str, Row]:
         "restarts": tuple(run.num_restarts for run in runs),
         "lost_steps": tuple(run.lost_steps for run in runs),
     }
+
+
+def _quantities(runs: Sequence[Run]) -> dict[str, Row]:
+    """What steps measure beside loss and time: what they count a second, and the mean of all else."""
+    names = dict.fromkeys(name for run in runs for name in quantity_names(run))
+    rows = {name: tuple(_quantity(run, name) for run in runs) for name in names}
+    return {f"{name}_per_sec" if is_counted(name) else name: row for name, row in rows.items()}
+
+
+def _quantity(run: Run, name: str) -> float | None:
+    values = run.steps.get(name, np.zeros(0))
+    if not len(values):
+        return None
+    rows = run.steady_rows() & np.isfinite(values)
+    of = run.steps["sec"][rows].sum() if is_counted(name) else rows.sum()
+    return _over(float(values[rows].sum()), float(of))
 
 
 def _shares(runs: Sequence[Run], judged: Sequence[Verdict]) -> dict[str, Row]:
@@ -135,6 +159,17 @@ def _shares(runs: Sequence[Run], judged: Sequence[Verdict]) -> dict[str, Row]:
             rows |= {f"{name}_share": tuple(shares) for name, shares in finer.items()}
         else:
             rows[f"{part}_share"] = tuple(one.shares.get(part) for one in judged)
+    return rows
+
+
+def _part_seconds(rates: Mapping[str, Row], shares: Mapping[str, Row]) -> dict[str, Row]:
+    """Seconds a step of each part, and what that is over the first run's."""
+    rows: dict[str, Row] = {}
+    for name, row in shares.items():
+        part = name.removesuffix("_share")
+        pairs = zip(row, rates["sec_per_step"], strict=True)
+        sec = tuple(None if share is None or step is None else share * step for share, step in pairs)
+        rows |= {f"{part}_sec_per_step": sec, f"{part}_sec_ratio": _ratios(sec)}
     return rows
 
 
@@ -171,6 +206,11 @@ def _by_name(prefix: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
 def _last(values: np.ndarray[Any, np.dtype[np.float64]]) -> float | None:
     known = values[np.isfinite(values)]
     return float(known[-1]) if len(known) else None
+
+
+def _ratios(row: Row) -> Row:
+    """Each over the first."""
+    return tuple(None if value is None else _over(value, row[0] or 0.0) for value in row)
 
 
 def _over(amount: float, of: float) -> float | None:

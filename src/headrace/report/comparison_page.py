@@ -79,13 +79,12 @@ def _results(compared: Comparison) -> str:
 
 def _result_rows(compared: Comparison) -> list[_Row]:
     table = compared.table
-    base = table["samples_per_sec"][0]
-    ratios = tuple(f"{rate / base:.2f}" if rate and base else fmt.UNKNOWN for rate in table["samples_per_sec"])
     rows: list[_Row] = [
         ("samples/s", _each(table["samples_per_sec"], fmt.number)),
-        (f"times {compared.names[0]}", ratios),
+        (f"times {compared.names[0]}", _each(table["samples_per_sec_ratio"], _ratio)),
         ("time a step", _each(table["sec_per_step"], fmt.seconds)),
         ("accelerator utilization", _each(table["au"], fmt.percent)),
+        *((_words(name), _each(table[name], fmt.number)) for name in compared.quantities),
         ("steps", _each(table["steps"], fmt.count)),
         ("time of all steps", _each(table["training_sec"], fmt.seconds)),
         ("restarts", _each(table["restarts"], fmt.count)),
@@ -101,6 +100,10 @@ def _result_rows(compared: Comparison) -> list[_Row]:
     return rows + [(name, _each(table[name], fmt.number)) for name in metrics]
 
 
+def _words(name: str) -> str:
+    return name.replace("_per_sec", "/s").replace("_", " ")
+
+
 def _time(compared: Comparison) -> str:
     rows = _part_rows(compared)
     if not rows:
@@ -108,7 +111,7 @@ def _time(compared: Comparison) -> str:
     bars = "".join(_bar(compared, k, name) for k, name in enumerate(compared.names))
     return _section(
         "Where the time goes",
-        "Of the wall time of every step but the first of each start.",
+        f"Of the wall time of every step but the first of each start; times as long a step as in {compared.names[0]}.",
         f'<div class="card">{bars}{_table(("part", *compared.names), rows, _parts(compared))}</div>',
     )
 
@@ -121,15 +124,13 @@ def _bar(compared: Comparison, run: int, name: str) -> str:
 
 
 def _part_rows(compared: Comparison) -> list[_Row]:
-    """Of each part its share, and its time a step."""
-    rows = []
+    """Of each part its share, its time a step, and how much that is of the first run's."""
+    rows: list[_Row] = []
     for part in _parts(compared):
-        pairs = zip(compared.table[f"{part}_share"], compared.table["sec_per_step"], strict=True)
-        values = tuple(
-            fmt.UNKNOWN if share is None or sec is None else f"{fmt.percent(share)}, {fmt.seconds(share * sec)}"
-            for share, sec in pairs
-        )
-        rows.append((part_name(part), values))
+        share, sec, ratio = (compared.table[f"{part}_{what}"] for what in ("share", "sec_per_step", "sec_ratio"))
+        shown = [f"{fmt.percent(s)}, {fmt.seconds(t)}" for s, t in zip(share, sec, strict=True)]
+        others = [text + _times(r) for text, r in zip(shown[1:], ratio[1:], strict=True)]
+        rows.append((part_name(part), (shown[0], *others)))
     return rows
 
 
@@ -154,13 +155,13 @@ def _chart(compared: Comparison, curves: Sequence[Curve], axis: Axis) -> Chart |
         Series(compared.names[k], points / factor, loss, css=_COLORS[k]) for k, loss in zip(known, losses, strict=True)
     ]
     summary = _summary(compared, axis)
-    wide = all((s.y[s.y == s.y] > 0).all() for s in series) and _ratio(series) > 20
+    wide = all((s.y[s.y == s.y] > 0).all() for s in series) and _span(series) > 20
     title = "Loss at equal steps" if axis == "steps" else "Loss at equal time"
     what = "mean over the samples of a step" + (", logarithmic" if wide else "")
     return Chart(title, what, summary, series, scale="log" if wide else "linear", along=unit)
 
 
-def _ratio(series: Sequence[Series]) -> float:
+def _span(series: Sequence[Series]) -> float:
     values = [value for one in series for value in one.y.tolist() if value == value]
     return float(max(values) / min(values))
 
@@ -193,6 +194,14 @@ def _changes(compared: Comparison) -> str:
 
 def _each(values: Iterable[Any], show: Callable[[Any], str]) -> tuple[str, ...]:
     return tuple(show(value) for value in values)
+
+
+def _ratio(value: float | None) -> str:
+    return fmt.UNKNOWN if value is None else f"{value:.2f}"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f", {_ratio(ratio)} times"
 
 
 def _text(value: str | None) -> str:

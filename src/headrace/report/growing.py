@@ -12,6 +12,7 @@ import numpy as np
 from headrace.report.beside import KINDS, Beside, beside_of
 from headrace.report.follow import Follower, Present
 from headrace.report.runlog import Column, Event, Run, run_of
+from headrace.telemetry import RANKS, Tail
 
 _LEAST_ROWS = 1024
 
@@ -35,19 +36,23 @@ class GrowingRun:
         }
         self._num_events = 0
         self._rare: list[Event] = []
+        self._ranks = _Ranks(self._follower.path.parent / RANKS)
 
     def update(self) -> bool:
         """Take in what is new in the run's events; whether anything is. Raises StorageError if it cannot be read."""
         known = self._num_events
         found = self._new()
-        if self._num_events == known:
-            return False
+        has_new = self._num_events > known
         if found.attempts and known:
             # The run was started again, which takes back steps and what came of them: it is added up anew.
             self._begin()
             found = self._new()
-        self.run = self._joined(found)
-        return True
+        if has_new:
+            self.run = self._joined(found)
+        if self._ranks.update() or has_new:
+            self.run = replace(self.run, ranks=self._ranks.of_attempt(self.run))
+            return True
+        return False
 
     def beside(self) -> Beside:
         """What there is beside the steps. Raises StorageError."""
@@ -75,6 +80,34 @@ class GrowingRun:
             else:
                 joined[field.name] = old if new is None else new
         return replace(found, **joined)
+
+
+class _Ranks:
+    """What ranks other than 0 write of their own time, each in a file of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tails: dict[Path, Tail] = {}
+        self._starts: dict[Path, Event] = {}
+        self._events: dict[Path, list[Event]] = {}
+
+    def update(self) -> bool:
+        """Take in what is new; whether anything is."""
+        has_new = False
+        for path in self._folder.glob("rank-*.jsonl"):
+            for event in self._tails.setdefault(path, Tail(path)).new_events():
+                has_new = True
+                if event["event"] == "start":
+                    self._starts[path], self._events[path] = event, []
+                elif event["event"] == "rank":
+                    self._events.setdefault(path, []).append(event)
+        return has_new
+
+    def of_attempt(self, run: Run) -> tuple[Event, ...]:
+        """What came from the ranks that take part in the run's last attempt."""
+        attempt = run.attempts[-1].start.get("attempt") if run.attempts else None
+        taking_part = sorted(path for path, start in self._starts.items() if start.get("attempt") == attempt)
+        return tuple(event for path in taking_part for event in self._events[path])
 
 
 class _Columns:

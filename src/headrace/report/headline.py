@@ -79,16 +79,25 @@ def _changed(changes: Sequence[Change]) -> str:
     """What was changed, what a person sets before what the machine is."""
     if not changes:
         return "nothing that their records name was changed"
-    said = [change for change in changes if None not in change.values]  # what one says nothing of may not differ
+    once = _told_once(changes)
+    said = [change for change in once if None not in change.values]  # what one says nothing of may not differ
     shown = [_change(change) for change in said[:_MOST_CHANGES]]
-    others = len(changes) - len(shown)
+    others = len(once) - len(shown)
     if not shown:
         return f"changed: {fmt.plural(others, 'setting')} that not all of their records name"
     return f"changed: {', '.join(shown)}" + (f", and {others} more" if others else "")
 
 
+def _told_once(changes: Sequence[Change]) -> list[Change]:
+    """Without those that an earlier one most likely tells of: threads that were asked for are those of the feed."""
+    first: dict[tuple[str, tuple[str | None, ...]], Change] = {}
+    for change in changes:
+        first.setdefault((change.name.rpartition(".")[2], change.values), change)
+    return list(first.values())
+
+
 def _change(change: Change) -> str:
-    name = change.name.removeprefix("settings.")
+    name = change.name.removeprefix("settings.").removeprefix("loader.")
     values = [str(value) for value in change.values]
     if any(len(value) > _LONGEST for value in values) or len(set(values)) == 1:  # hidden ones read the same
         return name

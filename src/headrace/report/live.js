@@ -72,6 +72,7 @@
 
   const say = (lost, ...parts) => {
     bar.classList.toggle("lost", lost);
+    bar.setAttribute("aria-live", lost ? "polite" : "off"); // every few seconds would be too much to hear
     const [first, ...others] = parts.map((text, k) => {
       const node = document.createElement(k ? "span" : "b");
       node.textContent = text;
@@ -80,29 +81,30 @@
     bar.replaceChildren(first, ...others);
   };
 
+  const show = (news) => {
+    answeredAt = new Date();
+    if (news.html !== null) {
+      const fresh = new DOMParser().parseFromString(`<main>${news.html}</main>`, "text/html").querySelector("main");
+      version = reconcile(main, fresh) ? news.version : ""; // what was left alone comes with the next answer
+      document.title = news.title;
+    }
+    say(false, news.state, news.progress, "as of " + answeredAt.toLocaleTimeString());
+    return news.next_ms;
+  };
+
   const ask = async () => {
     if (asked || document.hidden) return;
     asked = true;
     clearTimeout(timer);
     let nextMs = 5000;
     try {
-      const answer = await fetch("update?known=" + encodeURIComponent(version), { cache: "no-store" });
-      if (answer.status === 401) say(true, "no longer let in", "open the address that headrace watch printed");
-      else if (!answer.ok) say(true, "no answer", (await answer.text()).trim());
-      else {
-        const news = await answer.json();
-        answeredAt = new Date();
-        if (news.html !== null) {
-          const fresh = new DOMParser().parseFromString(`<main>${news.html}</main>`, "text/html").querySelector("main");
-          version = reconcile(main, fresh) ? news.version : "";
-          document.title = news.title;
-        }
-        say(false, news.state, news.progress, "as of " + answeredAt.toLocaleTimeString());
-        nextMs = news.next_ms;
-      }
-    } catch (error) {
-      if (!(error instanceof TypeError)) throw error; // which is what fetch says where nobody answers
-      say(true, "no answer", "headrace watch does not answer since " + answeredAt.toLocaleTimeString());
+      const url = "update?known=" + encodeURIComponent(version);
+      const answer = await fetch(url, { cache: "no-store" }).catch(() => null); // nobody answers, or the network is gone
+      const news = answer?.ok ? await answer.json().catch(() => null) : null; // or it broke off
+      if (news) nextMs = show(news);
+      else if (answer?.status === 401) say(true, "no longer let in", "open the address that headrace watch printed");
+      else if (answer && !answer.ok) say(true, "no answer", (await answer.text()).trim());
+      else say(true, "no answer", "headrace watch does not answer since " + answeredAt.toLocaleTimeString());
     } finally {
       asked = false;
       timer = setTimeout(ask, nextMs);

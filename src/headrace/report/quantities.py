@@ -28,11 +28,16 @@ def quantity_names(run: Run) -> list[str]:
     return [name for name in names if np.isfinite(run.steps[name]).any()]
 
 
+def is_counted(name: str) -> bool:
+    """Whether a column counts something in each step, which is told a second; any other is a value of its own."""
+    return name in _COUNTED or name.endswith("_bytes")
+
+
 def quantity_charts(run: Run, marks: Sequence[Mark], detail: Detail) -> list[Chart]:
     """One chart for each."""
     charts = []
     for name in quantity_names(run):
-        if name in _COUNTED or name.endswith("_bytes"):
+        if is_counted(name):
             title, unit = _COUNTED.get(name, (f"{_words(name.removesuffix('_bytes'))}, bytes a second", ""))
             charts.append(rate_chart(run, run.steps[name], title, unit, marks, detail, explain_marks=False))
         else:

@@ -146,15 +146,22 @@ class PageServer(ThreadingHTTPServer):
             self.shutdown_request(request)
             return
         self._open[request] = time.monotonic()
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no further thread may be started
+            self._done(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """In the thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._open.pop(request, None)
-            self._slots.release()
+            self._done(request)
+
+    def _done(self, request: Any) -> None:
+        self._open.pop(request, None)
+        self._slots.release()
 
     def service_actions(self) -> None:
         """Every half second: end those who say nothing, or say it byte by byte."""
