@@ -30,7 +30,7 @@ def rate(samples_per_sec):
 
 def comparison(loader, feed, overlaps, step):
     facts = LoaderFacts("DataLoader", 2, 2, 10)
-    return Comparison(facts, 10, rate(loader), 0.1, overlaps, 8.0, feed and rate(feed), 8.0, "", (), step)
+    return Comparison(facts, 10, rate(loader), 0.1, overlaps, 8.0, feed and rate(feed), 8.0, 2, "", (), step)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_dataloader_is_predicted_as_it_trains(tmp_path):
     found = hr.compare_feed(loader, dataset=tmp_path / "packed", run=tmp_path / "run", seconds=1)
     assert (found.loader.kind, found.batch_size, found.overlaps) == ("DataLoader", 8, False)
     assert (found.loader_bytes_per_sample, found.feed_bytes_per_sample) == (16, 16)
-    assert found.step.samples == 8
+    assert (found.step.samples, found.feed_processes) == (8, 1)
     assert found.by_loader.au == pytest.approx(found.step.au, abs=0.15)
     assert found.by_feed.au > found.by_loader.au
     assert (found.unknown, found.notes) == ("", ())
@@ -128,20 +128,20 @@ def test_steps_that_make_other_bytes_are_no_comparison(tmp_path):
     """Of a stream that was given it is said; one that was found is left out."""
     hr.pack(({"x": np.full(8, i, np.float32)} for i in range(64)), tmp_path, format="mds")
     other, found = ForeignFeed(DataLoader(Slow(), batch_size=8), None), Found(hr.Stream(hr.open(tmp_path)))
-    assert feed_of(found, other, 1, 1, may_be_unknown=False) is not None
+    assert feed_of(found, other, 1, may_be_unknown=False) is not None
     said = "a sample has 32 bytes in headrace's feed and 16 in the loader's batches"
     assert found.notes == (f"Not the same work: {said}.",)
-    assert feed_of(found, other, 1, 1, may_be_unknown=True) is None
+    assert feed_of(found, other, 1, may_be_unknown=True) is None
     assert found.unknown == f"{said}: give dataset=, a Stream with the same steps"
 
 
 def test_steps_that_the_feed_cannot_do_leave_it_unknown(tmp_path):
     hr.pack(({"x": np.full(4, i, np.float32)} for i in range(64)), tmp_path, format="mds")
     other, found = ForeignFeed(DataLoader(Slow(), batch_size=8), None), Found(hr.Stream(hr.open(tmp_path)).map(fails))
-    assert feed_of(found, other, 1, 1, may_be_unknown=True) is None
+    assert feed_of(found, other, 1, may_be_unknown=True) is None
     assert found.unknown.startswith("its steps cannot be done by headrace's feed: ")
     with pytest.raises(hr.HeadraceError, match="no such thing"):
-        feed_of(found, other, 1, 1, may_be_unknown=False)
+        feed_of(found, other, 1, may_be_unknown=False)
 
 
 def fails(sample):
