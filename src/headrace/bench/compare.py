@@ -18,6 +18,7 @@ from headrace.errors import HeadraceError, OptionError
 from headrace.load import Stream
 from headrace.load.foreign import num_bytes, num_samples
 from headrace.load.options import optional_number, optional_seconds
+from headrace.report import formatting as fmt
 from headrace.telemetry import progress
 
 _SAME_BYTES = 0.05
@@ -37,8 +38,9 @@ def compare_feed(
 ) -> Comparison:
     """How fast a loader is, how fast headrace's feed of the same data, and what a trainer would make of each.
 
-    Both are asked for batches in turns, three times each, while nothing else computes. The loader's iterator is one of
-    its own, so a training loop's is not disturbed; its samples are read.
+    Both are asked for batches in turns, three times each, while nothing else computes. Not while a loop iterates the
+    loader: one with persistent workers has a single iterator. Of a loader that moves batches to a device, as
+    Accelerate's do, it is the one within that is asked.
 
     Args:
         loader: any iterable of batches that can be iterated again: a DataLoader, WebDataset's loader, a `hr.Loader`.
@@ -136,6 +138,8 @@ def _compared(other: ForeignFeed, found: Found, feed: Feed | None, step: Step | 
                 ours.append(_rate(feed, window_sec))
             advance()
     rate = Rate(tuple(theirs))
+    if other.epochs > 1:
+        found.notes += (f"Its epochs begin with {fmt.seconds(other.first_batch_sec)}, which are in no rate.",)
     return Comparison(
         loader=other.facts,
         batch_size=other.batch_size,
