@@ -4,8 +4,12 @@ Each library trains once, on a loader that says itself how long its batches took
 to the device than to make: who times a wrapper finds that wait.
 """
 
+import os
+import subprocess
+import sys
 import time
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +23,7 @@ from headrace.rank import Rank
 from headrace.report import read_run, verdict
 from headrace.report.runlog import PARTS
 from headrace.telemetry import read_events
+from waiting import DEADLINE_SEC
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -310,6 +315,19 @@ def test_other_ranks_are_silent(name, tmp_path, monkeypatch):
     monkeypatch.setattr("headrace.adapters.monitor.process_rank", lambda: Rank(1, 2))
     TRAIN[name](tmp_path, a_loader(), epochs=1, evaluate=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_of_two_real_ranks_the_first_writes_of_all_samples(tmp_path):
+    library("lightning")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    script = Path(__file__).parent / "record_lightning.py"
+    subprocess.run([*launch, script, tmp_path], check=True, env=environment, timeout=DEADLINE_SEC, capture_output=True)
+    run = read_run(tmp_path / "rank-0")
+    assert run.steps["samples"].tolist() == [8] * 8
+    assert [(event["step"], event["samples"]) for event in run.evaluations] == [(4, 32), (8, 32)]
+    assert not (tmp_path / "rank-1").exists()
 
 
 def test_what_cannot_be_followed_is_refused(tmp_path):

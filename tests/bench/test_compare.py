@@ -30,7 +30,7 @@ def rate(samples_per_sec):
 
 def comparison(loader, feed, overlaps, step):
     facts = LoaderFacts("DataLoader", 2, 2, 10)
-    return Comparison(facts, 10, rate(loader), 0.1, overlaps, 8.0, feed and rate(feed), 8.0, "", (), step)
+    return Comparison(facts, 10, rate(loader), 0.1, overlaps, 8.0, feed and rate(feed), 8.0, 2, "", (), step)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,49 @@ class Ahead:
         return iter(queue.get, None)
 
 
+class SlowStarts:
+    """Epochs of few batches that come at once, each after a start of a while."""
+
+    def __init__(self, num_batches):
+        self.num_batches, self.started = num_batches, 0
+
+    def __iter__(self):
+        self.started += 1
+        time.sleep(0.1)
+        for _ in range(self.num_batches):
+            time.sleep(SLEEP_SEC)
+            yield torch.ones(8, 2)
+
+
+def test_the_starts_of_epochs_are_in_no_rate():
+    loader = SlowStarts(10)
+    feed = ForeignFeed(loader, None)
+    found = feed.rate(0)
+    assert loader.started == feed.epochs > 1
+    assert found.samples / found.sec > 8 * 10 / 0.1  # what it would be if the epochs were their starts alone
+
+
+def test_epochs_of_a_batch_are_their_starts():
+    found = ForeignFeed(SlowStarts(1), None).rate(0)
+    assert found.samples > 0
+    assert found.samples / found.sec < 8 / 0.1
+
+
+def test_a_watched_loader_is_asked_without_its_monitor(tmp_path):
+    monitor = hr.Monitor(tmp_path / "run")
+    feed = ForeignFeed(monitor.watch(DataLoader(Slow(), batch_size=8)), None)
+    assert feed.facts == LoaderFacts("DataLoader", 0, None, 8)
+    assert monitor.tally().batches == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_a_loader_of_headraces_the_stream_is_known(tmp_path):
+    hr.pack(({"x": i} for i in range(8)), tmp_path, format="mds")
+    stream = hr.Stream(hr.open(tmp_path))
+    for loader in (hr.Loader(stream, batch_size=4), DataLoader(stream, batch_size=4)):
+        assert stream_of(loader, None, tmp_path) == (stream, "")
+
+
 class WhenAsked:
     def __iter__(self):
         return iter(DataLoader(Slow(), batch_size=8))
@@ -110,10 +153,11 @@ def test_a_dataloader_is_predicted_as_it_trains(tmp_path):
     found = hr.compare_feed(loader, dataset=tmp_path / "packed", run=tmp_path / "run", seconds=1)
     assert (found.loader.kind, found.batch_size, found.overlaps) == ("DataLoader", 8, False)
     assert (found.loader_bytes_per_sample, found.feed_bytes_per_sample) == (16, 16)
-    assert found.step.samples == 8
+    assert (found.step.samples, found.feed_processes) == (8, 1)
     assert found.by_loader.au == pytest.approx(found.step.au, abs=0.15)
     assert found.by_feed.au > found.by_loader.au
-    assert (found.unknown, found.notes) == ("", ())
+    assert found.unknown == ""
+    assert all(note.startswith("Its epochs begin with ") for note in found.notes)
 
 
 def test_what_the_data_is_may_be_unknown_and_then_no_rate_is_guessed():
@@ -128,20 +172,20 @@ def test_steps_that_make_other_bytes_are_no_comparison(tmp_path):
     """Of a stream that was given it is said; one that was found is left out."""
     hr.pack(({"x": np.full(8, i, np.float32)} for i in range(64)), tmp_path, format="mds")
     other, found = ForeignFeed(DataLoader(Slow(), batch_size=8), None), Found(hr.Stream(hr.open(tmp_path)))
-    assert feed_of(found, other, 1, 1, may_be_unknown=False) is not None
+    assert feed_of(found, other, 1, may_be_unknown=False) is not None
     said = "a sample has 32 bytes in headrace's feed and 16 in the loader's batches"
     assert found.notes == (f"Not the same work: {said}.",)
-    assert feed_of(found, other, 1, 1, may_be_unknown=True) is None
+    assert feed_of(found, other, 1, may_be_unknown=True) is None
     assert found.unknown == f"{said}: give dataset=, a Stream with the same steps"
 
 
 def test_steps_that_the_feed_cannot_do_leave_it_unknown(tmp_path):
     hr.pack(({"x": np.full(4, i, np.float32)} for i in range(64)), tmp_path, format="mds")
     other, found = ForeignFeed(DataLoader(Slow(), batch_size=8), None), Found(hr.Stream(hr.open(tmp_path)).map(fails))
-    assert feed_of(found, other, 1, 1, may_be_unknown=True) is None
+    assert feed_of(found, other, 1, may_be_unknown=True) is None
     assert found.unknown.startswith("its steps cannot be done by headrace's feed: ")
     with pytest.raises(hr.HeadraceError, match="no such thing"):
-        feed_of(found, other, 1, 1, may_be_unknown=False)
+        feed_of(found, other, 1, may_be_unknown=False)
 
 
 def fails(sample):

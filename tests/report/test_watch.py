@@ -107,6 +107,17 @@ def test_the_latest_alarm_is_shown(tmp_path):
     assert "1 GB left" not in text
 
 
+def test_another_librarys_loader_stands_in_place_of_the_feeds_stages(tmp_path):
+    run = RunFile(tmp_path)
+    run.start()
+    run.write("loader", step=4, kind="DataLoader", num_workers=2, batches=4, wait_sec=0.04, bytes_per_batch=96.0)
+    assert "DataLoader, 2 workers: batches so far 4, 96 B and 10.0 ms of waiting each" in shown(present_of(tmp_path))
+    run.write("loader", step=0, kind="generator", num_workers=None, batches=0, wait_sec=0.0, bytes_per_batch=None)
+    assert "generator: batches so far 0, " in shown(present_of(tmp_path))
+    run.start(step=4)
+    assert "generator" not in shown(present_of(tmp_path))
+
+
 def test_how_long_is_left_goes_by_the_pace_now(tmp_path):
     run = RunFile(tmp_path)
     run.start(total_steps=600)

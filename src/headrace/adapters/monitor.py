@@ -230,11 +230,12 @@ class Monitor:
     def _shut(self, *, failed: bool = False) -> None:
         record, self._record, self._closed = self._record, None, True
         watcher, self._watcher = self._watcher, None
+        feeding, self._feeding = self._feeding, None
         try:
             if watcher is not None:
                 watcher.close()
-            if self._feeding is not None:
-                self._feeding.close(failed=failed)
+            if feeding is not None:
+                feeding.close(failed=failed)
         finally:
             if record is not None:
                 record.close()

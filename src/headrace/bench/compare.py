@@ -17,7 +17,8 @@ from headrace.bench.same_data import DatasetLike, stream_of
 from headrace.errors import HeadraceError, OptionError
 from headrace.load import Stream
 from headrace.load.foreign import num_bytes, num_samples
-from headrace.load.options import optional_number, optional_seconds, whole_number
+from headrace.load.options import optional_number, optional_seconds
+from headrace.report import formatting as fmt
 from headrace.telemetry import progress
 
 _SAME_BYTES = 0.05
@@ -32,13 +33,14 @@ def compare_feed(
     step_sec: float | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
-    processes: int = 1,
+    processes: int | None = None,
     seconds: float = 5.0,
 ) -> Comparison:
     """How fast a loader is, how fast headrace's feed of the same data, and what a trainer would make of each.
 
-    Both are asked for batches in turns, three times each, while nothing else computes. The loader's iterator is one of
-    its own, so a training loop's is not disturbed; its samples are read.
+    Both are asked for batches in turns, three times each, while nothing else computes. Not while a loop iterates the
+    loader: one with persistent workers has a single iterator. Of a loader that moves batches to a device, as
+    Accelerate's do, it is the one within that is asked.
 
     Args:
         loader: any iterable of batches that can be iterated again: a DataLoader, WebDataset's loader, a `hr.Loader`.
@@ -49,7 +51,8 @@ def compare_feed(
         run: the folder of a run that was recorded: its mean step says what is trained.
         step_sec: seconds that a step on one batch computes, in place of a run.
         batch_size: samples of a batch, where batches do not show it.
-        threads, processes: of headrace's feed, as of `headrace.Loader`.
+        threads: of headrace's feed, as of `headrace.Loader`.
+        processes: of headrace's feed; None: as many as the loader has workers, and at least 1.
         seconds: how long it is to take, about, at least 1. Two starts of either side come on top.
 
     Where the same data cannot be had, or its samples come out with other bytes, the feed's rate is None and `unknown`
@@ -57,7 +60,7 @@ def compare_feed(
     """
     check_seconds(seconds)
     batch_size = optional_number("batch_size", batch_size, 1)
-    threads, processes = optional_number("threads", threads, 1), whole_number("processes", processes, 1)
+    threads, processes = optional_number("threads", threads, 1), optional_number("processes", processes, 1)
     step_sec = optional_seconds("step_sec", step_sec, 0.0)
     if run is not None and step_sec is not None:
         raise OptionError("run and step_sec both say how long a step takes: give one of them")
@@ -68,7 +71,8 @@ def compare_feed(
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-compare-") as scratch:
             found = _found(loader, dataset, Path(scratch))
-            feed = feed_of(found, other, threads, processes, may_be_unknown=dataset is None)
+            found.processes = processes or max(1, other.facts.num_workers or 1)
+            feed = feed_of(found, other, threads, may_be_unknown=dataset is None)
             return _compared(other, found, feed, step, seconds)
     finally:
         other.close()
@@ -82,6 +86,8 @@ class Found:
     unknown: str = ""
     notes: tuple[str, ...] = ()
     bytes_per_sample: float | None = None
+    processes: int = 1
+    """Of the feed."""
 
 
 def _found(loader: Any, dataset: DatasetLike | None, scratch: Path) -> Found:
@@ -94,12 +100,12 @@ def _found(loader: Any, dataset: DatasetLike | None, scratch: Path) -> Found:
     return Found(stream, notes=(note,) if note else ())
 
 
-def feed_of(found: Found, other: ForeignFeed, threads: int | None, processes: int, may_be_unknown: bool) -> Feed | None:
+def feed_of(found: Found, other: ForeignFeed, threads: int | None, *, may_be_unknown: bool) -> Feed | None:
     """The feed, if its samples come out as large as the loader's; `found` is told what is known of it."""
     if found.stream is None:
         return None
     try:
-        feed = Feed(found.stream, other.batch_size, threads, processes)
+        feed = Feed(found.stream, other.batch_size, threads, found.processes)
         batch = feed.take()
     except HeadraceError as err:
         if not may_be_unknown:
@@ -132,6 +138,8 @@ def _compared(other: ForeignFeed, found: Found, feed: Feed | None, step: Step | 
                 ours.append(_rate(feed, window_sec))
             advance()
     rate = Rate(tuple(theirs))
+    if other.epochs > 1:
+        found.notes += (f"Its epochs begin with {fmt.seconds(other.first_batch_sec)}, which are in no rate.",)
     return Comparison(
         loader=other.facts,
         batch_size=other.batch_size,
@@ -141,6 +149,7 @@ def _compared(other: ForeignFeed, found: Found, feed: Feed | None, step: Step | 
         loader_bytes_per_sample=other.bytes_per_sample,
         feed_rate=Rate(tuple(ours)) if ours else None,
         feed_bytes_per_sample=found.bytes_per_sample,
+        feed_processes=found.processes,
         unknown=found.unknown,
         notes=found.notes,
         step=step,

@@ -85,6 +85,8 @@ class Comparison:
     """Of what it gives out."""
     feed_rate: Rate | None
     feed_bytes_per_sample: float | None
+    feed_processes: int
+    """That the feed transformed with."""
     unknown: str
     """Why there is no feed of the same data, and what to do; empty where there is one."""
     notes: tuple[str, ...]
@@ -118,6 +120,7 @@ class Comparison:
             "loader_bytes_per_sample": self.loader_bytes_per_sample,
             "feed_rate": None if self.feed_rate is None else self.feed_rate.to_json(),
             "feed_bytes_per_sample": self.feed_bytes_per_sample,
+            "feed_processes": self.feed_processes,
             "unknown": self.unknown or None,
             "notes": list(self.notes),
             "step": None if self.step is None else asdict(self.step),
@@ -137,7 +140,8 @@ class Comparison:
         text = f"{_described(self.loader)} makes {fmt.rate(self.loader_rate.samples_per_sec, 'samples')} at full rate"
         if self.feed_rate is None:
             return f"{text}; what headrace's feed would make is unknown: {self.unknown}."
-        return f"{text}, headrace's feed {fmt.rate(self.feed_rate.samples_per_sec, 'samples')} of the same data."
+        ours = f"headrace's feed ({self.feed_processes} process{'' if self.feed_processes == 1 else 'es'})"
+        return f"{text}, {ours} {fmt.rate(self.feed_rate.samples_per_sec, 'samples')} of the same data."
 
     def _predictions(self) -> list[str]:
         if self.step is None or self.by_loader is None:

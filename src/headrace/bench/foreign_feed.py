@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace.bench.rates import Count
 from headrace.errors import OptionError
-from headrace.load.foreign import loader_facts, num_bytes, num_samples
+from headrace.load.foreign import loader_facts, num_bytes, num_samples, raw_loader
 
 _LEAST_SEC = 0.25
 """As for headrace's own feed: shorter says little."""
@@ -28,8 +28,10 @@ class ForeignFeed:
         Raises OptionError for one without batches, or whose batches' samples cannot be counted.
         """
         self.facts = loader_facts(loader)
-        self._loader = loader
+        self._loader = loader = raw_loader(loader)
         self._batch_size = batch_size
+        self.epochs = 1
+        """Begun so far."""
         began = time.perf_counter()
         self._batches = iter(loader)
         first = self._next()
@@ -42,7 +44,11 @@ class ForeignFeed:
         self.bytes_per_sample = sum(map(num_bytes, looked_at)) / sum(map(self._count_of, looked_at))
 
     def rate(self, window_sec: float) -> Count:
-        """How fast batches come. What was made ahead is taken first, for as long as the window or a little more."""
+        """How fast batches come. What was made ahead is taken first, for as long as the window or a little more.
+
+        Where an epoch of its ends, the start of the next one is left out, up to what is made ahead in it: it comes once
+        an epoch, and epochs of few batches would consist of it.
+        """
         window_sec = max(_LEAST_SEC, window_sec)
         began, taken = time.perf_counter(), 0
         while (passed := time.perf_counter() - began) < window_sec or (
@@ -50,10 +56,18 @@ class ForeignFeed:
         ):
             self._next()
             taken += 1
-        began, samples = time.perf_counter(), 0
-        while not samples or time.perf_counter() - began < window_sec:
-            samples += self._count_of(self._next())
-        return Count(samples, round(samples * self.bytes_per_sample), time.perf_counter() - began)
+        began, samples, left_out_sec = time.perf_counter(), 0, 0.0
+        while not samples or time.perf_counter() - began - left_out_sec < window_sec:
+            before, epoch = time.perf_counter(), self.epochs
+            batch = self._next()
+            if self.epochs != epoch and before - began < _MOST_TIMES * window_sec:
+                for _ in range(self.facts.num_ahead):
+                    self._next()
+                left_out_sec += time.perf_counter() - before
+                continue
+            samples += self._count_of(batch)
+        sec = time.perf_counter() - began - left_out_sec
+        return Count(samples, round(samples * self.bytes_per_sample), sec)
 
     def overlaps(self, samples_per_sec: float) -> bool:
         """Whether it makes batches while nobody asks. Where it does not say of its workers, it is tried: after a pause
@@ -77,6 +91,7 @@ class ForeignFeed:
         for batch in self._batches:
             return batch
         self._batches = iter(self._loader)
+        self.epochs += 1
         for batch in self._batches:
             return batch
         raise OptionError(f"the {self.facts.kind} gives no batch (any more): give one that can be iterated again")

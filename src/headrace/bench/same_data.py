@@ -15,7 +15,7 @@ from typing import Any
 from headrace.dataset import Dataset, Joined
 from headrace.dataset import open as open_dataset
 from headrace.errors import DatasetError, OptionError
-from headrace.load import Stream
+from headrace.load import Loader, Stream
 from headrace.load.foreign import raw_loader
 from headrace.packing import pack
 from headrace.packing.huggingface import is_object
@@ -52,6 +52,8 @@ def stream_of(loader: Any, dataset: DatasetLike | None, scratch: Path) -> tuple[
     if dataset is not None:
         return _given(dataset), ""
     loader = raw_loader(loader)
+    if isinstance(loader, Loader):
+        return loader.stream, ""
     stages = getattr(loader, "pipeline", None)
     after = stages[1:] if isinstance(stages, list) else []
     read = getattr(stages[0] if isinstance(stages, list) and stages else loader, "dataset", None)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_INNER = ("base_dataloader", "_dataloader")
-"""Under these names accelerate's and Fabric's loaders have the one that they move to the device."""
+_INNER = ("base_dataloader", "_dataloader", "_watched")
+"""Under these names accelerate's and Fabric's loaders, and what a Monitor watches, have the one within."""
 _MOST_DEEP = 8
 
 
@@ -34,7 +34,7 @@ class LoaderFacts:
 
 
 def raw_loader(loader: Any) -> Any:
-    """The loader that makes the batches, within those that only move them to a device; else the loader itself."""
+    """The loader that makes the batches, within those that only move or watch them; else the loader itself."""
     for _ in range(_MOST_DEEP):
         held = vars(loader) if hasattr(loader, "__dict__") else {}
         inner = next((held[name] for name in _INNER if name in held), None)

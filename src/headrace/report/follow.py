@@ -65,6 +65,8 @@ class Present:
         self.evaluation: Event | None = None
         self.checkpoint: Event | None = None
         self.guards: deque[Event] = deque(maxlen=3)
+        self.loader: Event | None = None
+        """What another library's loader has given, by a Monitor."""
         self.alarm: Event | None = None
         self.last: Event | None = None
         """The event that ended the attempt: `end`, `stop` or `error`; None while it goes on."""
@@ -88,6 +90,8 @@ class Present:
             self.guards.append(event)
         elif kind == "alarm":
             self.alarm = event
+        elif kind == "loader":
+            self.loader = event
         elif kind == "evaluate":
             self.evaluation = event
         elif kind == "checkpoint":
@@ -97,7 +101,7 @@ class Present:
 
     def _take_start(self, event: Event) -> None:
         self.num_restarts += self.start is not None
-        self.start, self.last = event, None
+        self.start, self.last, self.loader = event, None, None
         self._steps.clear()
         self._feeds.clear()
 

@@ -117,7 +117,7 @@ def _split(shares: dict[str, float], plain: bool) -> Text:
 def _feed(present: Present) -> list[RenderableType]:
     stages = feed_stages(present.run())
     if not stages:
-        return []
+        return [] if present.loader is None else [Text(_loader(present.loader))]
     table = Table(box=None, pad_edge=False, header_style="bright_black")
     table.add_column("feed")
     for title in ("threads at work", "rate", "bytes"):
@@ -128,6 +128,14 @@ def _feed(present: Present) -> list[RenderableType]:
         size = fmt.UNKNOWN if stage.bytes_per_sec is None else f"{fmt.num_bytes(stage.bytes_per_sec)}/s"
         table.add_row(stage.name, at_work, rate, size)
     return [table]
+
+
+def _loader(event: Event) -> str:
+    workers = "" if event.get("num_workers") is None else f", {fmt.plural(event['num_workers'], 'worker')}"
+    batches = event.get("batches") or 0
+    wait = fmt.seconds(event["wait_sec"] / batches if batches and event.get("wait_sec") is not None else None)
+    size = fmt.num_bytes(event.get("bytes_per_batch"))
+    return f"feed  {event.get('kind')}{workers}: batches so far {fmt.count(batches)}, {size} and {wait} of waiting each"
 
 
 def _happened(present: Present) -> list[Text]:
