@@ -12,6 +12,7 @@ import headrace
 from headrace import errors
 
 PUBLIC = [
+    "Alarms",
     "Dataset",
     "Guards",
     "HeadraceError",
@@ -28,6 +29,7 @@ PUBLIC = [
     "adafactor",
     "adamw",
     "class_balanced",
+    "compare_feed",
     "constant",
     "cosine",
     "ema",
@@ -53,6 +55,7 @@ PUBLIC = [
     "wsd",
 ]
 TORCH_FREE = [
+    "alarms",
     "dataset",
     "errors",
     "formats",
@@ -105,6 +108,7 @@ def test_image_steps_are_where_the_contract_has_them(name):
 @pytest.mark.parametrize(
     "room",
     [
+        "alarms",
         "dataset",
         "formats",
         "load",

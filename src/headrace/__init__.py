@@ -13,6 +13,8 @@ from headrace.version import __version__
 if TYPE_CHECKING:
     from headrace import errors, ondevice, transform
     from headrace.adapters.monitor import Monitor
+    from headrace.alarms import Alarms
+    from headrace.bench import compare_feed
     from headrace.dataset import Dataset, index, open
     from headrace.errors import HeadraceError
     from headrace.formats import Manifest
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from headrace.tuning.tune import tune
 
 _HOMES = {
+    "Alarms": "alarms",
     "Dataset": "dataset",
     "Guards": "train",
     "HeadraceError": "errors",
@@ -58,6 +61,7 @@ _HOMES = {
     "adafactor": "train",
     "adamw": "train",
     "class_balanced": "load",
+    "compare_feed": "bench",
     "constant": "train",
     "cosine": "train",
     "ema": "train",
@@ -82,6 +86,7 @@ _HOMES = {
 _MODULES = ("errors", "ondevice", "transform")
 
 __all__ = [
+    "Alarms",
     "Dataset",
     "Guards",
     "HeadraceError",
@@ -98,6 +103,7 @@ __all__ = [
     "adafactor",
     "adamw",
     "class_balanced",
+    "compare_feed",
     "constant",
     "cosine",
     "ema",

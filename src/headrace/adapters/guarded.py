@@ -62,7 +62,7 @@ class Guarded:
         self._recorded = recorded
         self._optimizer = unwrapped(optimizer)
         self._world = _world(model)
-        self._watch = Watch(guards, _Learning(model, self._optimizer, self._world), self._note)
+        self._watch = Watch(guards, _Learning(model, self._optimizer, self._world), self._note, self._tell)
         self._statistics = RunningStatistics(model)
         self._sums: list[tuple[Sum, Batch]] = []
         self._rates: list[Any] = []
@@ -194,6 +194,11 @@ class Guarded:
         if self._recorded is not None:
             counted = {"guarded_step": finding.step, "step": self._recorded.steps_done + 1}
             self._recorded.write("guard", **{**finding.event(), **counted})
+
+    def _tell(self, step: int, p50_sec: list[float], p90_sec: list[float]) -> None:
+        if self._recorded is not None:
+            counted = {"guarded_step": step, "step": self._recorded.steps_done + 1}
+            self._recorded.write("ranks", **counted, p50_sec=p50_sec, p90_sec=p90_sec)
 
 
 def _by_device(grads: list[Tensor]) -> Iterator[list[Tensor]]:

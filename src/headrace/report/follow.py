@@ -65,6 +65,7 @@ class Present:
         self.evaluation: Event | None = None
         self.checkpoint: Event | None = None
         self.guards: deque[Event] = deque(maxlen=3)
+        self.alarm: Event | None = None
         self.last: Event | None = None
         """The event that ended the attempt: `end`, `stop` or `error`; None while it goes on."""
         self.num_restarts = 0
@@ -85,6 +86,8 @@ class Present:
             self.num_skipped = event.get("skipped") or 0
         elif kind == "guard":
             self.guards.append(event)
+        elif kind == "alarm":
+            self.alarm = event
         elif kind == "evaluate":
             self.evaluation = event
         elif kind == "checkpoint":

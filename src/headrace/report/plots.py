@@ -1,27 +1,61 @@
-"""What a run's charts show: loss, metrics, throughput and the time split, in a screen's worth of points."""
+"""What a run's charts show: loss, metrics, throughput and the time split, in some thousand points.
+
+A point stands for neighbouring steps: for their mean, and beside it their smallest and largest value, so that a single
+bad step out of a million is still there (`series.py`). A page with many charts has fewer points in each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from headrace.report import formatting as fmt
-from headrace.report.charts import Chart, Mark, Series
-from headrace.report.runlog import PARTS, Column, Run
+from headrace.report.charts import Chart, Mark, MarkKind, Series
+from headrace.report.drawing import MOST_BARS
+from headrace.report.incidents import Incident
+from headrace.report.parts import part_css, part_name, part_seconds
+from headrace.report.runlog import Column, Run
 from headrace.report.series import Array, Buckets, divide, smooth
 
-_POINTS = 400
-_BARS = 120
 _SMOOTHED_OVER = 25  # a line shows the mean over a 25th of the run, which keeps its turns and loses its noise
-_MOST_MARKS = 100
+_MARKED: tuple[MarkKind, ...] = ("restart", "checkpoint", "guard", "alarm", "feed")
+_MOST_MARKS = 100  # of a kind
+_LONGEST_TEXT = 90
+MOST_METRICS = 60
+"""So many metrics have a chart; a page with more would be too large to open."""
 
 
-def loss_chart(run: Run) -> Chart:
+@dataclass(frozen=True)
+class Detail:
+    """How many points a chart has at most: for the page's script, and in the drawing that reads without it."""
+
+    points: int
+    drawn: int
+
+    @classmethod
+    def of(cls, num_charts: int) -> Detail:
+        """What keeps a page of so many charts below some 2 MB."""
+        return cls(max(200, min(2000, 48_000 // num_charts)), max(60, min(400, 8_000 // num_charts)))
+
+
+def marks_of(happened: Sequence[Incident]) -> list[Mark]:
+    """What is shown on every chart's axis of steps; of very many of a kind, some."""
+    marks = []
+    for kind in _MARKED:
+        found = [one for one in happened if one.kind == kind and one.step is not None]
+        shown = found[:: -(-len(found) // _MOST_MARKS) or 1]
+        marks += [Mark(one.step or 0.0, kind, one.lost_steps, _text(one)) for one in shown]
+    return marks
+
+
+def loss_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
     """Training loss, and the evaluations' where there are any. Logarithmic where it falls to less than a 20th."""
     evaluations = _evaluated(run, "loss")
-    series = _curve("training", run.steps["step"], run.steps["loss"])
+    buckets = Buckets.of(run.num_steps, detail.points)
+    series = _curve("training", run.steps["step"], run.steps["loss"], buckets)
     if evaluations is not None:
         series.append(Series("evaluation", *evaluations, "dots", "second"))
     known = np.concatenate([s.y[np.isfinite(s.y)] for s in series if s.style in ("line", "dots")])
@@ -30,94 +64,145 @@ def loss_chart(run: Run) -> Chart:
     notes = [f"In {fmt.plural(unknown, 'step')} the loss was not a finite number."] if unknown else []
     top = None
     if not wide:
-        drawn = np.concatenate([s.y if s.top is None else s.top for s in series])
-        top, cut = _cut(drawn[np.isfinite(drawn)], "values go", least=float(known.max(initial=0)))
+        top, cut = _cut(_drawn(series), "values go", least=float(known.max(initial=0)))
         notes.append(cut)
     return Chart(
         "Loss",
         "mean over the samples of a step" + (", logarithmic" if wide else ""),
         _summary("Training loss", run.steps["step"], run.steps["loss"]),
         series,
-        _marks(run),
+        marks,
         "log" if wide else "linear",
         top,
         " ".join(notes),
+        buckets.size,
+        drawn_points=detail.drawn,
     )
 
 
-def metric_charts(run: Run) -> list[Chart]:
-    """One chart for every metric of training or evaluation, and for the learning rate where it changes."""
+def metric_names(run: Run) -> list[str]:
+    """The metrics of training and evaluation, in the order in which they came."""
     names = dict.fromkeys(run.metrics)
     names |= {name: None for event in run.evaluations for name in event.get("metrics") or {}}
-    charts = []
-    for name in names:
-        series, summary = [], name
-        values = run.metrics.get(name, np.zeros(0))
-        known = np.flatnonzero(np.isfinite(values))  # a metric need not be there in every step
-        if len(known):
-            series += _curve("training", run.steps["step"][known], values[known])
-            summary = _summary(f"Training {name}", run.steps["step"], values)
-        evaluations = _evaluated(run, name)
-        if evaluations is not None:
-            series.append(Series("evaluation", *evaluations, "dots", "second"))
-            summary = _summary(f"Evaluation {name}", *evaluations)
-        if series:
-            charts.append(Chart(name, "", summary, series, _marks(run), explain_marks=False))
+    return list(names)
+
+
+def metric_charts(run: Run, marks: Sequence[Mark], detail: Detail) -> list[Chart]:
+    """One chart for every metric, up to `MOST_METRICS`, and for the learning rate where it changes."""
+    charts = [_metric_chart(run, name, marks, detail) for name in metric_names(run)[:MOST_METRICS]]
     rate = run.steps["lr"]
     if len(np.unique(rate[np.isfinite(rate)])) > 1:
         summary = _summary("Learning rate", run.steps["step"], rate)
-        buckets = Buckets.of(run.num_steps, _POINTS)
+        buckets = Buckets.of(run.num_steps, detail.points)
         line = Series("learning rate", buckets.last(run.steps["step"]), buckets.last(rate))
-        charts.append(Chart("Learning rate", "", summary, [line], _marks(run), "zero", explain_marks=False))
-    return charts
+        charts.append(_small("Learning rate", summary, [line], marks, "zero", buckets.size, detail))
+    return [chart for chart in charts if chart.series]
 
 
-def throughput_chart(run: Run) -> Chart:
-    """Samples a second over all ranks: those of a bucket of steps over its seconds."""
-    buckets = Buckets.of(run.num_steps, _POINTS)
-    samples, sec = run.steps["samples"], run.steps["sec"]
-    steps = buckets.last(run.steps["step"])
-    rate = divide(buckets.sum(samples), buckets.sum(sec))
-    series = _spread(steps, divide(samples, np.nan_to_num(sec)), rate, buckets)
-    line = smooth(rate, len(rate) // _SMOOTHED_OVER)
-    series.append(Series("samples/s", steps, line))
-    drawn = np.concatenate([s.y if s.top is None else s.top for s in series])
-    top, note = _cut(drawn[np.isfinite(drawn)], "values go")
+def _metric_chart(run: Run, name: str, marks: Sequence[Mark], detail: Detail) -> Chart:
+    series, summary, size = [], name, 1
+    values = run.metrics.get(name, np.zeros(0))
+    known = np.flatnonzero(np.isfinite(values))  # a metric need not be there in every step
+    if len(known):
+        buckets = Buckets.of(len(known), detail.points)
+        series += _curve("training", run.steps["step"][known], values[known], buckets)
+        summary, size = _summary(f"Training {name}", run.steps["step"], values), buckets.size
+    evaluations = _evaluated(run, name)
+    if evaluations is not None:
+        series.append(Series("evaluation", *evaluations, "dots", "second"))
+        summary = _summary(f"Evaluation {name}", *evaluations)
+    return _small(name, summary, series, marks, "linear", size, detail)
+
+
+def _small(
+    title: str,
+    summary: str,
+    series: Sequence[Series],
+    marks: Sequence[Mark],
+    scale: Literal["linear", "zero"],
+    steps_per_point: int,
+    detail: Detail,
+    unit: str = "",
+) -> Chart:
     return Chart(
-        "Samples a second",
-        "all ranks",
-        _summary("Samples a second", steps, line),
+        title,
+        unit,
+        summary,
         series,
-        _marks(run),
-        "zero",
-        top,
-        note,
+        marks,
+        scale,
+        steps_per_point=steps_per_point,
+        explain_marks=False,
+        drawn_points=detail.drawn,
     )
 
 
-def time_chart(run: Run, names: Mapping[str, str]) -> Chart:
-    """Milliseconds a step, stacked by part; a bar is the mean over its steps."""
-    buckets = Buckets.of(run.num_steps, _BARS)
+def throughput_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
+    """Samples a second over all ranks."""
+    return rate_chart(run, run.steps["samples"], "Samples a second", "all ranks", marks, detail)
+
+
+def rate_chart(
+    run: Run, counted: Column, title: str, unit: str, marks: Sequence[Mark], detail: Detail, explain_marks: bool = True
+) -> Chart:
+    """What is counted in a step, a second: that of a bucket of steps over its seconds."""
+    buckets = Buckets.of(run.num_steps, detail.points)
+    sec = run.steps["sec"]
     steps = buckets.last(run.steps["step"])
-    means = {part: np.nan_to_num(buckets.mean(run.steps[f"{part}_sec"])) * 1e3 for part in PARTS}
+    rate = divide(buckets.sum(counted), buckets.sum(sec))
+    series = _spread(steps, divide(counted, np.nan_to_num(sec)), rate, buckets)
+    line = smooth(rate, len(rate) // _SMOOTHED_OVER)
+    series.append(Series("mean", steps, line))
+    top, note = _cut(_drawn(series), "values go")
+    return Chart(
+        title,
+        unit,
+        _summary(title, steps, line),
+        series,
+        marks,
+        "zero",
+        top,
+        note,
+        buckets.size,
+        explain_marks,
+        detail.drawn,
+    )
+
+
+def value_chart(run: Run, values: Column, title: str, unit: str, marks: Sequence[Mark], detail: Detail) -> Chart:
+    """What is measured in a step, as it is; it need not be there in every step."""
+    known = np.flatnonzero(np.isfinite(values))
+    buckets = Buckets.of(len(known), detail.points)
+    series = _curve("mean", run.steps["step"][known], values[known], buckets)
+    summary = _summary(title, run.steps["step"], values)
+    return _small(title, summary, series, marks, "linear", buckets.size, detail, unit)
+
+
+def time_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
+    """Milliseconds a step, stacked by part; a bar is the mean over its steps. Parts that take no time are left out."""
+    buckets = Buckets.of(run.num_steps, detail.points // 2)
+    steps = buckets.last(run.steps["step"])
+    means = {part: np.nan_to_num(buckets.mean(sec)) * 1e3 for part, sec in part_seconds(run).items()}
+    means = {part: values for part, values in means.items() if values.any()} or means
+    series = [Series(part_name(part), steps, values, "bars", part_css(part)) for part, values in means.items()]
+    series.append(Series("slowest step", steps, buckets.high(run.steps["sec"]) * 1e3, "peak", "rest"))
     top, note = _cut(np.sum(list(means.values()), axis=0), "bars go", "ms")
-    width = f"; a bar is the mean of {buckets.size:,} steps" if buckets.size > 1 else ""
     return Chart(
         "Time a step",
-        f"ms{width}",
+        "ms" if run.num_steps <= MOST_BARS else "ms; a bar for several steps is their mean",
         "Stacked milliseconds a step: "
-        + ", ".join(f"{names[part]} {fmt.number(means[part].mean(), 3)}" for part in PARTS),
-        [Series(names[part], steps, values, "bars", part) for part, values in means.items()],
-        _marks(run),
+        + ", ".join(f"{part_name(part)} {fmt.number(values.mean(), 3)}" for part, values in means.items()),
+        series,
+        marks,
         "zero",
         top,
         note,
+        buckets.size,
     )
 
 
-def _curve(name: str, steps: Column, values: Column) -> list[Series]:
+def _curve(name: str, steps: Column, values: Column, buckets: Buckets) -> list[Series]:
     """A smoothed line over the raw values; over their extremes, where several steps share a point."""
-    buckets = Buckets.of(len(steps), _POINTS)
     x, mean = buckets.last(steps), buckets.mean(values)
     return [*_spread(x, values, mean, buckets), Series(name, x, smooth(mean, len(x) // _SMOOTHED_OVER))]
 
@@ -126,6 +211,11 @@ def _spread(x: Array, values: Array, means: Array, buckets: Buckets) -> list[Ser
     if buckets.size > 1:
         return [Series("range", x, buckets.low(values), "band", top=buckets.high(values))]
     return [Series("each step", x, means, "faint")] if len(x) // _SMOOTHED_OVER > 1 else []
+
+
+def _drawn(series: Sequence[Series]) -> Array:
+    values = np.concatenate([s.y if s.top is None else s.top for s in series])
+    return np.asarray(values[np.isfinite(values)])
 
 
 def _evaluated(run: Run, name: str) -> tuple[Array, Array] | None:
@@ -141,11 +231,9 @@ def _value(event: dict[str, Any], name: str) -> Any:
     return event.get("loss") if name == "loss" else (event.get("metrics") or {}).get(name)
 
 
-def _marks(run: Run) -> list[Mark]:
-    restarts = [Mark(attempt.step, "restart", attempt.lost_steps) for attempt in run.attempts[1:]]
-    checkpoints = [Mark(float(event.get("step") or 0), "checkpoint") for event in run.checkpoints]
-    every = -(-len(checkpoints) // _MOST_MARKS) or 1
-    return [*restarts[-_MOST_MARKS:], *checkpoints[::every]]
+def _text(one: Incident) -> str:
+    text = f"{one.title}: {one.detail}" if one.detail else one.title
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"
 
 
 def _cut(values: Array, what: str, unit: str = "", least: float = 0.0) -> tuple[float | None, str]:

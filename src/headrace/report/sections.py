@@ -6,40 +6,52 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-import orjson
-
 from headrace.report import formatting as fmt
-from headrace.report.charts import render
-from headrace.report.plots import loss_chart, metric_charts, throughput_chart, time_chart
+from headrace.report.beside import SKIPPED_FOLDER, Beside, Paces
+from headrace.report.facts import Fact
+from headrace.report.figures import render, shared
+from headrace.report.flow import flow
+from headrace.report.incidents import Incident
+from headrace.report.paces import body as pace_body
+from headrace.report.paces import lead as pace_lead
+from headrace.report.parts import part_css, part_name
+from headrace.report.plots import (
+    MOST_METRICS,
+    Detail,
+    loss_chart,
+    marks_of,
+    metric_charts,
+    metric_names,
+    throughput_chart,
+    time_chart,
+)
+from headrace.report.quantities import quantity_charts, quantity_names
 from headrace.report.runlog import PARTS, Run
 from headrace.report.stages import Stage, feed_stages
 from headrace.report.verdict import Verdict
 
-_PART_NAMES = {
-    "compute": "compute",
-    "communication": "communication",
-    "copy": "copy to device",
-    "wait": "wait for input",
-    "checkpoint": "checkpoint",
-    "rest": "rest",
-}
 _MOST_EVENTS = 60
 
 
-def time(run: Run, judged: Verdict) -> str:
+def time(run: Run, judged: Verdict, happened: Sequence[Incident]) -> str:
     """Where the time went: in total, and over the steps."""
     if not judged.shares:
         return ""
     wall = float(run.steps["sec"][run.steady_rows()].sum())
-    bar = "".join(f'<span class="{part}" style="flex:{judged.shares[part]:.5f}"></span>' for part in PARTS)
+    parts = [part for part in PARTS if part in judged.shares]
+    bar = "".join(
+        f'<span class="{part_css(part)}" style="flex:{judged.shares[part]:.5f}"></span>'
+        for part in parts
+        if judged.shares[part]
+    )
     rows = [
         _row(
-            f'<i class="swatch {part}"></i>{_PART_NAMES[part]}',
+            f'<i class="swatch {part_css(part)}"></i>{part_name(part)}',
             fmt.percent(judged.shares[part]),
             fmt.seconds(judged.shares[part] * wall),
             fmt.seconds(judged.shares[part] * wall / judged.num_steps),
         )
-        for part in PARTS
+        for part in parts
     ]
     total = (
         f"all of {fmt.count(judged.num_steps)} steps",
@@ -49,12 +61,13 @@ def time(run: Run, judged: Verdict) -> str:
     )
     rows.append(_row(*total, css="strong"))
     beside = "; ".join(f"{name} {fmt.seconds(sec)}" for name, sec in _beside(run, wall) if sec)
+    chart = render(time_chart(run, marks_of(happened), _detail(run)))
     return _section(
         "Where the time went",
         "The wall time of every step but the first of each start.",
         f'<div class="card"><div class="split" aria-hidden="true">{bar}</div>'
         f"{_table(('part', 'share', 'in all', 'a step'), rows)}"
-        f'<p class="note">{f"Not in it: {beside}." if beside else ""}</p></div>{render(time_chart(run, _PART_NAMES))}',
+        f'<p class="note">{f"Not in it: {beside}." if beside else ""}</p></div>{chart}',
     )
 
 
@@ -64,17 +77,29 @@ def _beside(run: Run, wall: float) -> Iterable[tuple[str, float]]:
     yield "steps that were done again", run.lost_sec
 
 
-def curves(run: Run) -> str:
+def curves(run: Run, happened: Sequence[Incident]) -> str:
     """Loss, metrics and throughput over the steps."""
     if not run.num_steps:
         return ""
-    metrics = metric_charts(run)
+    marks, detail = marks_of(happened), _detail(run)
+    metrics = metric_charts(run, marks, detail)
     pair = f'<div class="pair">{"".join(map(render, metrics))}</div>' if metrics else ""
-    loss = _section("Loss and metrics" if metrics else "Loss", "", render(loss_chart(run)) + pair)
-    return loss + _section("Throughput", "", render(throughput_chart(run)))
+    more = len(metric_names(run)) - MOST_METRICS
+    if more > 0:
+        pair += f'<p class="note">{fmt.plural(more, "more metric")}: in the run\'s {escape(run.path.name)}.</p>'
+    loss = _section("Loss and metrics" if metrics else "Loss", "", render(loss_chart(run, marks, detail)) + pair)
+    began = fmt.as_float(run.attempts[0].start.get("time")) if run.attempts else None
+    data = shared(marks, run.steps["step"], run.steps["time"], began)
+    beside = "".join(map(render, quantity_charts(run, marks, detail)))
+    pair = f'<div class="pair">{beside}</div>' if beside else ""
+    return loss + _section("Throughput", "", render(throughput_chart(run, marks, detail)) + pair) + data
 
 
-def feed(run: Run) -> str:
+def _detail(run: Run) -> Detail:
+    return Detail.of(min(len(metric_names(run)), MOST_METRICS) + len(quantity_names(run)) + 4)
+
+
+def feed(run: Run, judged: Verdict) -> str:
     """The feed's stages, in the order of the flow."""
     stages = feed_stages(run)
     if not stages:
@@ -82,15 +107,16 @@ def feed(run: Run) -> str:
     last = run.feeds[-1]
     known = [key for key in ("dropped", "padded", "skipped") if key in last]
     counts = ", ".join(f"{fmt.count(fmt.as_float(last[key]))} {key}" for key in known)
-    threads = fmt.plural(fmt.as_float(last.get("threads")), "thread")
     head = "stage", "items", "rate", "bytes", "busy", "waiting", "threads at work", "a thread makes"
     return _section(
         "The feed, stage by stage",
-        f"Samples flow from top to bottom{f'; {threads} transform' if threads else ''}. "
-        "The last column is what one thread makes in a second of work.",
-        f'<div class="card">{_table(head, [_stage_row(stage) for stage in stages])}'
-        '<p class="note">On rank 0, since the last start. Seconds are summed over threads.'
-        f"{f' Samples: {counts}.' if counts else ''}</p></div>",
+        "What each stage brings, and what its threads could make if they never waited.",
+        f'<div class="card">{flow(stages, judged.shares.get("wait"))}'
+        '<p class="note">On rank 0, since the last start.'
+        f"{f' Samples: {counts}.' if counts else ''}</p>"
+        f"<details><summary>As a table</summary>{_table(head, [_stage_row(stage) for stage in stages])}"
+        '<p class="note">Seconds are summed over threads. The last column is what one thread makes in a second of work.'
+        "</p></details></div>",
     )
 
 
@@ -111,52 +137,56 @@ def _stage_row(stage: Stage) -> str:
     )
 
 
-def history(run: Run) -> str:
-    """Starts, checkpoints, evaluations, replaced processes, stops and errors, in the order of time."""
-    events = sorted(_happened(run), key=lambda row: row[0] or 0)
-    if not events:
+def history(happened: Sequence[Incident]) -> str:
+    """Starts, checkpoints, evaluations, alarms, replaced processes, stops and errors, in the order of time."""
+    if not happened:
         return ""
-    began = events[0][0]
+    began = happened[0].time
     half = _MOST_EVENTS // 2
-    shown = events if len(events) <= _MOST_EVENTS else events[:half] + events[-half:]
+    shown = happened if len(happened) <= _MOST_EVENTS else [*happened[:half], *happened[-half:]]
     rows = [
         _row(
-            fmt.seconds(time - began) if time and began else fmt.UNKNOWN,
-            fmt.count(fmt.as_float(step)),
-            f'<td class="left">{what}</td><td class="left wrap">{escape(detail)}</td>',
+            fmt.seconds(one.time - began) if one.time and began else fmt.UNKNOWN,
+            fmt.count(one.step),
+            f'<td class="left"><i class="dot {one.kind}"></i>{escape(one.title)}</td>'
+            f'<td class="left wrap">{escape(one.detail)}</td>',
         )
-        for time, step, what, detail in shown
+        for one in shown
     ]
-    hidden = f"{len(events) - len(shown):,} events in the middle are not shown." if len(shown) < len(events) else ""
+    hidden = f"{len(happened) - len(shown):,} events in the middle are not shown." if len(shown) < len(happened) else ""
     head = "after", "step", '<th class="left">event</th>', '<th class="left">detail</th>'
-    return _section("What happened", "", f'<div class="card">{_table(head, rows)}<p class="note">{hidden}</p></div>')
+    return _section(
+        "What happened", "", f'<div class="card events">{_table(head, rows)}<p class="note">{hidden}</p></div>'
+    )
 
 
-def _happened(run: Run) -> Iterable[tuple[Any, Any, str, str]]:
-    for number, attempt in enumerate(run.attempts):
-        origin = f"from {attempt.start['resumed_from']}" if attempt.start.get("resumed_from") else "fresh"
-        lost = f", {fmt.plural(attempt.lost_steps, 'step')} done again" if attempt.lost_steps else ""
-        yield attempt.start.get("time"), attempt.step, "restart" if number else "start", origin + lost
-    for event in run.checkpoints:
-        size, took = fmt.num_bytes(fmt.as_float(event.get("bytes"))), fmt.seconds(fmt.as_float(event.get("sec")))
-        yield event.get("time"), event.get("step"), "checkpoint", f"{event.get('path') or ''}, {size} in {took}"
-    for event in run.evaluations:
-        values = {"loss": event.get("loss"), **(event.get("metrics") or {})}
-        detail = ", ".join(f"{name} {fmt.number(fmt.as_float(value))}" for name, value in values.items())
-        yield event.get("time"), event.get("step"), "evaluation", detail
-    for event in run.loader_restarts:
-        detail = f"{event.get('process')} process: {event.get('reason')}"
-        yield event.get("time"), event.get("step"), "feed replaced", detail
-    for event in run.guards:
-        detail = f"{event.get('detail')}: {event.get('action')}"
-        yield event.get("time"), event.get("step"), f"guard: {event.get('guard')}", detail
-    for event in run.stops:
-        yield event.get("time"), event.get("step"), "stop", str(event.get("reason") or "")
-    for event in run.errors:
-        detail = f"rank {event.get('rank')}: {event.get('type')}: {event.get('message')}"
-        yield event.get("time"), event.get("step"), "error", detail
-    if run.end is not None:
-        yield run.end.get("time"), run.end.get("step"), "end", fmt.plural(fmt.as_float(run.end.get("epochs")), "epoch")
+def ranks(paces: Paces | None, happened: Sequence[Incident]) -> str:
+    """How long each rank takes for its own part of a step, where the run says so."""
+    if paces is None:
+        return ""
+    return _section("Ranks side by side", pace_lead(paces), pace_body(paces, marks_of(happened)))
+
+
+def skipped(beside: Beside) -> str:
+    """The damaged samples that were left out, where there are any."""
+    if not beside.num_skipped:
+        return ""
+    shown = beside.skipped
+    rows = [
+        _row(
+            escape(one.rank),
+            f'<td class="left wrap">{escape(one.key)}</td><td class="left wrap">{escape(one.reason)}</td>',
+        )
+        for one in shown
+    ]
+    more = beside.num_skipped - len(shown)
+    note = f"{more:,} more are in the run's {SKIPPED_FOLDER} folder." if more else ""
+    head = "rank", '<th class="left">key</th>', '<th class="left">why</th>'
+    return _section(
+        "Samples that were skipped",
+        f"{fmt.plural(beside.num_skipped, 'damaged sample')} left out; one of them may stand here once for each time.",
+        f'<div class="card events">{_table(head, rows)}<p class="note">{note}</p></div>',
+    )
 
 
 def facts(run: Run) -> str:
@@ -173,20 +203,12 @@ def facts(run: Run) -> str:
     }
     body = "".join(
         f'<div class="card"><h3>{title}</h3><table><tbody>'
-        + "".join(_row(escape(name), escape(_fact(name, value))) for name, value in values.items())
+        + "".join(_row(escape(name), escape(Fact("configuration", name, value).text)) for name, value in values.items())
         + "</tbody></table></div>"
         for title, values in cards.items()
         if values
     )
     return _section("Configuration, versions, machine", "", f'<div class="columns">{body}</div>')
-
-
-def _fact(name: str, value: Any) -> str:
-    if value is None:
-        return "none"
-    if name.endswith("_bytes") and isinstance(value, int | float):
-        return f"{value / 2**30:.1f} GiB" if value >= 2**30 else fmt.num_bytes(value)
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

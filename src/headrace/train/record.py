@@ -24,6 +24,7 @@ from headrace.train.evaluation import Evaluation
 from headrace.train.guards.finding import Finding
 from headrace.train.loss_scale import Scaled
 from headrace.train.parallel import Traffic
+from headrace.train.ranks import RankRecord
 from headrace.train.saving import Saved
 from headrace.train.skipped import SkippedList
 from headrace.train.tally import Totals
@@ -49,7 +50,7 @@ class Record(Protocol):
 
 
 class NoRecord:
-    """For ranks other than 0, and runs without a folder."""
+    """For runs without a folder."""
 
     def write(self, event: str, **fields: Any) -> None:
         """Nothing is kept."""
@@ -65,9 +66,9 @@ class NoRecord:
 
 def open_record(run_dir: Path | None, rank: int) -> Record:
     """Where this rank's events go."""
-    if run_dir is None or rank != 0:
+    if run_dir is None:
         return NoRecord()
-    return EventWriter(run_dir / FILE_NAME)
+    return EventWriter(run_dir / FILE_NAME) if rank == 0 else RankRecord(run_dir, rank)
 
 
 def feed_sinks(
@@ -107,9 +108,14 @@ class Journal:
         split: Split,
         traffic: Traffic | None,
         scaled: Scaled | None,
+        counted: Mapping[str, float],
     ) -> None:
-        """One step is done and accounted for."""
-        extra: dict[str, Any] = {} if totals.grad_norm is None else {"grad_norm": totals.grad_norm}
+        """One step is done and accounted for; `counted` is what else is known of it."""
+        extra: dict[str, Any] = {**counted}
+        if totals.grad_norm is not None:
+            extra["grad_norm"] = totals.grad_norm
+        if totals.weight != totals.samples:
+            extra["weight"] = totals.weight
         if traffic is not None:
             extra |= _sent(traffic)
         if scaled is not None:
@@ -149,7 +155,7 @@ class Journal:
         """What the loader's stages counted since the attempt began, and which samples it skipped."""
         self._fed = time.monotonic()
         self._skipped.update()
-        names = ("stages", "threads", "dropped", "padded", "skipped", "restarts")
+        names = ("stages", "threads", "processes", "dropped", "padded", "skipped", "restarts")
         self._record.write("feed", step=step, **{name: meters.get(name) for name in names})
 
     def feed_is_due(self) -> bool:
@@ -168,6 +174,10 @@ class Journal:
     def guard(self, finding: Finding) -> None:
         """A guard found something."""
         self._record.write("guard", **finding.event())
+
+    def ranks(self, step: int, p50_sec: list[float], p90_sec: list[float]) -> None:
+        """How long each rank took for its own part of a step, in the median and in the 90th percentile."""
+        self._record.write_often("ranks", step=step, p50_sec=p50_sec, p90_sec=p90_sec)
 
     def stop(self, step: int, reason: str) -> None:
         """The run stopped early, with a checkpoint."""

@@ -20,15 +20,19 @@ from headrace.train.guards.replay import repeats
 from headrace.train.guards.replicas import Difference, Replicas
 from headrace.train.guards.stragglers import Pace, stragglers
 
+Tell = Callable[[int, list[float], list[float]], None]
+"""Takes a step, and of the ranks the medians and the 90th percentiles of their own part of the steps before, in s."""
+
 
 class Survey:
     """Asks all ranks, and judges what they say. All ranks call each method at the same steps."""
 
-    def __init__(self, options: Guards, learner: Learning, note: Note) -> None:
+    def __init__(self, options: Guards, learner: Learning, note: Note, tell: Tell | None = None) -> None:
         """Find who should hold the same. Collective."""
         self._options = options
         self._learner = learner
         self._note = note
+        self._tell = tell
         self._replicas = Replicas(learner)
         self._exchange = Exchange(learner.world)
         self._asked = 0
@@ -76,7 +80,11 @@ class Survey:
 
     def _read(self) -> bool:
         rows = self._exchange.read()
-        for finding in self._slow([row[2:] for row in rows]):
+        quantiles = [row[2:] for row in rows]
+        if self._tell is not None and len(rows) > 1 and all(median for median, _ in quantiles):
+            p50_sec, p90_sec = ([usec / 1e6 for usec in column] for column in zip(*quantiles, strict=True))
+            self._tell(self._asked, p50_sec, p90_sec)
+        for finding in self._slow(quantiles):
             self._note(finding)
         self._judge_replays([rank for rank, row in enumerate(rows) if row[1]])
         return self._judge_replicas(self._replicas.differences([row[0] for row in rows]))

@@ -20,22 +20,22 @@ from headrace.train.guards.learning import Learning
 from headrace.train.guards.options import Guards
 from headrace.train.guards.snapshots import Snapshots
 from headrace.train.guards.spikes import Spikes
-from headrace.train.guards.survey import Survey
+from headrace.train.guards.survey import Survey, Tell
 from headrace.train.tally import Totals
 
 
 class Watch:
     """Takes each step's result when it is read, and acts between steps."""
 
-    def __init__(self, options: Guards, learner: Learning, note: Note) -> None:
-        """`note` keeps what is found. Collective."""
+    def __init__(self, options: Guards, learner: Learning, note: Note, tell: Tell | None = None) -> None:
+        """`note` keeps what is found, `tell` how long each rank takes. Collective."""
         self._options = options
         self._keep = note
         self._log = learner.world.rank == 0
         self._bad_steps = BadSteps(options, learner.world, self._note)
         self._spikes = Spikes(options)
         self._snapshots = Snapshots(learner) if options.spike_score is not None else None
-        self._survey = Survey(options, learner, self._note)
+        self._survey = Survey(options, learner, self._note, tell)
         self._next_copy = math.inf
         """The step after which one is due."""
         self._row_began = 0
