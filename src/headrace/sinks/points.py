@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 Event: TypeAlias = dict[str, Any]
 
-_NO_NUMBERS = ("start", "stop", "end", "error", "guard", "alarm", "sink", "loader_restart")
+_NO_NUMBERS = ("start", "stop", "end", "error", "guard", "alarm", "profile", "sink", "loader_restart")
 """Events that tell of something that happened, not of how much there was."""
 _NO_VALUES = ("event", "time", "step")
 _LAST = "train/epoch"
