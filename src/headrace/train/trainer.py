@@ -24,7 +24,7 @@ from headrace.alarms import Alarms, Watcher
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
 from headrace.sinks import Sink, sinks_of
-from headrace.telemetry import EventWriter
+from headrace.telemetry import EventWriter, HostMeter
 from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.average import EMA, Average
 from headrace.train.best import BestRule
@@ -290,6 +290,7 @@ class Trainer:
         with (
             closing(open_record(self.run_dir, rank)) as record,
             self._ringing(record),
+            HostMeter(record.write) if isinstance(record, EventWriter) else nullcontext(),
             SkippedList(self.run_dir, rank, self.loader) as skipped,
             feed_sinks(self.sinks, self.run_dir, record, self._options.hang_timeout_sec),
         ):
