@@ -50,6 +50,8 @@ def write_example(writer):
     writer.write("feed", step=10, stages=STAGES, threads=2, dropped=3, padded=0, skipped=1)
     writer.write("evaluate", step=10, epoch=0, loss=0.125, metrics={"f1": 0.75}, samples=100, sec=2.0)
     writer.write("checkpoint", step=10, path="x", sec=0.5, bytes=1000)
+    writer.write("host", cpu=0.25, memory_used_bytes=99, disk_read_bytes_per_sec=1.0, disk_written_bytes_per_sec=None,
+                 gpu_running=[0.5], gpu_power_watts=[300.0], gpu_memory_used_bytes=[1000])  # fmt: skip
     writer.write("ranks", step=10, p50_sec=[0.03, 0.04], p90_sec=[0.05, None])
     writer.write("guard", step=10, guard="spike", action="x", detail="x")
     writer.write("alarm", step=10, rule="au", message="x")
@@ -87,6 +89,8 @@ def test_what_is_scraped_is_what_was_written(tmp_path):
     assert found["headrace_feed_bytes_total", ("stage", "read")] == 64_000
     assert found["headrace_feed_lost_samples_total", ("how", "dropped")] == 3
     assert found["headrace_guard_findings_total", ("guard", "spike")] == 1
+    assert found["headrace_host_cpu_ratio",] == 0.25
+    assert found["headrace_gpu_power_watts", ("gpu", "0")] == 300
     assert found["headrace_rank_step_seconds", ("rank", "1"), ("statistic", "p50")] == 0.04
     assert found["headrace_alarms_total", ("rule", "au")] == 1
     assert found["headrace_checkpoint_bytes",] == 1000

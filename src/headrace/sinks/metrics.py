@@ -20,6 +20,21 @@ _OF_COMPUTE = ("time/forward_sec", "time/backward_sec", "time/optimizer_sec")
 _METERS = (("items", "items"), ("bytes", "bytes"), ("busy_sec", "busy_seconds"), ("wait_sec", "wait_seconds"))
 
 
+_HOST = {
+    "cpu": ("host_cpu_ratio", "Share of all processors that was busy"),
+    "memory_used_bytes": ("host_memory_used_bytes", "Memory of the machine in use"),
+    "disk_read_bytes_per_sec": ("host_disk_read_bytes_per_second", "Read from all disks"),
+    "disk_written_bytes_per_sec": ("host_disk_written_bytes_per_second", "Written to all disks"),
+    "network_received_bytes_per_sec": ("host_network_received_bytes_per_second", "Received, loopback left out"),
+    "network_sent_bytes_per_sec": ("host_network_sent_bytes_per_second", "Sent, loopback left out"),
+}
+_GPUS = {
+    "gpu_running": ("gpu_running_ratio", "Share of the time in which some kernel ran, which is no efficiency"),
+    "gpu_power_watts": ("gpu_power_watts", "Power of a GPU"),
+    "gpu_memory_used_bytes": ("gpu_memory_used_bytes", "Memory of a GPU in use"),
+}
+
+
 class Metrics:
     """Follows the events of one process's run. A gauge of what is not known yet is NaN."""
 
@@ -68,6 +83,8 @@ class Metrics:
             for key, name in _METERS
         }
         self._lost = counter("feed_lost_samples", "Samples that were skipped, dropped, or padded with", "how")
+        self._host = {key: gauge(name, text) for key, (name, text) in _HOST.items()}
+        self._gpus = {key: gauge(name, text, "gpu") for key, (name, text) in _GPUS.items()}
         self._read: dict[tuple[str, str], float] = {}
 
     def take(self, event: Event) -> None:
@@ -134,6 +151,13 @@ class Metrics:
                 self._threads.labels(stage).set(meter["threads"])
         for how in ("skipped", "dropped", "padded"):
             self._lost.labels(how).inc(self._gained("", how, event))
+
+    def _host_happened(self, event: Event) -> None:
+        for key, shown in self._host.items():
+            _set(shown, event.get(key))
+        for key, shown in self._gpus.items():
+            for number, value in enumerate(event.get(key) or ()):
+                _set(shown.labels(str(number)), value)
 
     def _ranks_happened(self, event: Event) -> None:
         for key, statistic in (("p50_sec", "p50"), ("p90_sec", "p90")):
