@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.errors import TargetError
 from headrace.sinks import Sinks
@@ -69,9 +71,11 @@ class OnShelf:
         self.shelf.given += ready
 
     def close(self, outcome):
-        if not self.shelf.broken.is_set():
-            self.put()
+        self.put()
         self.shelf.closed.append(outcome)
+
+    def abandon(self):
+        self.shelf.closed.append("abandoned")
 
 
 @pytest.fixture
@@ -125,17 +129,41 @@ def test_the_next_start_goes_on_where_the_sink_was_and_as_it_remembers(tmp_path,
         assert shelf.opened == [{} if step == 1 else {"number": 1}]
 
 
+@given(st.lists(st.sampled_from(["write", "deliver", "fail", "crash"]), max_size=25), st.integers(0, 4))
+def test_every_event_is_given_once_and_in_order_whatever_fails_and_dies(tmp_path_factory, happened, hold_back):
+    folder = tmp_path_factory.mktemp("run")
+    writer, shelf, written = EventWriter(folder / "events.jsonl"), Shelf(hold_back=hold_back), 0
+    feed = Feed(shelf, folder)
+    for what in happened:
+        if what == "write":
+            written += 1
+            writer.write("step", step=written)
+        elif what == "deliver":
+            feed.deliver()
+        elif what == "fail":
+            shelf.broken.set()
+            with pytest.raises(ConnectionError):
+                feed.deliver()
+            shelf.broken.clear()
+        else:
+            feed._let_go()  # as if the process had ended here
+            feed = Feed(shelf, folder)
+    feed.finish(None)
+    writer.close()
+    assert shelf.given == list(range(1, written + 1))
+
+
 def test_what_is_held_at_a_crash_is_given_again(tmp_path, writer):
     shelf = Shelf(hold_back=3)
-    writer.write("start")
-    writer.write("step", step=1)
     feed = Feed(shelf, tmp_path)
-    feed.deliver()
+    for step in (1, 2):
+        writer.write("step", step=step)
+        feed.deliver()
     assert shelf.given == []
     feed._let_go()  # as if the process had ended here
-    writer.write("step", step=2)
+    writer.write("step", step=3)
     Feed(shelf, tmp_path).finish(None)
-    assert shelf.given == ["start", 1, 2]
+    assert shelf.given == [1, 2, 3]
 
 
 def test_a_sink_that_fails_is_told_once_and_misses_nothing_when_it_is_back(tmp_path, writer, caplog):
@@ -144,6 +172,7 @@ def test_a_sink_that_fails_is_told_once_and_misses_nothing_when_it_is_back(tmp_p
     with Sinks([shelf], tmp_path, writer.write):
         writer.write("step", step=1)
         wait_for(lambda: len(shelf.opened) > 1, "it is tried again")
+        assert shelf.closed[0] == "abandoned"
         writer.write("step", step=2)
         shelf.broken.clear()
         wait_for(lambda: shelf.given == [1, 2], "what it missed comes")

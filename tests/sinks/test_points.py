@@ -65,6 +65,7 @@ def test_other_events_with_a_step_are_points_of_their_own():
             {"event": "feed", "step": 5, "time": 3.0, "stages": stages, "threads": 2},
             {"event": "checkpoint", "step": 5, "time": 4.0, "path": "x", "sec": 0.1, "bytes": 12},
             {"event": "guard", "step": 5, "time": 4.0, "guard": "spike", "factor": 0.5},
+            {"event": "host", "time": 4.5, "cpu": 0.5, "disk_read_bytes_per_sec": None, "gpu_power_watts": [90, 80]},
             {"event": "end", "step": 5, "time": 5.0, "loss": 0.2},
         ]
     )
@@ -72,7 +73,9 @@ def test_other_events_with_a_step_are_points_of_their_own():
         {"evaluate/epoch": 0, "evaluate/loss": 0.2, "evaluate/f1": 0.9, "evaluate/sec": 3},
         {"feed/read/items": 8, "feed/read/bytes": 800, "feed/read/busy_sec": 0.5, "feed/threads": 2},
         {"checkpoint/sec": 0.1, "checkpoint/bytes": 12},
+        {"host/cpu": 0.5, "host/gpu_power_watts/0": 90, "host/gpu_power_watts/1": 80},
     ]
+    assert found[-1].step == 5
 
 
 @pytest.mark.parametrize("event", [{"event": "step"}, {"event": "step", "step": 1}, {"event": "new", "step": "x"}])

@@ -45,11 +45,14 @@ def write_example(writer):
     writer.write("start", step=0, total_steps=60, world_size=2, mesh="dp", versions={"torch": "2.13"}, machine={})
     for step in range(1, 11):
         parts = {"wait_sec": 0.01, "compute_sec": 0.03, "rest_sec": 0.01}
-        writer.write("step", step=step, epoch=0, loss=1 / step, lr=0.1, samples=64, grad_norm=2.0, tokens=9, sec=0.05,
+        writer.write("step", step=step, epoch=0, loss=1 / step, lr=0.1, samples=64, grad_norm=2.0, mfu=0.5, sec=0.05,
                      metrics={"accuracy": 0.5}, **parts)  # fmt: skip
     writer.write("feed", step=10, stages=STAGES, threads=2, dropped=3, padded=0, skipped=1)
     writer.write("evaluate", step=10, epoch=0, loss=0.125, metrics={"f1": 0.75}, samples=100, sec=2.0)
     writer.write("checkpoint", step=10, path="x", sec=0.5, bytes=1000)
+    writer.write("host", cpu=0.25, memory_used_bytes=99, disk_read_bytes_per_sec=1.0, disk_written_bytes_per_sec=None,
+                 gpu_running=[0.5], gpu_power_watts=[300.0], gpu_memory_used_bytes=[1000])  # fmt: skip
+    writer.write("ranks", step=10, p50_sec=[0.03, 0.04], p90_sec=[0.05, None])
     writer.write("guard", step=10, guard="spike", action="x", detail="x")
     writer.write("alarm", step=10, rule="au", message="x")
     writer.write("loader_restart", step=10, process="loader")
@@ -80,12 +83,15 @@ def test_what_is_scraped_is_what_was_written(tmp_path):
     assert found["headrace_step_seconds_bucket", ("le", "0.025")] == 0
     assert found["headrace_step_part_seconds_total", ("part", "compute")] == pytest.approx(0.3)
     assert found["headrace_metric", ("name", "accuracy")] == 0.5
-    assert found["headrace_step_value", ("name", "tokens")] == 9
+    assert found["headrace_step_value", ("name", "mfu")] == 0.5
     assert found["headrace_evaluation", ("name", "f1")] == 0.75
     assert found["headrace_evaluation", ("name", "loss")] == 0.125
     assert found["headrace_feed_bytes_total", ("stage", "read")] == 64_000
     assert found["headrace_feed_lost_samples_total", ("how", "dropped")] == 3
     assert found["headrace_guard_findings_total", ("guard", "spike")] == 1
+    assert found["headrace_host_cpu_ratio",] == 0.25
+    assert found["headrace_gpu_power_watts", ("gpu", "0")] == 300
+    assert found["headrace_rank_step_seconds", ("rank", "1"), ("statistic", "p50")] == 0.04
     assert found["headrace_alarms_total", ("rule", "au")] == 1
     assert found["headrace_checkpoint_bytes",] == 1000
     assert found["headrace_run_info", ("host", ""), ("mesh", "dp"), ("run", tmp_path.name), ("torch_version", "2.13")]
@@ -100,12 +106,21 @@ def test_meters_of_a_feed_that_begins_anew_are_added(tmp_path):
     assert found["headrace_feed_items_total", ("stage", "read")] == 8 + 2
 
 
-def test_parts_add_up_to_the_step_where_compute_is_told_in_parts(tmp_path):
-    parts = {"wait_sec": 0.125, "compute_sec": 0.375, "forward_sec": 0.125, "backward_sec": 0.25}
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"compute_sec": 0.375},
+        {"compute_sec": 0.375, "forward_sec": 0.125, "backward_sec": 0.1875, "optimizer_sec": 0.0625},
+        {"compute_sec": 0.375, "forward_sec": None, "backward_sec": None, "optimizer_sec": 0.0625},  # of a pipeline
+    ],
+    ids=["whole", "in parts", "mixed"],
+)
+def test_parts_add_up_to_the_step_however_compute_is_told(tmp_path, parts):
     with endpoint(tmp_path) as (writer, url):
-        writer.write("step", step=1, sec=0.5, **parts)
+        writer.write("step", step=1, sec=0.5, wait_sec=0.125, launch_sec=0.25, **parts)
         found = wait_for(lambda: (seen := scrape(url))["headrace_steps_total",] and seen, "the step arrives")
     assert sum(value for name, value in found.items() if name[0] == "headrace_step_part_seconds_total") == 0.5
+    assert found["headrace_step_value", ("name", "launch_sec")] == 0.25
 
 
 def test_the_port_is_free_again_after_the_run(tmp_path):

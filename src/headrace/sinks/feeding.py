@@ -52,6 +52,8 @@ class Feed:
         # A sink that keeps nothing is told of this attempt only: earlier ones had their own.
         self._first = 0 if sink.keeps else num_bytes(self._path)
         self._tail = Tail(self._path)
+        self._settled = 0
+        """How far the sink has everything, with nothing held back."""
 
     def deliver(self) -> None:
         """Hand over all that is there. Raises what the sink raises, and then begins anew at the next call."""
@@ -81,7 +83,8 @@ class Feed:
             self._cursor = Cursor(self._run_dir, self.sink.name, self.sink.target(Path("RUN")))
             at, memory = self._cursor.at, dict(self._cursor.memory)
         # Events that were deleted and begun anew are another history.
-        self._tail = Tail(self._path, at if at <= num_bytes(self._path) else 0)
+        self._settled = at if at <= num_bytes(self._path) else 0
+        self._tail = Tail(self._path, self._settled)
         self._output = self.sink.open(self._run_dir, memory)
         self.where = self._output.where
         if self._cursor is not None:
@@ -89,17 +92,17 @@ class Feed:
         return self._output
 
     def _deliver_some(self, output: Output) -> int:
-        count, settled = 0, self._tail.at
+        count = 0
         for event in islice(self._tail.new_events(), _BATCH):
             count += 1
             self._outcome = _OUTCOMES.get(event["event"], self._outcome)
             output.take(event)
             if not output.holds:
-                settled = self._tail.at
+                self._settled = self._tail.at
         output.flush()
         self.delivered += count
         if count and self._cursor is not None:
-            self._cursor.save(settled, output.memory)
+            self._cursor.save(self._settled, output.memory)
         return count
 
     def _save(self, output: Output) -> None:
@@ -110,7 +113,7 @@ class Feed:
         output, self._output = self._output, None
         if output is not None:
             with suppress(Exception):  # it has failed already, and that is what is told
-                output.close(None)
+                output.abandon()
         self._let_go()
 
     def _let_go(self) -> None:

@@ -42,6 +42,10 @@ class History(ABC):
         self.flush()
         self.end(outcome)
 
+    def abandon(self) -> None:
+        """End, and deliver nothing."""
+        self.free()
+
     @abstractmethod
     def started(self, event: Event) -> None:
         """An attempt at the run begins, from `event["step"]` on."""
@@ -53,3 +57,7 @@ class History(ABC):
     @abstractmethod
     def end(self, outcome: str | None) -> None:
         """Nothing more comes."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Let go of what is open, where something failed."""

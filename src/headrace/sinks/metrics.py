@@ -13,7 +13,26 @@ from headrace.sinks.sink import Event
 
 _STEP_BUCKETS_SEC = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 _OWN_GAUGES = ("train/loss", "train/lr", "train/grad_norm", "train/epoch", "train/samples")
+_PARTS = tuple(
+    f"time/{part}_sec" for part in ("wait", "copy", "compute", "communication", "guard", "checkpoint", "rest")
+)
+_OF_COMPUTE = ("time/forward_sec", "time/backward_sec", "time/optimizer_sec")
 _METERS = (("items", "items"), ("bytes", "bytes"), ("busy_sec", "busy_seconds"), ("wait_sec", "wait_seconds"))
+
+
+_HOST = {
+    "cpu": ("host_cpu_ratio", "Share of all processors that was busy"),
+    "memory_used_bytes": ("host_memory_used_bytes", "Memory of the machine in use"),
+    "disk_read_bytes_per_sec": ("host_disk_read_bytes_per_second", "Read from all disks"),
+    "disk_written_bytes_per_sec": ("host_disk_written_bytes_per_second", "Written to all disks"),
+    "network_received_bytes_per_sec": ("host_network_received_bytes_per_second", "Received, loopback left out"),
+    "network_sent_bytes_per_sec": ("host_network_sent_bytes_per_second", "Sent, loopback left out"),
+}
+_GPUS = {
+    "gpu_running": ("gpu_running_ratio", "Share of the time in which some kernel ran, which is no efficiency"),
+    "gpu_power_watts": ("gpu_power_watts", "Power of a GPU"),
+    "gpu_memory_used_bytes": ("gpu_memory_used_bytes", "Memory of a GPU in use"),
+}
 
 
 class Metrics:
@@ -42,6 +61,7 @@ class Metrics:
         self._norm = gauge("gradient_norm", "Norm of all gradients of the latest step, where it is measured")
         self._metric = gauge("metric", "A metric of the latest step", "name")
         self._value = gauge("step_value", "Any other number of the latest step, by its name in the record", "name")
+        self._rank_seconds = gauge("rank_step_seconds", "A rank's own time a step, by the guards", "rank", "statistic")
         self._evaluation = gauge("evaluation", "Loss and metrics of the latest evaluation", "name")
         self._checkpoint_step = gauge("checkpoint_step", "Step of the latest checkpoint")
         self._checkpoint_bytes = gauge("checkpoint_bytes", "Size of the latest checkpoint")
@@ -63,6 +83,8 @@ class Metrics:
             for key, name in _METERS
         }
         self._lost = counter("feed_lost_samples", "Samples that were skipped, dropped, or padded with", "how")
+        self._host = {key: gauge(name, text) for key, (name, text) in _HOST.items()}
+        self._gpus = {key: gauge(name, text, "gpu") for key, (name, text) in _GPUS.items()}
         self._read: dict[tuple[str, str], float] = {}
 
     def take(self, event: Event) -> None:
@@ -84,6 +106,7 @@ class Metrics:
         point = point_of(event)
         values = {} if point is None else dict(point.values)
         metrics = event.get("metrics") or {}
+        parts = _parts(values)
         _set(self._step, event.get("step"))
         _set(self._step_time, event.get("time"))
         _set(self._epoch, event.get("epoch"))
@@ -93,13 +116,13 @@ class Metrics:
         self._steps.inc()
         self._samples.inc(values.get("train/samples", 0.0))
         for name, value in values.items():
-            kind, _, short = name.partition("/")
+            short = name.partition("/")[2]
             if name == "time/step_sec":
                 self._step_seconds.observe(value)
-            elif name == "time/compute_sec" and "time/forward_sec" in values:
-                continue  # parts add up to the step: compute is then the sum of finer ones
-            elif kind == "time":
+            elif name in parts:
                 self._seconds.labels(short.removesuffix("_sec")).inc(max(0.0, value))
+            elif name in _PARTS + _OF_COMPUTE:
+                continue  # counted within another part, or by its own
             elif short in metrics:
                 self._metric.labels(short).set(value)
             elif name not in _OWN_GAUGES:
@@ -129,6 +152,18 @@ class Metrics:
         for how in ("skipped", "dropped", "padded"):
             self._lost.labels(how).inc(self._gained("", how, event))
 
+    def _host_happened(self, event: Event) -> None:
+        for key, shown in self._host.items():
+            _set(shown, event.get(key))
+        for key, shown in self._gpus.items():
+            for number, value in enumerate(event.get(key) or ()):
+                _set(shown.labels(str(number)), value)
+
+    def _ranks_happened(self, event: Event) -> None:
+        for key, statistic in (("p50_sec", "p50"), ("p90_sec", "p90")):
+            for rank, sec in enumerate(event.get(key) or ()):
+                _set(self._rank_seconds.labels(str(rank), statistic), sec)
+
     def _guard_happened(self, event: Event) -> None:
         self._guards.labels(str(event.get("guard"))).inc()
 
@@ -144,6 +179,13 @@ class Metrics:
         before = self._read.get((stage, key), 0.0)
         self._read[stage, key] = now
         return now - before if now >= before else now
+
+
+def _parts(values: Mapping[str, float]) -> tuple[str, ...]:
+    """Those of a step's times that add up to it: compute, or its own parts where all of them are known."""
+    if "time/forward_sec" in values and "time/backward_sec" in values:
+        return (*(part for part in _PARTS if part != "time/compute_sec"), *_OF_COMPUTE)
+    return _PARTS
 
 
 def _set(gauge: Gauge, value: Any) -> None:

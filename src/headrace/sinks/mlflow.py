@@ -113,6 +113,9 @@ class _TrackedRun(History):
             with _silent():
                 self._client.set_terminated(self._run_id, _STATUS[outcome])
 
+    def free(self) -> None:
+        """Nothing is open between two requests."""
+
 
 def _has_secret(uri: str) -> bool:
     parts = urlsplit(uri)

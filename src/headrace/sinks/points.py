@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 
 Event: TypeAlias = dict[str, Any]
 
-_NO_NUMBERS = ("start", "stop", "end", "error", "guard", "alarm", "sink", "loader_restart")
+_NO_NUMBERS = ("start", "stop", "end", "error", "guard", "alarm", "profile", "sink", "loader_restart")
 """Events that tell of something that happened, not of how much there was."""
 _NO_VALUES = ("event", "time", "step")
 _LAST = "train/epoch"
+_MOST_IN_LIST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Points:
     def __init__(self, every_sec: float) -> None:
         self._every_sec = every_sec
         self._window: _Window | None = None
+        self._step = 0
 
     @property
     def holds(self) -> bool:
@@ -73,7 +75,8 @@ class Points:
 
     def take(self, event: Event) -> list[Point]:
         """What is ready with the next event: of steps those before it, of other numbers its own."""
-        point = point_of(event)
+        self._step = event["step"] if isinstance(event.get("step"), int) else self._step
+        point = point_of({"step": self._step, **event})  # what has no step of its own, such as `host`, is of the latest
         if event["event"] in _NO_NUMBERS:
             return self.rest()  # the run may have ended, or gone back to an earlier step
         if event["event"] != "step" or point is None:
@@ -122,9 +125,12 @@ def _values(kind: str, event: Event) -> Iterator[tuple[str, float]]:
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """The numbers in a value, by the way to them; texts, lists and nulls are left out."""
+    """The numbers in a value, by the way to them; texts, nulls and long lists are left out."""
     if isinstance(value, Mapping):
         for inner, part in value.items():
             yield from _flat(f"{name}/{inner}", part)
+    elif isinstance(value, list) and len(value) <= _MOST_IN_LIST:  # a number a rank, or a GPU
+        for number, part in enumerate(value):
+            yield from _flat(f"{name}/{number}", part)
     elif isinstance(value, int | float):  # a bool too: 1 where it is true
         yield name, float(value)

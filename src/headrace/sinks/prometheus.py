@@ -88,6 +88,9 @@ class _Endpoint:
 
     def close(self, outcome: str | None) -> None:
         """Free the port."""
+        self.abandon()
+
+    def abandon(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

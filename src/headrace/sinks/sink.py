@@ -22,7 +22,7 @@ _USER = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 class Output(Protocol):
-    """A sink at work. Any method may raise whatever the library behind it raises; the output is then given up."""
+    """A sink at work. Any method may raise whatever the library behind it raises; it is abandoned then."""
 
     where: str
     """Where to look, for a person; without credentials."""
@@ -40,6 +40,9 @@ class Output(Protocol):
 
     def close(self, outcome: str | None) -> None:
         """Deliver all and end. `outcome`: "complete", "stopped", "failed", or None where the run is not over."""
+
+    def abandon(self) -> None:
+        """Let go of ports and files, and deliver nothing: what was not delivered comes by another output."""
 
 
 @runtime_checkable

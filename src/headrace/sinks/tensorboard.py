@@ -101,10 +101,11 @@ class _EventFile(History):
 
     def end(self, outcome: str | None) -> None:
         """TensorBoard has no word for how a run ended."""
-        try:
-            self._write()
-        finally:
-            self._file.close()
+        self._file.close()
+
+    def free(self) -> None:
+        """A record that is cut off there is passed over by TensorBoard."""
+        self._file.close()
 
     def _put(self, message: Message) -> None:
         self._records.write(message.SerializeToString())

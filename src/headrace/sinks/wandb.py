@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from headrace.errors import OptionError
 from headrace.sinks.history import History
@@ -38,7 +38,7 @@ class WandB:
     keeps: ClassVar[bool] = True
 
     project: str = "headrace"
-    mode: str = "offline"
+    mode: Literal["offline", "online"] = "offline"
     dir: str | Path | None = None
     run_name: str | None = None
     every_sec: float = 1.0
@@ -100,3 +100,7 @@ class _LoggedRun(History):
     def end(self, outcome: str | None) -> None:
         """A run that failed is marked as such."""
         self._run.finish(exit_code=int(outcome == "failed"))
+
+    def free(self) -> None:
+        """Its own process is to end."""
+        self._run.finish()
