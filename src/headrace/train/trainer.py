@@ -8,23 +8,20 @@ Options are checked when it is made; processes, devices and folders are touched 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from headrace.alarms import Alarms, Watcher
+from headrace.alarms import Alarms
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
 from headrace.sinks import Sink, sinks_of
-from headrace.telemetry import EventWriter, HostMeter
 from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.average import EMA, Average
 from headrace.train.best import BestRule
@@ -39,15 +36,11 @@ from headrace.train.loop import Loop, Plan, Position
 from headrace.train.objective import Inputs, Loss
 from headrace.train.optimizers import OptimizerFactory
 from headrace.train.options import Options
-from headrace.train.parallel import (
-    Compression,
-    TensorPlan,
-)
+from headrace.train.parallel import Compression, TensorPlan
 from headrace.train.profiling.options import Profile
-from headrace.train.profiling.tracer import FOLDER as PROFILES
-from headrace.train.profiling.tracer import Tracer, Written
+from headrace.train.profiling.tracer import traced
 from headrace.train.randomness import seed_all
-from headrace.train.record import Journal, Record, feed_sinks, open_record
+from headrace.train.record import Journal, feed_sinks, measure_host, open_record, ring_alarms
 from headrace.train.result import FitResult
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
@@ -289,10 +282,10 @@ class Trainer:
         rank = parts.world.rank
         with (
             closing(open_record(self.run_dir, rank)) as record,
-            self._ringing(record),
-            HostMeter(record.write) if isinstance(record, EventWriter) else nullcontext(),
+            measure_host(record),
             SkippedList(self.run_dir, rank, self.loader) as skipped,
             feed_sinks(self.sinks, self.run_dir, record, self._options.hang_timeout_sec),
+            ring_alarms(self._options.alarms, record),  # last, so that what rings at the end is fed to the sinks, too
         ):
             journal = Journal(record, skipped)
             self._announce(journal, parts, plan, resumed)
@@ -300,7 +293,7 @@ class Trainer:
             loop = self._loop(parts, plan, archive, journal, pulse)
             if self.stop_after_sec is not None:
                 request.after(self.stop_after_sec)
-            with self._tracing(loop, rank, record):
+            with traced(self.run_dir, rank, self.profile, loop._clock, lambda: self._position.step, record):
                 stopped = loop.run(request)
             pulse.beat("end")
             self._whole = True
@@ -339,17 +332,6 @@ class Trainer:
         world, options = parts.world, self._options
         counts = may_count(options, parts.mesh) and self.run_dir is not None
         return FlopCount(counts, peak_flops(options.precision, world.device), world.size)
-
-    def _ringing(self, record: Record) -> AbstractContextManager[object]:
-        alarms = self._options.alarms
-        return Watcher(alarms, record) if alarms is not None and isinstance(record, EventWriter) else nullcontext()
-
-    def _tracing(self, loop: Loop, rank: int, record: Record) -> AbstractContextManager[object]:
-        if self.run_dir is None:
-            return nullcontext()
-        due = self.profile if self.profile is not None and (rank == 0 or self.profile.all_ranks) else None
-        folder = self.run_dir / PROFILES
-        return Tracer(folder, rank, loop._clock, lambda: self._position.step, due, partial(_keep_profile, record))
 
     def _watch(self, parts: Parts, journal: Journal) -> Watch | None:
         guards = self._options.guards
@@ -451,12 +433,6 @@ class Trainer:
             resumed_from=resumed.path if resumed else None,
             run_dir=self.run_dir,
         )
-
-
-def _keep_profile(record: Record, written: Written) -> None:
-    print(f"profile {written.path}: {written.sentence}", file=sys.stderr, flush=True)
-    steps = {"step": written.last_step, "first_step": written.first_step}
-    record.write("profile", **steps, path=str(written.path), sentence=written.sentence)
 
 
 @contextmanager
