@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dataset": BASE | {"storage", "formats", "order"},
     "ondevice": {"errors", "transform"},
     "load": STORED | {"order", "transform", "ondevice"},
-    "alarms": {"errors", "version", "telemetry", "load", "report"},
+    "alarms": {"errors", "version", "telemetry", "load"},
     "adapters": BASE | {"load", "train", "alarms", "sinks"},
     "train": STORED - {"formats"} | {"order", "transform", "load", "alarms", "sinks"},
     "tuning": {"errors", "telemetry", "train"},

@@ -175,6 +175,38 @@ def test_the_trainer_rings_and_its_record_says_by_what_rules(tmp_path):
     assert "s3cret" not in (tmp_path / "events.jsonl").read_text()
 
 
+class Kept:
+    """A sink that is a list."""
+
+    name, keeps = "kept", True
+    holds, where = False, "memory"
+
+    def __init__(self):
+        self.events, self.memory = [], {}
+        self.take = self.events.append
+
+    def check(self):
+        pass
+
+    def target(self, run_dir):
+        return "memory"
+
+    def open(self, run_dir, memory):
+        return self
+
+    def flush(self):
+        pass
+
+    def close(self, outcome):
+        pass
+
+
+def test_what_rings_at_the_end_reaches_the_sinks(tmp_path):
+    kept = Kept()
+    trainer(run_dir=tmp_path, alarms=hr.Alarms(**QUIET), sinks=[kept]).fit()
+    assert [event["rule"] for event in kept.events if event["event"] == "alarm"] == ["loss_spike"]
+
+
 def test_alarms_of_a_trainer_are_checked_before_it_works():
     with pytest.raises(OptionError, match=r"alarms must be headrace.Alarms\(...\), or None: got True"):
         trainer(alarms=True)

@@ -20,8 +20,7 @@ from headrace.alarms.probe import probe
 from headrace.alarms.rule import Event
 from headrace.alarms.webhook import Webhook, body_of
 from headrace.errors import StorageError
-from headrace.report.follow import Follower
-from headrace.telemetry import RANKS, EventWriter, parse_event
+from headrace.telemetry import RANKS, EventWriter, Tail, parse_event
 
 _log = logging.getLogger("headrace.alarms")
 
@@ -38,7 +37,7 @@ class Watcher:
         self._judge = Judge(alarms)
         self._webhook = Webhook(alarms.webhook) if alarms.webhook is not None else None
         self._written: deque[bytes] = deque()  # which one thread may add to while another takes out
-        self._ranks: dict[Path, Follower] = {}
+        self._ranks: dict[Path, Tail] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="headrace-alarms", daemon=True)
         record.observe(self._written.append)
@@ -82,7 +81,7 @@ class Watcher:
     def _take_ranks(self) -> None:
         """What other ranks have written of their own time."""
         for path in sorted((self._folder / RANKS).glob("rank-*.jsonl")):
-            for event in self._ranks.setdefault(path, Follower(path)).new_events():
+            for event in self._ranks.setdefault(path, Tail(path)).new_events():
                 if event["event"] == "rank":
                     self._take(event)
 

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from headrace.alarms import Alarms, Watcher
 from headrace.sinks import END_SEC, Sink, Sinks
-from headrace.telemetry import FILE_NAME, EventWriter
+from headrace.telemetry import FILE_NAME, EventWriter, HostMeter
 from headrace.train.clock import Split
 from headrace.train.evaluation import Evaluation
 from headrace.train.guards.finding import Finding
@@ -81,6 +82,16 @@ def feed_sinks(
     if not sinks or run_dir is None or not isinstance(record, EventWriter):
         return nullcontext()
     return Sinks(sinks, run_dir, record.write, END_SEC if hang_timeout_sec is None else min(END_SEC, hang_timeout_sec))
+
+
+def measure_host(record: Record) -> AbstractContextManager[HostMeter | None]:
+    """A context in which it is recorded what the machine is busy with; where nothing is recorded, it is empty."""
+    return HostMeter(record.write) if isinstance(record, EventWriter) else nullcontext()
+
+
+def ring_alarms(alarms: Alarms | None, record: Record) -> AbstractContextManager[Watcher | None]:
+    """A context in which alarms ring for what is recorded; where nothing is, as on other ranks, it is empty."""
+    return Watcher(alarms, record) if alarms is not None and isinstance(record, EventWriter) else nullcontext()
 
 
 class Journal:

@@ -24,7 +24,6 @@ from headrace.rank import resolve_rank
 from headrace.sinks import Sink, sinks_of
 from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.average import EMA, Average
-from headrace.train.beside import tracing, watching
 from headrace.train.best import BestRule
 from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
@@ -37,13 +36,11 @@ from headrace.train.loop import Loop, Plan, Position
 from headrace.train.objective import Inputs, Loss
 from headrace.train.optimizers import OptimizerFactory
 from headrace.train.options import Options
-from headrace.train.parallel import (
-    Compression,
-    TensorPlan,
-)
+from headrace.train.parallel import Compression, TensorPlan
 from headrace.train.profiling.options import Profile
+from headrace.train.profiling.tracer import traced
 from headrace.train.randomness import seed_all
-from headrace.train.record import Journal, feed_sinks, open_record
+from headrace.train.record import Journal, feed_sinks, measure_host, open_record, ring_alarms
 from headrace.train.result import FitResult
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
@@ -285,9 +282,10 @@ class Trainer:
         rank = parts.world.rank
         with (
             closing(open_record(self.run_dir, rank)) as record,
-            watching(record, self._options.alarms),
+            measure_host(record),
             SkippedList(self.run_dir, rank, self.loader) as skipped,
             feed_sinks(self.sinks, self.run_dir, record, self._options.hang_timeout_sec),
+            ring_alarms(self._options.alarms, record),  # last, so that what rings at the end is fed to the sinks, too
         ):
             journal = Journal(record, skipped)
             self._announce(journal, parts, plan, resumed)
@@ -295,7 +293,7 @@ class Trainer:
             loop = self._loop(parts, plan, archive, journal, pulse)
             if self.stop_after_sec is not None:
                 request.after(self.stop_after_sec)
-            with tracing(self.run_dir, rank, self.profile, loop.clock, lambda: self._position.step, record):
+            with traced(self.run_dir, rank, self.profile, loop.clock, lambda: self._position.step, record):
                 stopped = loop.run(request)
             pulse.beat("end")
             self._whole = True

@@ -15,7 +15,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -30,6 +32,7 @@ from headrace.train.clock import Clock, Split
 from headrace.train.profiling.finish import summary_path
 from headrace.train.profiling.options import Profile
 from headrace.train.profiling.trace import PART, STEP
+from headrace.train.record import Record
 
 _log = logging.getLogger("headrace.train")
 
@@ -184,6 +187,30 @@ class Tracer:
     def _join(self) -> None:
         if self._writer is not None:
             self._writer.join()
+
+
+def traced(
+    run_dir: Path | None,
+    rank: int,
+    profile: Profile | None,
+    clock: Clock,
+    completed: Callable[[], int],
+    record: Record,
+) -> AbstractContextManager[Tracer | None]:
+    """A context in which a rank's steps are traced, as `Tracer` says; without a folder of the run none ever is.
+
+    What is written is told on the terminal, and recorded.
+    """
+    if run_dir is None:
+        return nullcontext()
+    due = profile if profile is not None and (rank == 0 or profile.all_ranks) else None
+    return Tracer(run_dir / FOLDER, rank, clock, completed, due, partial(_tell, record))
+
+
+def _tell(record: Record, written: Written) -> None:
+    print(f"profile {written.path}: {written.sentence}", file=sys.stderr, flush=True)
+    steps = {"step": written.last_step, "first_step": written.first_step}
+    record.write("profile", **steps, path=str(written.path), sentence=written.sentence)
 
 
 class _Trace:
