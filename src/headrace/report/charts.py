@@ -123,7 +123,7 @@ def _step_range(chart: Chart) -> tuple[float, float]:
 
 
 def _value_range(chart: Chart) -> tuple[float, float]:
-    ys = [series.y for series in chart.series if series.style not in ("bars", "peak")]
+    ys = [series.y for series in chart.series if series.style != "bars"]
     ys += [series.top for series in chart.series if series.top is not None]
     if chart.bars:
         ys.append(np.sum([np.nan_to_num(series.y) for series in chart.bars], axis=0))

@@ -186,7 +186,8 @@ def time_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
     means = {part: values for part, values in means.items() if values.any()} or means
     series = [Series(part_name(part), steps, values, "bars", part_css(part)) for part, values in means.items()]
     series.append(Series("slowest step", steps, buckets.high(run.steps["sec"]) * 1e3, "peak", "rest"))
-    top, note = _cut(np.sum(list(means.values()), axis=0), "bars go", "ms")
+    sums = np.sum(list(means.values()), axis=0)
+    top = _time_top(sums, Buckets.of(run.num_steps, MOST_BARS).high(run.steps["sec"]) * 1e3)
     return Chart(
         "Time a step",
         "ms" if run.num_steps <= MOST_BARS else "ms; a bar for several steps is their mean",
@@ -196,9 +197,24 @@ def time_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
         marks,
         "zero",
         top,
-        note,
+        f"{_beyond(sums, top, 'bars go', 'ms')} {_slowest(run)}".strip(),
         buckets.size,
     )
+
+
+def _time_top(sums: Array, peaks: Array) -> float:
+    """The axis holds the bars, and of the slowest steps above them what would not make the bars too small to read."""
+    top = _cut(sums, "bars go")[0] or float(sums.max())
+    known = peaks[np.isfinite(peaks)]
+    return max(top, min(1.1 * float(np.quantile(known, 0.9)), 3 * float(np.median(sums)))) if len(known) else top
+
+
+def _slowest(run: Run) -> str:
+    sec = run.steps["sec"]
+    if not np.isfinite(sec).any():
+        return ""
+    row = int(np.nanargmax(sec))
+    return f"The slowest step, {fmt.count(run.steps['step'][row])}, took {fmt.seconds(float(sec[row]))}."
 
 
 def _curve(name: str, steps: Column, values: Column, buckets: Buckets) -> list[Series]:
@@ -243,9 +259,15 @@ def _cut(values: Array, what: str, unit: str = "", least: float = 0.0) -> tuple[
     usual, largest = max(least, 1.3 * float(np.quantile(values, 0.97))), float(values.max())
     if largest < 2 * usual or usual <= 0:
         return None, ""
-    beyond = int((values > usual).sum())
+    return usual, _beyond(values, usual, what, unit)
+
+
+def _beyond(values: Array, top: float, what: str, unit: str = "") -> str:
+    beyond = int((values > top).sum())
+    if not beyond:
+        return ""
     what = what.replace("s go", " goes") if beyond == 1 else what
-    return usual, f"{beyond} {what} beyond the scale, up to {fmt.number(largest, 3)} {unit}".rstrip() + "."
+    return f"{beyond:,} {what} beyond the scale, up to {fmt.number(float(values.max()), 3)} {unit}".rstrip() + "."
 
 
 def _summary(name: str, steps: Array, values: Array) -> str:
