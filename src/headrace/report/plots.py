@@ -76,6 +76,7 @@ def loss_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
         top,
         " ".join(notes),
         buckets.size,
+        span=_span(run),
         drawn_points=detail.drawn,
     )
 
@@ -95,7 +96,7 @@ def metric_charts(run: Run, marks: Sequence[Mark], detail: Detail) -> list[Chart
         summary = _summary("Learning rate", run.steps["step"], rate)
         buckets = Buckets.of(run.num_steps, detail.points)
         line = Series("learning rate", buckets.last(run.steps["step"]), buckets.last(rate))
-        charts.append(_small("Learning rate", summary, [line], marks, "zero", buckets.size, detail))
+        charts.append(_small(run, "Learning rate", summary, [line], marks, "zero", buckets.size, detail))
     return [chart for chart in charts if chart.series]
 
 
@@ -111,10 +112,11 @@ def _metric_chart(run: Run, name: str, marks: Sequence[Mark], detail: Detail) ->
     if evaluations is not None:
         series.append(Series("evaluation", *evaluations, "dots", "second"))
         summary = _summary(f"Evaluation {name}", *evaluations)
-    return _small(name, summary, series, marks, "linear", size, detail)
+    return _small(run, name, summary, series, marks, "linear", size, detail)
 
 
 def _small(
+    run: Run,
     title: str,
     summary: str,
     series: Sequence[Series],
@@ -133,6 +135,7 @@ def _small(
         scale,
         steps_per_point=steps_per_point,
         explain_marks=False,
+        span=_span(run),
         drawn_points=detail.drawn,
     )
 
@@ -165,6 +168,7 @@ def rate_chart(
         note,
         buckets.size,
         explain_marks,
+        _span(run),
         detail.drawn,
     )
 
@@ -175,7 +179,7 @@ def value_chart(run: Run, values: Column, title: str, unit: str, marks: Sequence
     buckets = Buckets.of(len(known), detail.points)
     series = _curve("mean", run.steps["step"][known], values[known], buckets)
     summary = _summary(title, run.steps["step"], values)
-    return _small(title, summary, series, marks, "linear", buckets.size, detail, unit)
+    return _small(run, title, summary, series, marks, "linear", buckets.size, detail, unit)
 
 
 def time_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
@@ -215,6 +219,10 @@ def _slowest(run: Run) -> str:
         return ""
     row = int(np.nanargmax(sec))
     return f"The slowest step, {fmt.count(run.steps['step'][row])}, took {fmt.seconds(float(sec[row]))}."
+
+
+def _span(run: Run) -> tuple[float, float] | None:
+    return (float(run.steps["step"][0]), float(run.steps["step"][-1])) if run.num_steps else None
 
 
 def _curve(name: str, steps: Column, values: Column, buckets: Buckets) -> list[Series]:

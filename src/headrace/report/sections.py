@@ -111,7 +111,7 @@ def feed(run: Run, judged: Verdict) -> str:
     head = "stage", "items", "rate", "bytes", "busy", "waiting", "threads at work", "a thread makes"
     return _section(
         "The feed, stage by stage",
-        "What each stage brings, and what its threads could make if they never waited.",
+        "Samples a second of each stage, and up to how many its threads could make if they never waited.",
         f'<div class="card">{flow(stages, judged.shares.get("wait"))}'
         '<p class="note">On rank 0, since the last start.'
         f"{f' Samples: {counts}.' if counts else ''}</p>"
