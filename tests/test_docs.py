@@ -5,9 +5,11 @@ A page's blocks run in a process of their own, in an empty folder. A block right
 
 A page that begins with a comment such as `<!-- servers: s3 web -->` finds those servers: its bucket is a bucket of a
 real one, and https://data.example.org shows the folder that it runs in. One that begins with
-`<!-- programs: ffmpeg -->` is skipped where such a program is missing.
+`<!-- programs: ffmpeg -->` is skipped where such a program is missing, one with `<!-- packages: tensorboard -->` where
+such a package is.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -55,10 +57,18 @@ def skip_without_programs(text):
             pytest.skip(f"needs {name} (apt-get install {name})")
 
 
+def skip_without_packages(text):
+    found = re.match(r"<!--\s*packages: ([\w ]+?)\s*-->", text)
+    for name in found[1].split() if found else ():
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"needs the package {name}")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_of_a_page_runs(page, tmp_path, request):
     """Each block keeps its line numbers, so that a traceback points into the page."""
     skip_without_programs(page.read_text("utf-8"))
+    skip_without_packages(page.read_text("utf-8"))
     text, folder = served(page.read_text("utf-8"), request, tmp_path)
     blocks = list(python_blocks(text))
     script = "namespace = {'__name__': '__main__'}\n"

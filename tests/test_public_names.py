@@ -12,18 +12,24 @@ import headrace
 from headrace import errors
 
 PUBLIC = [
+    "Alarms",
     "Dataset",
     "Guards",
     "HeadraceError",
     "Loader",
+    "MLflow",
     "Manifest",
     "Monitor",
+    "Prometheus",
     "Stream",
+    "TensorBoard",
     "Trainer",
+    "WandB",
     "__version__",
     "adafactor",
     "adamw",
     "class_balanced",
+    "compare_feed",
     "constant",
     "cosine",
     "ema",
@@ -48,7 +54,20 @@ PUBLIC = [
     "tune",
     "wsd",
 ]
-TORCH_FREE = ["dataset", "errors", "formats", "order", "packing", "rank", "report", "storage", "telemetry", "transform"]
+TORCH_FREE = [
+    "alarms",
+    "dataset",
+    "errors",
+    "formats",
+    "order",
+    "packing",
+    "rank",
+    "report",
+    "sinks",
+    "storage",
+    "telemetry",
+    "transform",
+]
 TRANSFORMS = [
     "Albumentations",
     "CenterCrop",
@@ -89,6 +108,7 @@ def test_image_steps_are_where_the_contract_has_them(name):
 @pytest.mark.parametrize(
     "room",
     [
+        "alarms",
         "dataset",
         "formats",
         "load",
@@ -96,6 +116,7 @@ def test_image_steps_are_where_the_contract_has_them(name):
         "order",
         "packing",
         "report",
+        "sinks",
         "telemetry",
         "train",
         "transform",

@@ -13,11 +13,14 @@ from headrace.version import __version__
 if TYPE_CHECKING:
     from headrace import errors, ondevice, transform
     from headrace.adapters.monitor import Monitor
+    from headrace.alarms import Alarms
+    from headrace.bench import compare_feed
     from headrace.dataset import Dataset, index, open
     from headrace.errors import HeadraceError
     from headrace.formats import Manifest
     from headrace.load import Loader, Stream, class_balanced, mix
     from headrace.packing import pack
+    from headrace.sinks import MLflow, Prometheus, TensorBoard, WandB
     from headrace.train import (
         Guards,
         Trainer,
@@ -42,17 +45,23 @@ if TYPE_CHECKING:
     from headrace.tuning.tune import tune
 
 _HOMES = {
+    "Alarms": "alarms",
     "Dataset": "dataset",
     "Guards": "train",
     "HeadraceError": "errors",
     "Loader": "load",
+    "MLflow": "sinks",
     "Manifest": "formats",
     "Monitor": "adapters.monitor",
+    "Prometheus": "sinks",
     "Stream": "load",
+    "TensorBoard": "sinks",
     "Trainer": "train",
+    "WandB": "sinks",
     "adafactor": "train",
     "adamw": "train",
     "class_balanced": "load",
+    "compare_feed": "bench",
     "constant": "train",
     "cosine": "train",
     "ema": "train",
@@ -77,18 +86,24 @@ _HOMES = {
 _MODULES = ("errors", "ondevice", "transform")
 
 __all__ = [
+    "Alarms",
     "Dataset",
     "Guards",
     "HeadraceError",
     "Loader",
+    "MLflow",
     "Manifest",
     "Monitor",
+    "Prometheus",
     "Stream",
+    "TensorBoard",
     "Trainer",
+    "WandB",
     "__version__",
     "adafactor",
     "adamw",
     "class_balanced",
+    "compare_feed",
     "constant",
     "cosine",
     "ema",

@@ -133,7 +133,7 @@ def test_findings_are_events_of_the_recorded_run(run):
     out, _, kept = run
     for case in ("nan", "spike"):
         events = read_run(out / case).guards
-        assert [(event["step"], event["guard"]) for event in events] == [
+        assert [(event["guarded_step"], event["guard"]) for event in events] == [
             (found["step"], found["guard"]) for found in kept[case][0]["findings"]
         ]
 

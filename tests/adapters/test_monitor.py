@@ -11,11 +11,12 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import headrace as hr
-from headrace.adapters.monitor import num_samples
 from headrace.errors import OptionError, StorageError
+from headrace.load.foreign import LoaderFacts, loader_facts, num_bytes, num_samples
 from headrace.rank import Rank, set_data_rank
 from headrace.report import read_run, verdict, write_page
 from headrace.report.runlog import PARTS
+from headrace.telemetry import read_events
 
 
 class Slow:
@@ -115,6 +116,115 @@ def test_what_a_failed_step_counted_is_no_part_of_the_next(tmp_path):
     assert run.steps["loss"].tolist() == [0, 2]
 
 
+def test_what_is_named_within_what_is_named_counts_once(tmp_path):
+    """Each moment belongs to the innermost name, and forward, backward and optimizer are parts of the computing."""
+    with hr.Monitor(tmp_path) as monitor:
+        for _ in monitor.watch(Slow(3, 0)):
+            with monitor.step(), monitor.timed("backward"), monitor.timed("copy"):
+                time.sleep(0.01)
+                with monitor.timed("communication"):
+                    time.sleep(0.05)
+    run = read_run(tmp_path)
+    steps = [event for event in read_events(run.path) if event["event"] == "step"]
+    assert np.allclose(seconds(run, *PARTS), run.steps["sec"])
+    assert (seconds(run, "communication") >= 0.05).all()
+    assert all(step["copy_sec"] < step["communication_sec"] for step in steps)
+    assert all(step["backward_sec"] <= step["compute_sec"] < 0.05 for step in steps)
+
+
+def test_a_step_that_names_its_phases_computes_in_these(tmp_path):
+    with hr.Monitor(tmp_path) as monitor, monitor.step():
+        for phase in ("forward", "backward", "optimizer"):
+            with monitor.timed(phase):
+                time.sleep(0.01)
+        time.sleep(0.03)
+    [step] = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "step"]
+    assert step["forward_sec"] + step["backward_sec"] + step["optimizer_sec"] == pytest.approx(step["compute_sec"])
+    assert step["rest_sec"] >= 0.03
+    assert step["rest_sec"] + step["compute_sec"] == pytest.approx(step["sec"])
+
+
+def test_checkpoints_are_recorded_with_their_sizes_if_they_came_about(tmp_path):
+    with hr.Monitor(tmp_path / "run") as monitor:
+        for number, _ in enumerate(monitor.watch(Slow(3, 0))):
+            with monitor.step():
+                pass
+            with suppress(OSError), monitor.saving(tmp_path / "saved"):
+                if number == 1:
+                    raise OSError("no space")
+                (tmp_path / "saved").mkdir(exist_ok=True)
+                (tmp_path / "saved/model").write_bytes(bytes(100))
+    run = read_run(tmp_path / "run")
+    assert [(event["step"], event["bytes"]) for event in run.checkpoints] == [(1, 100), (3, 100)]
+    assert (seconds(run, "checkpoint")[1:] > 0).all()
+
+
+def test_a_loader_of_another_kind_is_counted_with_what_it_says_of_itself(tmp_path):
+    data = TensorDataset(torch.arange(10.0).reshape(10, 1), torch.arange(10))
+    loader = DataLoader(data, batch_size=4, num_workers=1, prefetch_factor=3)
+    with hr.Monitor(tmp_path) as monitor:
+        for _ in monitor.watch(loader):
+            with monitor.step():
+                pass
+        found = monitor.tally()
+    assert found.facts == LoaderFacts("DataLoader", num_workers=1, prefetch_factor=3, batch_size=4)
+    assert (found.batches, found.samples, found.bytes_per_batch) == (3, 10, 4 * (4 + 8))
+    assert found.wait_sec == pytest.approx(read_run(tmp_path).steps["wait_sec"].sum())
+    [written] = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "loader"]
+    assert {**written, **found.to_json()} == written
+
+
+def test_one_that_goes_on_makes_another_start_of_the_run(tmp_path):
+    """After it was closed, and after a loop that broke off and left it open."""
+    monitor = hr.Monitor(tmp_path, config={"lr": 1})
+    for first_step in (0, 1, 1):
+        monitor.go_on(first_step=first_step, total_steps=3)
+        with monitor.step():
+            monitor.took(torch.ones(4, 2))
+        monitor.took(torch.ones(4, 2))  # of a step that never comes
+        if first_step == 0:
+            monitor.close()
+    monitor.close()
+    run = read_run(tmp_path)
+    assert run.steps["step"].tolist() == [1, 2]
+    assert run.steps["samples"].tolist() == [4, 4]
+    assert [attempt.step for attempt in run.attempts] == [0, 1, 1]
+    assert all(attempt.start["config"] == {"lr": 1} for attempt in run.attempts)
+    assert run.end["step"] == 2
+
+
+def test_lines_wait_for_losses_that_are_not_there_yet_and_keep_their_order(tmp_path, monkeypatch):
+    class Loss:
+        is_there = False
+
+        def value(self):
+            return 0.5
+
+    monkeypatch.setattr("headrace.adapters.monitor._number", lambda loss: loss)
+    losses = [Loss(), Loss(), 0.25]
+    monitor = hr.Monitor(tmp_path)
+    for loss in losses:
+        with monitor.step():
+            monitor.note(loss=loss)
+    assert read_run(tmp_path).num_steps == 0
+    losses[0].is_there = True
+    with monitor.step():
+        pass
+    assert read_run(tmp_path).num_steps == 1
+    monitor.close()
+    assert read_run(tmp_path).steps["step"].tolist() == [1, 2, 3, 4]
+    assert read_run(tmp_path).steps["loss"][:3].tolist() == [0.5, 0.5, 0.25]
+
+
+@pytest.mark.gpu
+def test_a_loss_on_a_device_is_written_without_waiting_for_it(tmp_path):
+    with hr.Monitor(tmp_path) as monitor:
+        for number, _ in enumerate(monitor.watch(Slow(5, 0))):
+            with monitor.step():
+                monitor.note(loss=torch.full((), float(number), device="cuda"))
+    assert read_run(tmp_path).steps["loss"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_closed_one_records_no_more(tmp_path):
     monitor = hr.Monitor(tmp_path)
     monitor.close()
@@ -203,11 +313,33 @@ def test_samples_are_counted_by_keys_or_by_the_first_array(batch, expected):
     assert num_samples(batch) == expected
 
 
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        ({"__key__": ["a", "b"], "x": torch.ones(2, 3), "cls": np.ones(2, np.int64)}, 24 + 16),
+        ((torch.ones(3, 2), [b"12", memoryview(b"123"), "ä"]), 24 + 2 + 3 + 2),
+        ([{"a": [{"b": torch.ones(2)}]}, 1.5, None], 8 + 8),
+        (object(), 0),
+    ],
+)
+def test_bytes_are_those_of_tensors_arrays_and_texts_however_nested(batch, expected):
+    assert num_bytes(batch) == expected
+
+
+def test_webdatasets_loader_says_how_many_workers_it_has():
+    webdataset = pytest.importorskip("webdataset", reason="needs webdataset: pip install 'headrace[dev]'")
+    loader = webdataset.WebLoader(webdataset.DataPipeline(), num_workers=2, batch_size=None)
+    assert loader_facts(loader) == LoaderFacts("WebLoader", num_workers=2, prefetch_factor=2)
+
+
 def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(OptionError, match="first_step must be at least 0: got -1"):
         hr.Monitor(tmp_path, first_step=-1)
     monitor = hr.Monitor(tmp_path)
-    with pytest.raises(OptionError, match="kind must be one of copy, communication, checkpoint, rest: got 'sleep'"):
+    with pytest.raises(
+        OptionError,
+        match="kind must be one of copy, communication, checkpoint, rest, forward, backward, optimizer: got 'sleep'",
+    ):
         monitor.timed("sleep").__enter__()
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be made"), hr.Monitor(tmp_path / "file/run").step():

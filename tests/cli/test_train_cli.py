@@ -168,6 +168,23 @@ def test_a_signal_checkpoints_and_ends_and_the_same_command_goes_on(workplace):
     assert json.loads(elsewhere.stdout.splitlines()[-1])["steps"] == step + 30, "all steps, not those of this folder"
 
 
+def test_steps_are_traced_on_all_ranks_and_others_on_the_rank_that_a_signal_asks(workplace):
+    options = ("--nproc", 2, "--profile", "2:4", "--profile-all-ranks", "--set", "hold=6", "--run", "r")
+    with started(workplace, *options) as process:
+        pids = wait_for_steps(process, workplace / "r", 5)
+        process.send_signal(signal.SIGUSR2)  # the command itself is no rank
+        os.kill(pids[1], signal.SIGUSR2)
+        let_go(workplace)
+        err = process.communicate(timeout=DEADLINE_SEC)[1]
+    assert process.returncode == 0, err
+    names = sorted(path.name for path in (workplace / "r/profile").glob("*.json.gz"))
+    assert names[:2] == ["rank0-steps2-3.json.gz", "rank1-steps2-3.json.gz"]
+    # Rank 1 was in step 6, which it holds, or not yet.
+    assert names[2:] in (["rank1-steps7-16.json.gz"], ["rank1-steps6-15.json.gz"])
+    assert "profile r/profile/rank0-steps2-3.json.gz: rank 0, steps 2 to 3, " in err
+    assert "profile r/profile/rank1-steps2-3.json.gz: rank 1, " in (workplace / "r/logs/rank1-attempt0.log").read_text()
+
+
 def test_a_refused_second_launch_leaves_the_first_alone(workplace):
     """It says so in one line, and the first one's restart after a crash is not disturbed."""
     options = ("--nproc", 2, "--set", "hold=8", "--run", "r")
@@ -297,6 +314,10 @@ def test_what_a_step_is_blamed_for_is_what_happened_in_it(workplace):
             2,
             "rank 0: the mesh's sizes must multiply to the number of processes",
         ),
+        (["--profile", "9:3"], 2, "profile must be two steps, the first one and the one behind the last, as 100:110"),
+        (["--profile-all-ranks"], 2, "--profile-all-ranks says who traces the steps of --profile A:B: add that"),
+        (["--profile", "2:3", "--check", "5"], 2, "--check tries several runs, and traces none: leave --profile away"),
+        (["--profile", "25:60"], 2, "rank 0: profile must be steps of the run, which has 30: got 25:60"),
         (["--resume", "nowhere"], 1, "nowhere is neither a checkpoint nor a folder that has some"),
     ],
 )

@@ -63,6 +63,13 @@ def test_a_name_with_braces_is_a_name_first(tars):
     assert len(hr.open(tars / "{a,b}.tar")) == 4
 
 
+def test_a_list_may_be_longer_than_a_files_name(tars):
+    names = [f"{'long' * 30}-{k}.tar" for k in range(3)]
+    for k, name in enumerate(names):
+        (tars / f"part-{k:03d}.tar").rename(tars / name)
+    assert len(hr.open(f"{tars}/{{{','.join(names)}}}")) == 12
+
+
 def test_a_missing_file_of_a_list_is_said(tars):
     with pytest.raises(DatasetError, match=r"part-003\.tar.* is missing"):
         hr.open(f"{tars}/part-{{000..003}}.tar")

@@ -99,6 +99,15 @@ def test_nothing_is_fetched(run_folder):
     assert "default-src 'none'" in page
 
 
+def test_secrets_of_the_configuration_are_not_shown(tmp_path):
+    secret = "d0nt-t3ll-any1"
+    RunFile(tmp_path).start(config={"settings": {"api_key": secret, "data": f"https://a:{secret}@host/x?sig={secret}"}})
+    page = page_of(tmp_path)
+    assert secret not in page
+    assert "(hidden)" in page
+    assert "https://host/x?..." in page
+
+
 def test_what_the_run_holds_is_text_not_markup(tmp_path):
     """Names and values of a run may come from anywhere: none of them becomes a tag."""
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"

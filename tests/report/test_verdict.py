@@ -138,3 +138,114 @@ def test_verdict_of_a_real_run_is_json(tmp_path):
     assert judged.bound == "input"
     assert json.loads(json.dumps(judged.to_json()))["bound"] == "input"
     assert replace(judged, bound="copy") != judged
+
+
+def ranks_of(folder, num_steps=40, **parts_by_rank):
+    """Files of ranks other than 0, whose mean step has these parts."""
+    (folder / "ranks").mkdir(exist_ok=True)
+    for name, parts in parts_by_rank.items():
+        rank = int(name.removeprefix("rank"))
+        sums = {f"{part}_sec": num_steps * sec for part, sec in {**QUIET, **parts}.items()}
+        lines = [
+            {"event": "start", "rank": rank, "attempt": 0},
+            {"event": "rank", "rank": rank, "step": num_steps, "steps": num_steps, **sums},
+        ]
+        (folder / "ranks" / f"rank-{rank}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+def test_waiting_for_one_rank_is_no_communication(tmp_path):
+    run_of(tmp_path, communication=0.104)
+    ranks_of(tmp_path, rank1={"compute": 0.2}, rank2={"communication": 0.104})
+    judged = verdict(tmp_path)
+    assert (judged.bound, judged.rank) == ("straggler", 1)
+    assert judged.predicted_gain == pytest.approx(0.207 / 0.107 - 1, rel=0.02)
+    assert "compute" in judged.sentence
+
+
+def test_communication_that_every_rank_has_is_communication(tmp_path):
+    run_of(tmp_path, communication=0.1)
+    ranks_of(tmp_path, rank1={"communication": 0.1}, rank2={"communication": 0.099, "compute": 0.101})
+    judged = verdict(tmp_path)
+    assert (judged.bound, judged.rank) == ("communication", None)
+
+
+def test_rank_0_may_be_the_one_that_others_wait_for(tmp_path):
+    run_of(tmp_path, wait=0.1)
+    ranks_of(tmp_path, rank1={"communication": 0.104})
+    judged = verdict(tmp_path)
+    assert (judged.bound, judged.rank) == ("straggler", 0)
+    assert "waiting for data" in judged.sentence
+
+
+def test_a_stage_that_is_too_large_is_the_pipelines_verdict(tmp_path):
+    file = RunFile(tmp_path)
+    file.start(mesh="pp=2")
+    for step in range(1, 41):
+        file.step(step, loss=1.0, **{**QUIET, "communication": 0.1})
+    ranks_of(tmp_path, rank1={"compute": 0.19, "communication": 0.01})
+    judged = verdict(tmp_path)
+    assert (judged.bound, judged.rank) == ("pipeline", 1)
+    assert "pp_stages" in judged.sentence
+
+
+def test_of_an_attempt_that_is_over_ranks_tell_nothing(tmp_path):
+    run_of(tmp_path)
+    ranks_of(tmp_path, rank1={"compute": 0.2})
+    RunFile(tmp_path).start(step=40, attempt=1)
+    assert read_run(tmp_path).ranks == ()
+
+
+def configured(folder, config, num_steps=40, feed=None, **parts):
+    file = RunFile(folder)
+    file.start(config=config, pids=[1], machine={"cpus": 8})
+    for step in range(1, num_steps + 1):
+        file.step(step, loss=1.0, **{**QUIET, **parts})
+        if feed is not None and step in (1, num_steps):
+            file.feed(step, {"transform": feed(step)}, step * 256, threads=2)
+    return verdict(folder)
+
+
+def test_more_threads_are_predicted_to_help_as_far_as_the_model_lets_them(tmp_path):
+    step = sum({**QUIET, "wait": 0.3}.values())
+    judged = configured(tmp_path, {"loader": {"threads": 2}}, feed=lambda at: 2 * step * at, wait=0.3)
+    [remedy] = judged.remedies
+    assert judged.stage == "transform"
+    assert remedy.changes == {"loader": {"threads": 8}}
+    assert remedy.gain == pytest.approx(step / (step - 0.3) - 1)
+    assert remedy.au == pytest.approx(0.1 / (step - 0.3))
+    assert any(line.startswith("threads 2 to 8: AU 0.25 to 0.9") for line in judged.evidence)
+
+
+def test_threads_that_the_loader_tries_out_itself_are_no_remedy(tmp_path):
+    step = sum({**QUIET, "wait": 0.3}.values())
+    judged = configured(tmp_path, {"loader": {"threads": None}}, feed=lambda at: 2 * step * at, wait=0.3)
+    assert judged.remedies == ()
+
+
+def test_checkpoints_are_made_in_the_background_or_more_seldom(tmp_path):
+    judged = configured(tmp_path, {"checkpoint_async": False, "checkpoint_every": 10}, checkpoint=0.1)
+    seldom, behind = judged.remedies
+    share = judged.shares["checkpoint"]
+    assert behind.changes == {"trainer": {"checkpoint_async": True}}
+    assert behind.gain == pytest.approx(1 / (1 - 0.9 * share) - 1)
+    every = seldom.changes["trainer"]["checkpoint_every"]
+    assert share * 10 / every / (1 - share + share * 10 / every) <= 0.02
+    assert seldom.gain == pytest.approx(1 / (1 - share + share * 10 / every) - 1)
+
+
+def test_fewer_bytes_are_a_remedy_for_replicas_only(tmp_path):
+    file = RunFile(tmp_path)
+    for mesh, names in (("dp=2", ["gradients as bf16"]), ("fsdp=2", [])):
+        file.start(mesh=mesh, config={"compression": None})
+        for step in range(1, 41):
+            file.step(step, loss=1.0, **{**QUIET, "communication": 0.1})
+        assert [remedy.name for remedy in verdict(tmp_path).remedies] == names
+
+
+def test_a_step_that_takes_the_host_as_long_as_the_device_is_launch_bound(tmp_path):
+    file = RunFile(tmp_path)
+    file.start()
+    for step in range(1, 41):
+        parts = {f"{name}_sec": sec for name, sec in QUIET.items()}
+        file.write("step", step=step, loss=1.0, samples=8, sec=sum(QUIET.values()), launch_sec=0.103, **parts)
+    assert verdict(tmp_path).bound == "launch"

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,20 @@ def test_it_is_judged_by_its_latest_half_minute(tmp_path):
     assert present.samples_per_sec == pytest.approx(512 / 0.2)
     assert present.sec_per_step == pytest.approx(0.2)
     assert verdict(tmp_path).bound == "input"  # as a whole
+
+
+def test_the_latest_alarm_is_shown(tmp_path):
+    run = RunFile(tmp_path)
+    run.start()
+    run.step(1, 1.0, compute=0.1)
+    assert "alarm at" not in shown(present_of(tmp_path))
+    for rule, message in (("disk", "1 GB left"), ("au", "the accelerator computes 20 % of the time")):
+        run.write("alarm", step=1, rule=rule, message=message, value=0.2, limit=0.5)
+    present = present_of(tmp_path)
+    text = shown(present)
+    assert line(present).endswith(": the accelerator computes 20 % of the time")
+    assert re.search(r"alarm at step 1, 2026-09-2\d \d\d:\d\d UTC: the accelerator computes 20 % of the time", text)
+    assert "1 GB left" not in text
 
 
 def test_how_long_is_left_goes_by_the_pace_now(tmp_path):

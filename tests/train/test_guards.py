@@ -10,6 +10,7 @@ from processes import HERE, run_ranks
 
 import headrace as hr
 from headrace.errors import OptionError
+from headrace.report import rank_times, read_run, verdict
 from headrace.telemetry import read_events
 
 SIZE = 2
@@ -43,7 +44,8 @@ class Ran:
     def __init__(self, folder, name, size):
         self.ranks = [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(size)]
         self.loss, self.message = self.ranks[0]["loss"], self.ranks[0]["message"]
-        self.events = list(read_events(folder / name / "events.jsonl"))
+        self.folder = folder / name
+        self.events = list(read_events(self.folder / "events.jsonl"))
 
     def found(self, guard):
         return [event for event in self.events if event["event"] == "guard" and event["guard"] == guard]
@@ -175,6 +177,27 @@ def test_a_slow_rank_is_named_with_how_slow_it_is(whole):
     found = [event for event in ran.found("straggler") if event["ranks"] == [SIZE - 1]]
     assert [event["step"] for event in found] == [20, 40, 60]
     assert all(event["ratio"] > 1.5 and 0.02 < event["p50_sec"] <= event["p90_sec"] for event in found)
+
+
+def test_a_slow_rank_is_the_verdict_on_its_run(whole):
+    judged = verdict(whole("slowed").folder)
+    assert (judged.bound, judged.rank) == ("straggler", SIZE - 1)
+    assert f"the others wait for rank {SIZE - 1}" in judged.sentence
+    assert "most of it compute" in judged.sentence
+
+
+def test_every_rank_tells_of_its_own_time(runs):
+    ran = runs("nothing_wrong")
+    first, second = rank_times(read_run(ran.folder))
+    assert (first.rank, second.rank) == (0, 1)
+    assert first.steps == second.steps == max(event["step"] for event in ran.events if event["event"] == "step") - 1
+    assert min(first.parts["compute"], second.parts["compute"]) > 0
+    assert first.sec == pytest.approx(second.sec, rel=0.2)  # they take their steps together
+
+
+def test_what_steps_wait_for_is_known_of_copies_and_of_parts(runs):
+    steps = [event for event in runs("nothing_wrong").events if event["event"] == "step"]
+    assert all(event["communication_sec"] > 0 for event in steps)
 
 
 def test_how_long_each_rank_takes_is_in_the_record(whole):

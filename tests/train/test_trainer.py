@@ -28,6 +28,7 @@ def held_out(**options):
     [
         ({"mesh": "ep=2"}, "mesh must be axis=size pairs of dp"),
         ({"mesh": ""}, "mesh must be axis=size pairs of dp"),
+        ({"inputs": "image"}, "inputs is a function, of a batch, such as .*: got 'image'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, float8: got 'fp8'"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm must be above 0"),
@@ -173,8 +174,11 @@ def test_the_parts_of_a_step_add_up_to_its_time(tmp_path):
     assert [event["step"] for event in steps] == list(range(1, 10))
     assert [event["epoch"] for event in steps] == [0] * 8 + [1]
     for event in steps:
-        parts = ("wait", "copy", "compute", "communication", "checkpoint", "rest")
+        parts = ("wait", "copy", "compute", "communication", "guard", "checkpoint", "rest")
         assert sum(event[f"{part}_sec"] for part in parts) == pytest.approx(event["sec"], rel=1e-12)
+        compute = [event[f"{part}_sec"] for part in ("forward", "backward", "optimizer")]
+        assert min(compute) > 0
+        assert sum(compute) == pytest.approx(event["compute_sec"], rel=1e-12)
         assert (event["checkpoint_sec"] > 0) == (event["step"] % 3 == 0)
     assert sum(event["sec"] for event in steps) <= took, "no moment counts twice"
 
@@ -278,6 +282,8 @@ def test_replaced_processes_of_the_loader_are_on_record(tmp_path):
     with hr.Loader(stream, batch_size=4) as loader:
         trainer(loader=loader, run_dir=tmp_path / "run").fit(epochs=1)
     events = list(read_events(tmp_path / "run" / "events.jsonl"))
+    assert events[0]["data"]["dataset"] == stream.dataset.fingerprint
+    assert {event["processes"] for event in events if event["event"] == "feed"} == {1}
     (restart,) = [event for event in events if event["event"] == "loader_restart"]
     assert (restart["process"], restart["reason"], restart["epoch"]) == ("loader", "exit code 3", 0)
     assert 25 in restart["positions"]

@@ -104,8 +104,8 @@ def test_errors_of_settings_fail_their_trials_only_and_of_all_end_the_search():
 @pytest.mark.slow
 def test_a_metric_that_is_not_finite_is_a_failed_trial():
     found = hr.tune("small.py", search={"kind": "plain,nan"}, settings={"epochs": 1}, trials=4, run_dir="study", seed=2)
-    states = {(trial.settings["kind"], trial.state) for trial in found.trials}
-    assert states == {("plain", "complete"), ("nan", "failed")}
+    states = {(trial.settings["kind"], trial.state, trial.reason) for trial in found.trials}
+    assert {state[:2] for state in states} == {("plain", "complete"), ("nan", "failed")}, states
 
 
 @pytest.mark.parametrize(

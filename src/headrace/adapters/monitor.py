@@ -2,8 +2,8 @@
 
 A step is what lies between two ends of `step()`: in it, the time in the loader's own `next` is waiting, the time inside
 the block is computing, unless `timed` gives a part of it another name, and what is left is the rest. So the parts add
-up to the wall time. No device is waited for: on a GPU, whose work goes on behind the loop, the parts are right where
-the loop waits for it at every step, as by reading the loss.
+up to the wall time (`parts.py`). No device is waited for: on a GPU, whose work goes on behind the loop, the parts are
+right where the loop waits for it at every step, as by reading the loss.
 """
 
 from __future__ import annotations
@@ -11,22 +11,31 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from headrace.adapters.parts import StepParts
+from headrace.adapters.watched import Counter, LoaderTally, Watched
+from headrace.alarms import Alarms, Watcher
 from headrace.errors import OptionError, StorageError
 from headrace.rank import process_rank, resolve_rank
+from headrace.sinks import Sink, Sinks, sinks_of
 from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from headrace.adapters.late import Late
 
 B = TypeVar("B")
 
 _FEED_EVERY_SEC = 5.0
 _METERS = ("stages", "threads", "dropped", "padded", "skipped", "restarts")
-_KINDS = ("copy", "communication", "checkpoint", "rest")
 
 
 class Monitor:
@@ -37,7 +46,14 @@ class Monitor:
     """
 
     def __init__(
-        self, run_dir: str | Path, *, first_step: int = 0, total_steps: int | None = None, config: Any = None
+        self,
+        run_dir: str | Path,
+        *,
+        first_step: int = 0,
+        total_steps: int | None = None,
+        config: Any = None,
+        alarms: Alarms | None = None,
+        sinks: Sequence[Sink | str] = (),
     ) -> None:
         """`run_dir` is made if it is not there.
 
@@ -46,76 +62,151 @@ class Monitor:
             first_step: how many steps were done before, 0 or more.
             total_steps: how many the run is to have in all; None: not known.
             config: what describes the run, a JSON value by name; shown in the report.
+            alarms: what rings while the run is under way, and whom it tells; None: nothing.
+            sinks: where the events go, too, as for the Trainer.
         """
         if first_step < 0:
             raise OptionError(f"first_step must be at least 0: got {first_step}")
         self.steps_done = first_step
         """Completed steps of the run."""
-        self._about = {"total_steps": total_steps, "config": dict(config or {})}
+        self._about: dict[str, Any] = {"total_steps": total_steps, "config": dict(config or {})}
         self._run_dir = Path(run_dir)
         self._record: EventWriter | None = None
+        self._alarms = alarms
+        self._watcher: Watcher | None = None
+        self._sinks = sinks_of(sinks)
+        self._feeding: Sinks | None = None
         self.world_size = 0
         """How many processes have a share of the data; 0: nothing was asked for yet."""
+        self.parts = StepParts()
+        """Where the time of the step under way goes; for what follows the loops of other libraries."""
         self._loader: Any = None
+        self.counter = Counter(None)
+        """Counts what comes out of the loader."""
         self._noted: dict[str, Any] = {}
+        self._late: deque[tuple[dict[str, Any], Late | float | None]] = deque()
         self._samples = 0
         self._said: int | None = None
         self._closed = False
-        self._sec = dict.fromkeys(("wait", *_KINDS), 0.0)
-        self._ended: float | None = None
         self._fed = 0.0
+
+    @classmethod
+    def of(cls, run: Monitor | str | Path) -> Monitor:
+        """The Monitor given, or one of the run in this folder."""
+        return run if isinstance(run, Monitor) else cls(run)
+
+    def go_on(self, *, first_step: int, total_steps: int | None) -> None:
+        """Record from `first_step` on, as another start of the run; one that was closed is open again."""
+        if self._record is not None:
+            self.abandon()
+        self.drop_step()
+        self.steps_done, self._about["total_steps"] = first_step, total_steps
+        self.world_size, self._closed = 0, False
 
     def watch(self, loader: Iterable[B]) -> Watched[B]:
         """The loader's batches, each `next` of it timed. With a headrace.Loader its meters are recorded, too.
 
-        For the training loader: batches of another one would be counted as the next step's.
+        For the training loader: batches of another one would be counted as the next step's. Of one that moves another
+        one's batches to a device, as Accelerate's and Fabric's do, the inner one's `next` is the waiting, and what it
+        does itself is copying.
         """
-        self._loader = loader
+        self.loads_from(loader)
         return Watched(self, loader)
+
+    def loads_from(self, loader: Any) -> None:
+        """What comes from now on comes out of this loader, whoever iterates it; the same one again is counted on."""
+        if loader is not self._loader:
+            self._loader, self.counter = loader, Counter(loader)
+
+    def tally(self) -> LoaderTally:
+        """What has come out of the watched loader: batches, samples, bytes, waits, and a DataLoader's workers."""
+        return self.counter.tally()
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """One step: everything between its batches and the next step's. A step that fails is not recorded."""
-        self._begin()
-        before = sum(self._sec.values())
-        began = time.perf_counter()
-        since = began if self._ended is None else self._ended
+        self.begin_step()
         try:
             yield
         except BaseException:
-            self._forget()
+            self.drop_step()
             raise
-        now = time.perf_counter()
-        self._end(since, now, now - began - (sum(self._sec.values()) - before))
+        self.end_step()
+
+    def begin_step(self) -> None:
+        """The same without a block: up to `end_step` or `drop_step` is computing."""
+        self._begin()
+        self.parts.begin_step()
+
+    def end_step(self) -> None:
+        """The step is complete."""
+        self._end(self.parts.end_step())
+
+    def drop_step(self) -> None:
+        """What was counted since the last step is no part of any."""
+        self.parts.forget()
+        self._samples, self._said, self._noted = 0, None, {}
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
-        """Count what the block takes as `kind`: "copy", "communication", "checkpoint" or "rest"."""
-        if kind not in _KINDS:
-            raise OptionError(f"kind must be one of {', '.join(_KINDS)}: got {kind!r}")
-        began = time.perf_counter()
-        try:
+        """Count what the block takes as `kind`: "copy", "communication", "checkpoint" or "rest"; or, of the computing,
+        "forward", "backward" or "optimizer". In a block within another each moment counts once, as the inner kind."""
+        with self.parts.timed(kind):
             yield
-        finally:
-            self._sec[kind] += time.perf_counter() - began
 
     def note(
-        self, *, loss: float | None = None, lr: float | None = None, samples: int | None = None, **metrics: float
+        self,
+        *,
+        loss: float | Tensor | None = None,
+        lr: float | None = None,
+        samples: int | None = None,
+        **metrics: float,
     ) -> None:
-        """Say something of the step under way, for its line in the record: numbers on the host, of this rank.
+        """Say something of the step under way, for its line in the record: numbers of this rank.
 
-        `samples`: how many it has; None: what its batches seem to have (`num_samples`).
+        loss: a number, or a tensor of one element. One on a CUDA device is not waited for: its step's line is written
+            once it is there.
+        samples: how many the step has; None: what its batches seem to have (`num_samples`).
+        metrics: numbers on the host.
         """
-        self._noted = {"loss": loss, "lr": lr, "metrics": metrics}
+        known = loss if loss is None or isinstance(loss, int | float) else _number(loss)
+        self._noted = {"loss": known, "lr": lr, "metrics": metrics}
         self._said = self._said if samples is None else samples
+
+    def waited(self, sec: float) -> None:
+        """The loader's own `next` took so long, and is over now."""
+        self.counter.wait_sec += sec
+        self.parts.waited(sec)
+
+    def took(self, batch: Any) -> None:
+        """The step under way has this batch."""
+        self._samples += self.counter.add(batch)
 
     def evaluated(self, loss: float | None = None, *, samples: int = 0, sec: float = 0.0, **metrics: float) -> None:
         """Record an evaluation after the steps that are done. What it took belongs to no step."""
+        self.write_evaluation(loss, samples, sec, metrics)
+        self.pause()
+
+    def write_evaluation(self, loss: float | None, samples: int, sec: float, metrics: dict[str, float]) -> None:
+        """Record an evaluation whose time is left out of the steps already."""
         self._begin()
         if self._record is not None:
+            self._write_late(wait=True)
             found = {"loss": loss, "metrics": metrics, "samples": samples, "sec": sec}
             self._record.write("evaluate", step=self.steps_done, epoch=self._epoch(), **found)
-        self.pause()
+
+    @contextmanager
+    def saving(self, path: str | Path) -> Iterator[None]:
+        """The block writes a checkpoint at `path`, a file or a folder: its time is that of checkpoints, and it is in
+        the record. One that fails is not."""
+        began = time.perf_counter()
+        with self.parts.timed("checkpoint"):
+            yield
+        self._begin()
+        if self._record is not None:
+            self._write_late(wait=True)
+            found = {"path": str(path), "sec": time.perf_counter() - began, "bytes": _size(Path(path))}
+            self._record.write("checkpoint", step=self.steps_done, **found)
 
     def write(self, event: str, **fields: Any) -> None:
         """Record an event of another kind, one that the report knows (`guard`, say); rank 0 writes."""
@@ -125,7 +216,8 @@ class Monitor:
 
     def pause(self) -> None:
         """Count what comes until the next batch or step as no part of any."""
-        self._ended = None
+        self.parts.pause()
+        self._write_late(wait=True)
         self._feed()
 
     def close(self) -> None:
@@ -135,10 +227,23 @@ class Monitor:
             self._record.write("end", step=self.steps_done, epochs=None, samples=None, sec=None, loss=None, metrics={})
         self._shut()
 
-    def _shut(self) -> None:
+    def _shut(self, *, failed: bool = False) -> None:
         record, self._record, self._closed = self._record, None, True
-        if record is not None:
-            record.close()
+        watcher, self._watcher = self._watcher, None
+        try:
+            if watcher is not None:
+                watcher.close()
+            if self._feeding is not None:
+                self._feeding.close(failed=failed)
+        finally:
+            if record is not None:
+                record.close()
+
+    def abandon(self) -> None:
+        """The run failed: the record has no end, and nothing can be recorded afterwards."""
+        self._write_late(wait=False)
+        self._late.clear()
+        self._shut(failed=True)
 
     def __enter__(self) -> Self:
         return self
@@ -150,13 +255,7 @@ class Monitor:
         if error is None:
             self.close()
         else:
-            self._shut()
-
-    def _waited(self, sec: float, batch: Any) -> None:
-        self._sec["wait"] += sec
-        self._samples += num_samples(batch)
-        if self._ended is None:
-            self._ended = time.perf_counter() - sec
+            self.abandon()
 
     def _begin(self) -> None:
         """The first batch, or step, begins an attempt at the run."""
@@ -173,7 +272,11 @@ class Monitor:
         except OSError as err:
             raise StorageError(f"the run's folder {self._run_dir} cannot be made: {err.strerror}") from err
         self._record = EventWriter(self._run_dir / FILE_NAME)
+        if self._alarms is not None:
+            self._watcher = Watcher(self._alarms, self._record)
         self._fed = time.monotonic()
+        if self._sinks:
+            self._feeding = Sinks(self._sinks, self._run_dir, self._record.write)
         self._record.write(
             "start",
             attempt=0,
@@ -187,35 +290,31 @@ class Monitor:
             **self._about,
         )
 
-    def _end(self, since: float, now: float, compute_sec: float) -> None:
+    def _end(self, fields: dict[str, float]) -> None:
+        now = time.time()
         self.steps_done += 1
-        whole = now - since
-        sec, self._sec = self._sec, dict.fromkeys(self._sec, 0.0)
-        sec["rest"] += max(0.0, whole - compute_sec - sum(sec.values()))
         samples = self._samples if self._said is None else self._said
         self._samples, self._said = 0, None
         noted, self._noted = self._noted or {"loss": None, "lr": None, "metrics": {}}, {}
-        self._ended = now
         if self._record is None:
             return
-        parts = {f"{kind}_sec": value for kind, value in sec.items()}
-        self._record.write(  # at once: the loop may have saved a checkpoint within the step
-            "step",
-            step=self.steps_done,
-            epoch=self._epoch(),
-            samples=samples * self.world_size,
-            **noted,
-            sec=sum(sec.values()) + compute_sec,
-            compute_sec=compute_sec,
-            **parts,
-        )
+        counted = {"step": self.steps_done, "epoch": self._epoch(), "samples": samples * self.world_size}
+        loss = noted.pop("loss")
+        self._late.append(({"time": now, **counted, **noted, **fields}, loss))
+        self._write_late(wait=False)
         if time.monotonic() - self._fed >= _FEED_EVERY_SEC:
             self._feed()
 
-    def _forget(self) -> None:
-        """What a step that failed has counted is no part of the next one."""
-        self._sec = dict.fromkeys(self._sec, 0.0)
-        self._samples, self._said, self._noted, self._ended = 0, None, {}, None
+    def _write_late(self, wait: bool) -> None:
+        """Write the steps whose loss is known, at once as a rule: the loop may have saved a checkpoint within one."""
+        while self._late and self._record is not None:
+            fields, loss = self._late[0]
+            if loss is not None and not isinstance(loss, float | int):
+                if not (wait or loss.is_there):
+                    return
+                loss = loss.value()
+            self._late.popleft()
+            self._record.write("step", **fields, loss=loss)
 
     def _epoch(self) -> int:
         each = getattr(self._loader, "steps_per_epoch", None)
@@ -223,50 +322,26 @@ class Monitor:
 
     def _feed(self) -> None:
         self._fed = time.monotonic()
+        if self._record is None:
+            return
         meters = getattr(self._loader, "meters", None)
-        if self._record is not None and meters is not None:
+        if meters is not None:
             read = meters()
             self._record.write("feed", step=self.steps_done, **{name: read.get(name) for name in _METERS})
+        elif self._loader is not None:
+            self._record.write("loader", step=self.steps_done, **self.tally().to_json())
 
 
-class Watched(Generic[B]):
-    """A loader, watched: iterating it is all that changes; other attributes are the loader's own."""
+def _number(value: Tensor) -> Late | float:
+    if not getattr(value, "is_cuda", False):
+        return float(value)
+    from headrace.adapters.late import Late
 
-    def __init__(self, monitor: Monitor, loader: Iterable[B]) -> None:
-        self._monitor = monitor
-        self._watched = loader
-
-    def __iter__(self) -> Iterator[B]:
-        self._monitor._begin()
-        began = time.perf_counter()
-        batches = iter(self._watched)  # where some loaders start their processes
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self._monitor._waited(time.perf_counter() - began, batch)
-            yield batch
-            began = time.perf_counter()
-
-    def __len__(self) -> int:
-        return len(self._watched)  # type: ignore[arg-type]  # TypeError where the loader has none
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._watched, name)
+    return Late(value)
 
 
-def num_samples(batch: Any) -> int:
-    """How many samples a batch has: the length of `__key__`, else of its first array or list of samples; 0: unknown."""
-    if isinstance(batch, Mapping):
-        fields = [batch["__key__"]] if "__key__" in batch else list(batch.values())
-    else:
-        fields = list(batch) if isinstance(batch, list | tuple) else [batch]
-    return next(filter(None, map(_num_rows, fields)), 0)
-
-
-def _num_rows(field: Any) -> int:
-    if isinstance(field, list | tuple):
-        return len(field)
-    shape: Any = () if isinstance(field, memoryview) else getattr(field, "shape", ())
-    return int(shape[0]) if len(shape) else 0
+def _size(path: Path) -> int | None:
+    """Bytes of a file, or of all files in a folder; None where nothing is on this machine's disks."""
+    if path.is_dir():
+        return sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+    return path.stat().st_size if path.is_file() else None

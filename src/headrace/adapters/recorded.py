@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.adapters.monitor import Monitor
+from headrace.alarms import Alarms
 from headrace.errors import OptionError
 from headrace.load import Loader
 
@@ -19,12 +20,15 @@ from headrace.load import Loader
 class Recorded:
     """Give it to a loop in place of the loader. Rank 0 writes; a run that is started again goes on in its folder."""
 
-    def __init__(self, loader: Loader, run_dir: str | Path) -> None:
-        """`run_dir` is made if it is not there. Raises OptionError for what is no headrace.Loader."""
+    def __init__(self, loader: Loader, run_dir: str | Path, *, alarms: Alarms | None = None) -> None:
+        """`run_dir` is made if it is not there; `alarms` are as for a Monitor.
+
+        Raises OptionError for what is no headrace.Loader.
+        """
         if not isinstance(loader, Loader):
             raise OptionError(f"Recorded is for a headrace.Loader: got a {type(loader).__name__}")
         self.loader = loader
-        self._monitor = Monitor(run_dir)
+        self._monitor = Monitor(run_dir, alarms=alarms)
         self._batches = self._monitor.watch(loader)
 
     def note(self, *, loss: float | None = None, lr: float | None = None, **metrics: float) -> None:
@@ -41,12 +45,11 @@ class Recorded:
             for batch in self._batches:
                 if "__key__" not in batch:
                     self._monitor.note(samples=self.loader.global_batch_size // self._monitor.world_size)
-                step = self._monitor.step()
-                step.__enter__()
+                self._monitor.begin_step()
                 try:
                     yield batch
                 finally:  # most loops know the length, and never ask for a batch after the last one
-                    step.__exit__(None, None, None)
+                    self._monitor.end_step()
         finally:
             self._monitor.pause()
 

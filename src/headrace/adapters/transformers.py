@@ -58,6 +58,11 @@ class _Batches(IterableDataset[Mapping[str, Any]]):
         self.num_stand_ins = 0
         self._given: deque[tuple[int, Any]] = deque(maxlen=_MOST_GIVEN)
 
+    @property
+    def fed_by(self) -> Loader:
+        """Whose batches these are."""
+        return self._loader.loader if isinstance(self._loader, Recorded) else self._loader
+
     def __len__(self) -> int:
         return len(self._loader)  # TypeError for an endless one, which tells the trainer
 

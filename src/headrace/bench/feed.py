@@ -58,6 +58,11 @@ class Feed:
         self._runs = True
         return time.perf_counter() - began
 
+    def take(self) -> Any:
+        """The next batch."""
+        self.start()
+        return next(self._batches)
+
     def rate(self, window_sec: float) -> Count:
         """How fast batches come. What was made ahead is taken first, for as long as the window at most."""
         self.start()

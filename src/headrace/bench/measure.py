@@ -65,7 +65,7 @@ def measure(
     """
     began = time.perf_counter()
     batch_size, threads = whole_number("batch_size", batch_size, 1), optional_number("threads", threads, 1)
-    _check_seconds(seconds)
+    check_seconds(seconds)
     step_sec = optional_seconds("step_sec", step_sec, 0.0)
     check_flag("cold", cold)
     Feed(stream, batch_size, threads)  # what no loader can do is refused before anything is read
@@ -77,7 +77,8 @@ def measure(
         return _measured(subject, step_sec, seconds, began)
 
 
-def _check_seconds(seconds: float) -> None:
+def check_seconds(seconds: float) -> None:
+    """Raise OptionError for what is no time to measure in."""
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not is_number or not LEAST_SECONDS <= seconds < math.inf:
         raise OptionError(f"seconds must be a number of at least {LEAST_SECONDS:g}: got {seconds!r}")

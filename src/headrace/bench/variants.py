@@ -39,7 +39,8 @@ from headrace.transform.decode import field_kind
 
 _MAX_SHRUNK = 64
 _QUALITY = 90
-_DECODED = "cache_decoded=ram"
+DECODED = "cache_decoded=ram"
+"""The name of the change that a loader can make by itself."""
 _TRIAL_BATCHES = 4
 _USUAL_SHORT = 256
 _KEPT_TYPED = {"tar": "tar", "tfrecord": "tfrecord", "mds": "mds"}
@@ -74,7 +75,7 @@ def variants(subject: Subject) -> tuple[list[Variant], list[Unknown]]:
     unknown: list[Unknown] = []
     if not isinstance(subject.stream.dataset, Dataset):
         return found, unknown  # what is mixed lies in several places
-    for name, make in (("cache", _cache), (_DECODED, _decoded), ("resize", _resize), ("format", _format)):
+    for name, make in (("cache", _cache), (DECODED, _decoded), ("resize", _resize), ("format", _format)):
         try:
             variant = make(subject, subject.stream.dataset)
         except HeadraceError as err:
@@ -132,7 +133,7 @@ def _decoded(subject: Subject, dataset: Dataset) -> Variant | None:
         return feed
 
     how = 'headrace.Loader(..., cache_decoded="ram"): from the second epoch on'
-    return Variant(_DECODED, how, "transform", lambda sec: race(turn, subject.threads, sec), 0.0, trial)
+    return Variant(DECODED, how, "transform", lambda sec: race(turn, subject.threads, sec), 0.0, trial)
 
 
 def _check_fits(num_bytes: float) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import bench, export, inspect, pack, report, train, tune, watch
+from headrace.cli import bench, export, inspect, pack, report, send, train, tune, watch
 from headrace.cli.output import run
 from headrace.version import __version__
 
@@ -50,6 +50,7 @@ app.command("export")(export.export)
 app.command("tune")(tune.tune)
 app.command("report")(report.report)
 app.command("watch")(watch.watch)
+app.command("send")(send.send)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.cli.check import Subject, check
 from headrace.cli.output import Json, emit
 from headrace.errors import OptionError, StorageError, TrainingError
 from headrace.telemetry import FILE_NAME
@@ -76,12 +77,43 @@ def train(
             show_default=False,
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="A:B",
+            help="Trace the steps A to B - 1 with torch's profiler, into RUN/profile.",
+            show_default=False,
+        ),
+    ] = None,
+    profile_all_ranks: Annotated[
+        bool, typer.Option("--profile-all-ranks", help="Trace them on every process, not only on the first.")
+    ] = False,
+    sinks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sink",
+            metavar="SINK",
+            help="Where the run's events go, too: tensorboard[:DIR], prometheus[:[HOST:]PORT], mlflow[:URI] or "
+            "wandb[:PROJECT]; may be repeated.",
+        ),
+    ] = None,
     requeue: Annotated[
         bool,
         typer.Option(
             "--requeue", help="Under Slurm: put the job back into the queue when it is stopped before its end."
         ),
     ] = False,
+    check_sec: Annotated[
+        float | None,
+        typer.Option(
+            "--check",
+            metavar="T",
+            min=1,
+            help="Train for T seconds only, try what would help most, and say what was predicted and achieved.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train the model of a recipe, on NPROC processes of each of NNODES machines.
@@ -89,17 +121,31 @@ def train(
     A process that dies is no loss: all start again from the last checkpoint. SIGTERM and Ctrl-C checkpoint and end
     the run; the same command with --run goes on. The last line says what came of it.
     """
+    from headrace.sinks import sinks_of
     from headrace.train import slurm
     from headrace.train.launch import default_nproc, launch
     from headrace.train.nodes import Nodes
+    from headrace.train.profiling.options import Profile
     from headrace.train.recipe import RecipeTarget, load_recipe
     from headrace.train.settings import parse_settings
     from headrace.train.worker import Job
 
+    sinks_of(sinks or [])
     target = RecipeTarget.parse(recipe)
     chosen = [*(settings or []), *([f"mesh={mesh}"] if mesh is not None else [])]
     parse_settings(load_recipe(target), chosen)
+    if profile is not None:
+        Profile.parse(profile)
+    elif profile_all_ranks:
+        raise OptionError("--profile-all-ranks says who traces the steps of --profile A:B: add that")
     nodes = Nodes.of(nnodes, rdzv_endpoint)
+    if check_sec is not None:
+        if profile is not None:
+            raise OptionError("--check tries several runs, and traces none: leave --profile away")
+        if run is not None or not nodes.alone:
+            raise OptionError("--check trains on this machine in folders of its own: leave --run and --nnodes away")
+        check(Subject(recipe, tuple(chosen), nproc or default_nproc(), check_sec), json)
+        return
     nodes.check_resume(resume)
     if run is None and not nodes.alone:
         raise OptionError("several machines need one folder that all see: add --run DIR, the same on all")
@@ -111,11 +157,22 @@ def train(
     nproc = nproc or default_nproc()
     print(f"training on {nproc} process{'es' if nproc > 1 else ''}, run {run_dir}", file=sys.stderr)
     began = time.time()
-    launch(Job(recipe, str(run_dir), resume, tuple(chosen), not nodes.alone), nproc, max_restarts, nodes)
+    job = Job(
+        recipe,
+        str(run_dir),
+        resume,
+        tuple(chosen),
+        elastic=not nodes.alone,
+        profile=profile,
+        profile_all_ranks=profile_all_ranks,
+        sinks=tuple(sinks or ()),
+    )
+    launch(job, nproc, max_restarts, nodes)
     outcome = _outcome(run_dir, began)
     again = ["headrace", "train", recipe, "--nproc", str(nproc), "--run", str(run_dir)]
     again += ["--nnodes", nnodes, "--rdzv-endpoint", str(rdzv_endpoint)] if not nodes.alone else []
     again += [word for setting in chosen for word in ("--set", setting)]
+    again += [word for sink in sinks or () for word in ("--sink", sink)]
     sentence = outcome.sentence(shlex.join(again))
     if outcome.stopped is not None and requeue and slurm.requeue():
         sentence += "; Slurm has the job in its queue again"

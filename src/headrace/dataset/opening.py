@@ -160,7 +160,8 @@ def _folder_and_names(url: str | os.PathLike[str]) -> tuple[Place, list[str] | N
 
 def _is_there(text: str) -> bool:
     """Whether it is a local path as it stands: braces may be part of a name."""
-    return "{" not in text or (locate(text).is_local and locate(text).path.exists())
+    # Not Path.exists, which raises where names listed in braces are longer than a file's name may be.
+    return "{" not in text or (locate(text).is_local and os.path.exists(locate(text).path))
 
 
 def _is_dataset_folder(place: Place, url: str) -> bool:

@@ -39,6 +39,20 @@ MAX_RECORDED = 10_000
 """Skipped samples that are kept by name; all are counted."""
 
 
+_SHOWN = (
+    "batch_size",
+    "global_batch_size",
+    "processes",
+    "threads",
+    "prefetch",
+    "memory",
+    "cache_decoded",
+    "drop_last",
+    "on_error",
+)
+"""Options that a run's record has."""
+
+
 class Loader:
     """Gives the batches of a stream to one data-parallel rank.
 
@@ -117,6 +131,7 @@ class Loader:
         max_restarts: int = 3,
         hang_timeout_sec: float | None = 300.0,
     ) -> None:
+        self._given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if (batch_size is None) == (global_batch_size is None):
             raise OptionError(
                 "exactly one of batch_size (a rank's) and global_batch_size (all ranks') is given: got "
@@ -227,6 +242,16 @@ class Loader:
     def full_batches(self) -> bool:
         """Whether every batch surely has its equal share of global_batch_size real samples."""
         return self._drop_last and not self.stream.has_filter and self._on_error == "raise"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How it was made, as JSON values; numbers that were left to it are None."""
+        found = {name: self._given[name] for name in _SHOWN}
+        return {name: str(value) if isinstance(value, os.PathLike) else value for name, value in found.items()}
+
+    def with_options(self, **changes: Any) -> Loader:
+        """A loader of the same stream, at its beginning, with some options changed. Raises OptionError."""
+        return type(self)(**{**self._given, **changes})
 
     def __len__(self) -> int:
         """Batches of one iteration. TypeError if it is endless."""

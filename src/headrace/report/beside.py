@@ -7,7 +7,7 @@ told apart by their bytes and not parsed again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -24,7 +24,8 @@ SKIPPED_FOLDER = "skipped"
 MOST_SKIPPED = 40
 """So many skipped samples are listed; all are counted."""
 
-_KINDS = ("alarm", "ranks", "start")
+KINDS = ("alarm", "ranks", "start")
+"""The kinds of events that tell of it."""
 _RARE = re.compile(rb'"event": ?"(?:alarm|ranks|start)"')
 
 
@@ -70,9 +71,14 @@ def read_beside(path: Path) -> Beside:
 
     Where there is no such file, as for a run that is put together in memory, there is nothing.
     """
+    return beside_of(_rare_events(path), path.parent)
+
+
+def beside_of(events: Iterable[Event], folder: Path) -> Beside:
+    """What events of `KINDS` add up to, with what lies in the run's folder. Raises StorageError."""
     alarms: list[Event] = []
     paces: list[Event] = []
-    for event in _rare_events(path):
+    for event in events:
         if event["event"] == "alarm":
             alarms.append(event)
         elif event["event"] == "ranks":
@@ -80,7 +86,7 @@ def read_beside(path: Path) -> Beside:
         else:  # a start: what came after the step that it resumed from is done again
             resumed_from = event.get("step") or 0
             paces = [old for old in paces if (old.get("step") or 0) <= resumed_from]
-    skipped, num_skipped = _skipped(path.parent / SKIPPED_FOLDER)
+    skipped, num_skipped = _skipped(folder / SKIPPED_FOLDER)
     return Beside(tuple(alarms), _paces(paces), tuple(skipped), num_skipped)
 
 
@@ -89,7 +95,7 @@ def _rare_events(path: Path) -> Iterator[Event]:
         with open(path, "rb") as file:
             for line in file:
                 event = parse_event(line) if _RARE.search(line) else None
-                if event is not None and event["event"] in _KINDS:
+                if event is not None and event["event"] in KINDS:
                     yield event
     except FileNotFoundError:
         return

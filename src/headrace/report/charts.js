@@ -1,5 +1,5 @@
-// Draws every chart again with uPlot: values under the pointer or the arrow keys, and one zoom for all charts, whose
-// axis is the same. Where this does not run, the SVG that is in the page stays.
+// Draws every chart again with uPlot: values under the pointer or the arrow keys, and one zoom for all charts whose
+// axis is the same: steps, or time. Where this does not run, the SVG that is in the page stays.
 "use strict";
 (() => {
   // From where to where a mark reaches, as shares of the height from the top; as in drawing.py.
@@ -13,7 +13,13 @@
 
   const root = document.documentElement;
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-  const shared = JSON.parse(document.querySelector("#shared")?.textContent || '{"marks": [], "steps": [], "sec": []}');
+  const NOTHING = '{"marks": [], "steps": [], "sec": []}';
+  let sharedText = NOTHING, shared = JSON.parse(NOTHING);
+  const readShared = () => { // whether it is another one than before, as on a page that goes on with a run
+    const text = document.querySelector("#shared")?.textContent || NOTHING, changed = text !== sharedText;
+    if (changed) [sharedText, shared] = [text, JSON.parse(text)];
+    return changed;
+  };
   const make = (tag, text, css) => {
     const element = document.createElement(tag);
     if (text) element.textContent = text;
@@ -21,19 +27,25 @@
     return element;
   };
 
-  const charts = [];
-  let view = null; // [first, last] step that every chart shows; null: all of its own
-  const setView = (low, high) => {
-    const from = Math.min(...charts.map((chart) => chart.data.x[0]));
-    const to = Math.max(...charts.map((chart) => chart.data.x[1]));
-    const width = Math.max(high - low, Math.min(LEAST_STEPS, to - from));
+  let charts = [];
+  const views = new Map(); // by what x counts: the [first, last] that every chart shows; where there is none, all of its own
+  const viewOf = (data) => views.get(data.along) ?? null;
+  const atText = (along, x) => along === "step" ? whole(x) : format(x);
+  const setView = (along, low, high) => {
+    const same = charts.filter((chart) => chart.data.along === along);
+    const from = Math.min(...same.map((chart) => chart.data.x[0]));
+    const to = Math.max(...same.map((chart) => chart.data.x[1]));
+    const width = Math.max(high - low, along === "step" ? Math.min(LEAST_STEPS, to - from) : (to - from) / 1000);
     const start = clamp((low + high - width) / 2, from, Math.max(from, to - width));
-    view = width >= to - from ? null : [start, start + width];
-    for (const chart of charts) chart.show();
-    pill.hidden = view === null;
-    said.textContent = view === null ? "" : `Steps ${whole(Math.max(1, view[0]))} to ${whole(view[1])}`;
+    if (width >= to - from) views.delete(along); else views.set(along, [start, start + width]);
+    for (const chart of same) chart.show();
+    pill.hidden = views.size === 0;
+    said.textContent = [...views].map(([kind, [first, last]]) => kind === "step" ?
+      `Steps ${whole(Math.max(1, first))} to ${whole(last)}` : `${format(first)} to ${format(last)} ${kind}`).join(", ");
   };
-  const setAll = () => setView(-Infinity, Infinity);
+  const setAll = () => {
+    for (const along of new Set(charts.map((chart) => chart.data.along))) setView(along, -Infinity, Infinity);
+  };
   // What all charts show, where one may be far from the chart that was zoomed.
   const pill = make("div", "", "pill"), said = make("output"), all = make("button", "Show all");
   pill.hidden = true;
@@ -61,7 +73,7 @@
     constructor(figure) {
       this.data = JSON.parse(figure.querySelector("script.values").textContent);
       this.stacked = this.data.series.some((one) => one.style === "bars");
-      this.shown = this.stacked ? coarse(this.data, view) : this.data;
+      this.shown = this.stacked ? coarse(this.data, viewOf(this.data)) : this.data;
       this.figure = figure;
       this.area = figure.querySelector(".area");
       this.plot = figure.querySelector(".plot");
@@ -94,19 +106,19 @@
         padding: [6, 6 + 4 * whole(data.x[1]).length, 0, 0], // half of the last step's label
         series: [{}, ...series],
         scales: {
-          x: { time: false, range: () => view || data.x },
+          x: { time: false, range: () => viewOf(data) || data.x },
           y: { distr: log ? 3 : 1, range: (u, low, high) => this.range(u, low, high) },
         },
         axes: [
-          { ...axis, grid: { show: false }, space: 64, size: 28, gap: 7, incrs: STEPS,
-            values: (u, steps) => steps.map(whole) },
+          { ...axis, grid: { show: false }, space: 64, size: 28, gap: 7, incrs: data.along === "step" ? STEPS : undefined,
+            values: (u, places) => places.map((x) => atText(data.along, x)) },
           { ...axis, grid, gap: 8, space: 44, ...(log ? logTicks : {}), values: (u, ticks) => ticks.map(tick),
             size: (u, texts) => 16 + 7.2 * Math.max(4, ...(texts || []).map((text) => text.length)) },
         ],
         cursor: {
           y: false, points: { show: false }, drag: { x: true, y: false, setScale: false },
           bind: { dblclick: () => () => setAll() },
-          sync: { key: "steps", setSeries: false, scales: ["x", null],
+          sync: { key: data.along, setSeries: false, scales: ["x", null],
             // The others follow the chart that is pointed at, or read by keys, and it follows none.
             filters: {
               pub: (type) => LiveChart.active === this && (type === "mousemove" || type === "mouseleave"),
@@ -123,20 +135,20 @@
     size() { return { width: this.area.clientWidth, height: this.area.clientHeight }; }
 
     show() {
-      const [min, max] = view || this.data.x;
-      if (this.stacked) this.shown = coarse(this.data, view);
+      const [min, max] = viewOf(this.data) || this.data.x;
+      if (this.stacked) this.shown = coarse(this.data, viewOf(this.data));
       this.u.batch((u) => {
         if (this.stacked) u.setData(aligned(this.shown).rows, false);
         u.setScale("x", { min, max });
       });
       this.figure.dataset.steps = `${min} ${max}`;
-      for (const button of this.buttons) button.disabled = button.needsZoom && view === null;
+      for (const button of this.buttons) button.disabled = button.needsZoom && viewOf(this.data) === null;
     }
 
     // The whole run is shown up to where the page cuts it; a part of it, but for a few that would dwarf the others.
     range(u, low, high) {
       const { y, scale } = this.data;
-      if (view === null || low === null || low === undefined || !isFinite(low)) return y;
+      if (viewOf(this.data) === null || low === null || low === undefined || !isFinite(low)) return y;
       if (scale === "log") return low < high ? [low, high] : [low / 2, low * 2];
       const rows = this.stacked ? u.data.slice(1, 2) : u.data.slice(1), [first, last] = u.series[0].idxs;
       const values = rows.flatMap((row) => row.slice(first, last + 1)).filter((value) => Number.isFinite(value));
@@ -176,14 +188,14 @@
       }
       ctx.fillStyle = colour("--soft"); ctx.font = FONT.replace("12px", `${12 * scale}px`);
       ctx.textAlign = "right"; ctx.textBaseline = "top";
-      ctx.fillText("step", bbox.left - 14 * scale, bbox.top + bbox.height + 7 * scale);
+      ctx.fillText(this.data.along, bbox.left - 14 * scale, bbox.top + bbox.height + 7 * scale);
       ctx.restore();
     }
 
     selected(u) {
       const { left, width } = u.select;
       u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
-      if (width > 3) setView(u.posToVal(left, "x"), u.posToVal(left + width, "x"));
+      if (width > 3) setView(this.data.along, u.posToVal(left, "x"), u.posToVal(left + width, "x"));
     }
 
     // What the chart holds at the step under the cursor. Only the chart that is pointed at says it.
@@ -202,7 +214,7 @@
         row.append(make("span", name), make("b", value));
         tip.append(row);
       };
-      if (each === 1) add("step", whole(step));
+      if (each === 1) add(this.data.along, atText(this.data.along, step));
       else add("steps", `${whole(Math.max(1, step - each + 1))}–${whole(step)}`);
       const done = after(shared, step);
       if (done) add("after", done);
@@ -244,7 +256,8 @@
       plot.addEventListener("focus", () => this.activate());
       plot.addEventListener("blur", () => this.hide());
       plot.addEventListener("keydown", (event) => { if (this.key(event)) event.preventDefault(); });
-      new ResizeObserver(() => u.setSize(this.size())).observe(area);
+      this.resized = new ResizeObserver(() => u.setSize(this.size()));
+      this.resized.observe(area);
       const bar = make("span", "", "zoom"), title = figure.querySelector("h3").textContent;
       this.buttons = BUTTONS.map(([text, name, factor]) => {
         const button = make("button", text);
@@ -255,6 +268,12 @@
         return button;
       });
       figure.querySelector("figcaption").append(bar);
+    }
+
+    close() {
+      this.resized.disconnect();
+      this.u.destroy();
+      if (LiveChart.active === this) LiveChart.active = null;
     }
 
     hide() { this.u.setCursor({ left: -10, top: -10 }); this.tip.hidden = true; }
@@ -268,7 +287,7 @@
     zoom(factor) {
       if (!isFinite(factor)) { setAll(); return; }
       const { min, max } = this.u.scales.x, at = clamp(this.at(), min, max), pointed = this.u.cursor.left >= 0;
-      setView(at - (at - min) * factor, at + (max - at) * factor);
+      setView(this.data.along, at - (at - min) * factor, at + (max - at) * factor);
       if (pointed) this.u.setCursor({ left: this.u.valToPos(at, "x"), top: 0 });
     }
 
@@ -279,8 +298,8 @@
       const from = pointed ? nearest(steps, this.at()) : by > 0 ? -1 : steps.length;
       const step = clamp(steps[clamp(from + by * each, 0, steps.length - 1)], ...this.data.x);
       const left = this.stacked ? Math.max(this.data.x[0], step - this.shown.stepsPerPoint) : step; // a bar's left edge
-      if (left < min) setView(left, left + max - min);
-      if (step > max) setView(step - (max - min), step);
+      if (left < min) setView(this.data.along, left, left + max - min);
+      if (step > max) setView(this.data.along, step - (max - min), step);
       this.u.setCursor({ left: this.u.valToPos(step, "x"), top: 0 });
     }
 
@@ -299,7 +318,16 @@
   }
   LiveChart.active = null;
 
-  for (const figure of document.querySelectorAll("figure.chart")) charts.push(new LiveChart(figure));
+  // Draws the charts of a part of the page that came into it, and forgets those that left it. The zoom stays.
+  window.drawCharts = (part) => {
+    const changed = readShared();
+    for (const chart of charts) if (!chart.figure.isConnected) chart.close();
+    charts = charts.filter((chart) => chart.figure.isConnected);
+    if (changed) for (const chart of charts) chart.u.redraw(false);
+    const figures = part.matches("figure.chart") ? [part] : part.querySelectorAll("figure.chart");
+    for (const figure of figures) charts.push(new LiveChart(figure));
+  };
+  drawCharts(document.body);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const chart of charts) chart.u.redraw(false);
   });

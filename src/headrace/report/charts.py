@@ -73,6 +73,8 @@ class Chart:
     """First and last step that the axis has at least: the run's, so that charts of a page stand below each other."""
     drawn_points: int = 400
     """How many points of a series the SVG has at most; the script's have all."""
+    along: str = "step"
+    """What x counts: steps, which are whole numbers, or a unit of time."""
 
     @property
     def bars(self) -> list[Series]:
@@ -123,7 +125,8 @@ def _step_range(chart: Chart) -> tuple[float, float]:
     if chart.span is not None:
         low, high = min(low, chart.span[0]), max(high, chart.span[1])
     before = chart.steps_per_point if chart.bars else 0  # a bar stands on the steps up to its own
-    return low - before, max(high, low - before + 1)
+    least = 1 if chart.along == "step" else 1e-3
+    return low - before, max(high, low - before + least)
 
 
 def _value_range(chart: Chart) -> tuple[float, float]:

@@ -51,15 +51,16 @@ def y_labels(axes: Axes) -> str:
     return f'<div class="y" style="width:{width + 2}ch" aria-hidden="true">{labels}</div>'
 
 
-def x_labels(axes: Axes) -> str:
-    """The words below it."""
-    steps = [step for step in nice_ticks(axes.x_low, axes.x_high, 5) if step == round(step)]
+def x_labels(axes: Axes, along: str) -> str:
+    """The words below it; `along` is what x counts."""
+    text = count if along == "step" else tick
+    steps = [x for x in nice_ticks(axes.x_low, axes.x_high, 5) if along != "step" or x == round(x)]
     places = (100 * axes.x(np.array(steps))).tolist()
     labels = "".join(
-        f'<span style="left:{place:.2f}%"{" class=last" if place > 96 else ""}>{count(step)}</span>'
+        f'<span style="left:{place:.2f}%"{" class=last" if place > 96 else ""}>{text(step)}</span>'
         for place, step in zip(places, steps, strict=True)
     )
-    return f'<div class="unit" aria-hidden="true">step</div><div class="x" aria-hidden="true">{labels}</div>'
+    return f'<div class="unit" aria-hidden="true">{escape(along)}</div><div class="x" aria-hidden="true">{labels}</div>'
 
 
 def _coarse(series: Series, most: int) -> Series:

@@ -36,7 +36,7 @@ def render(chart: Chart) -> str:
     return (
         f'<figure class="chart"><figcaption><h3>{title}</h3><span class="unit">{unit}</span></figcaption>'
         f'{_legend(chart)}<div class="plot" role="group" aria-label="{title}{f", {unit}" if unit else ""}">'
-        f'{y_labels(axes)}<div class="area">{svg(chart, axes)}</div>{x_labels(axes)}</div>'
+        f'{y_labels(axes)}<div class="area">{svg(chart, axes)}</div>{x_labels(axes, chart.along)}</div>'
         f'<p class="note">{escape(chart.note)}</p>{_table(chart)}'
         f'<script type="application/json" class="values">{_values(chart, axes)}</script></figure>'
     )
@@ -68,13 +68,15 @@ def _legend(chart: Chart) -> str:
 def _values(chart: Chart, axes: Axes) -> str:
     xs: list[Array] = []  # most series of a chart have the same steps: each is written once
     series = [_series(one, xs) for one in chart.series]
+    counts = chart.along == "step"
     value = {
         "x": [axes.x_low, axes.x_high],
         "y": [axes.y_low, axes.y_high],
         "scale": "log" if axes.log else chart.scale,
         "summary": chart.summary,
         "stepsPerPoint": chart.steps_per_point,
-        "steps": [[int(step) for step in x.tolist()] for x in xs],
+        "along": chart.along,
+        "steps": [[int(step) for step in x.tolist()] if counts else _short(x, 7) for x in xs],
         "series": series,
     }
     return _json(value)
@@ -97,9 +99,9 @@ def _mark(mark: Mark) -> dict[str, object]:
     return {"kind": mark.kind, "step": mark.step, "width": mark.width, "text": mark.text}
 
 
-def _short(values: Array) -> list[float | int | None]:
-    """To four digits, which is what hovering shows."""
-    rounded = [float(f"{value:.4g}") if math.isfinite(value) else None for value in values.tolist()]
+def _short(values: Array, digits: int = 4) -> list[float | int | None]:
+    """To so many digits: four are what hovering shows."""
+    rounded = [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values.tolist()]
     return [int(value) if value is not None and value.is_integer() and abs(value) < 1e6 else value for value in rounded]
 
 
@@ -108,10 +110,11 @@ def _table(chart: Chart) -> str:
     longest = max((x for _, x, _ in columns), key=len)
     steps = longest[np.unique(np.linspace(0, len(longest) - 1, _TABLE_ROWS).round().astype(int))]
     head = "".join(f"<th>{escape(name)}</th>" for name, _, _ in columns)
-    rows = "".join(f"<tr><th>{count(step)}</th>{_cells(columns, float(step))}</tr>" for step in steps)
+    text = count if chart.along == "step" else number
+    rows = "".join(f"<tr><th>{text(step)}</th>{_cells(columns, float(step))}</tr>" for step in steps)
     return (
-        "<details><summary>As a table</summary><div class='scroll'><table><thead><tr><th>step</th>"
-        f"{head}</tr></thead><tbody>{rows}</tbody></table></div></details>"
+        "<details><summary>As a table</summary><div class='scroll'><table><thead><tr>"
+        f"<th>{escape(chart.along)}</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>"
     )
 
 

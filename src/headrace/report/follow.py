@@ -10,7 +10,7 @@ from pathlib import Path
 
 from headrace.errors import StorageError
 from headrace.report.runlog import Event, Run, run_of
-from headrace.telemetry import FILE_NAME, parse_event
+from headrace.telemetry import FILE_NAME, Tail
 
 _WINDOW_SEC = 30.0
 _LEAST_STEPS, _MOST_STEPS = 20, 50_000
@@ -27,24 +27,11 @@ class Follower:
         if not path.exists():
             raise StorageError(f"no run at {path}: give the folder of a run, which holds {FILE_NAME}")
         self.path = path / FILE_NAME if path.is_dir() else path
-        self._at = 0
-        self._torn = b""
+        self._tail = Tail(self.path)
 
     def new_events(self) -> Iterator[Event]:
         """The events since the last call; a line that is not whole yet comes later."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self._at)
-                data = file.read()
-        except FileNotFoundError:
-            return
-        except OSError as err:
-            raise StorageError(f"cannot read the run's events from {self.path}: {err.strerror}") from err
-        self._at += len(data)
-        *lines, self._torn = (self._torn + data).split(b"\n")
-        for line in lines:
-            if (event := parse_event(line)) is not None:
-                yield event
+        return self._tail.new_events()
 
 
 class Trend:
@@ -78,6 +65,7 @@ class Present:
         self.evaluation: Event | None = None
         self.checkpoint: Event | None = None
         self.guards: deque[Event] = deque(maxlen=3)
+        self.alarm: Event | None = None
         self.last: Event | None = None
         """The event that ended the attempt: `end`, `stop` or `error`; None while it goes on."""
         self.num_restarts = 0
@@ -98,6 +86,8 @@ class Present:
             self.num_skipped = event.get("skipped") or 0
         elif kind == "guard":
             self.guards.append(event)
+        elif kind == "alarm":
+            self.alarm = event
         elif kind == "evaluate":
             self.evaluation = event
         elif kind == "checkpoint":

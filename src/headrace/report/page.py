@@ -14,19 +14,19 @@ from pathlib import Path
 from headrace.errors import StorageError
 from headrace.report import formatting as fmt
 from headrace.report import sections
-from headrace.report.beside import read_beside
+from headrace.report.beside import Beside, read_beside
 from headrace.report.incidents import incidents
 from headrace.report.runlog import Run, events_path, read_run
 from headrace.report.verdict import Verdict, verdict
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 # For the script's charts: it is shown where that runs.
-_KEYS = (
-    '<p class="note" id="keys">Charts zoom together: drag across one, or use its buttons; a double click shows all. '
-    "Zoomed in far enough, they show what lies beyond a scale too. <span>On the keyboard: <kbd>←</kbd> <kbd>→</kbd> "
-    "<kbd>Home</kbd> <kbd>End</kbd> read values (with <kbd>Shift</kbd> in long strides), <kbd>+</kbd> and "
-    "<kbd>-</kbd> zoom, <kbd>0</kbd> shows all.</span></p>"
+KEYS = (
+    '<p class="note" id="keys">Charts along the same axis zoom together: drag across one, or use its buttons; a '
+    "double click shows all. Zoomed in far enough, they show what lies beyond a scale too. "
+    "<span>On the keyboard: <kbd>←</kbd> <kbd>→</kbd> <kbd>Home</kbd> <kbd>End</kbd> read values (with "
+    "<kbd>Shift</kbd> in long strides), <kbd>+</kbd> and <kbd>-</kbd> zoom, <kbd>0</kbd> shows all.</span></p>"
 )
 
 
@@ -47,8 +47,12 @@ def write_page(run: str | Path, output: str | Path | None = None) -> Path:
 
 def page(run: Run) -> str:
     """The page as HTML."""
+    return document(*content(run, read_beside(run.path)))
+
+
+def content(run: Run, beside: Beside) -> tuple[str, str]:
+    """The page's title as plain text, and its body as HTML."""
     judged = verdict(run)
-    beside = read_beside(run.path)
     happened = incidents(run, beside.alarms)
     name = escape(run.path.resolve().parent.name)
     charts = sections.time(run, judged, happened) + sections.curves(run, happened)
@@ -56,7 +60,7 @@ def page(run: Run) -> str:
         (
             _head(run, judged, name),
             _tiles(run, judged),
-            _KEYS if charts else "",
+            KEYS if charts else "",
             charts,
             sections.feed(run, judged),
             sections.ranks(beside.paces, happened),
@@ -65,20 +69,33 @@ def page(run: Run) -> str:
             sections.facts(run),
         )
     )
+    footer = (
+        f"<footer>Written by headrace from the run's {escape(run.path.name)}. "
+        "KB, MB and GB are powers of 1000, GiB is 2<sup>30</sup> bytes.</footer>"
+    )
+    return f"{run.path.resolve().parent.name}: {judged.sentence}", body + footer
+
+
+def document(title: str, body: str, *, policy: str = POLICY, style: str = "", script: str = "", above: str = "") -> str:
+    """A whole page around a body of HTML, with the style and the scripts of all pages; the title is plain text.
+
+    `style` comes after that of all pages and `script` before their scripts; `above` is HTML that stands above the body.
+    """
+    early = f"<script>{script}</script>" if script else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><link rel="icon" href="data:,">'
-        f"<title>{name}: {escape(judged.sentence)}</title>"
-        f"<style>{_asset('vendor/uplot/uPlot.min.css')}{_asset('page.css')}</style></head>"
-        f"<body><main>{body}<footer>Written by headrace from the run's {escape(run.path.name)}. "
-        "KB, MB and GB are powers of 1000, GiB is 2<sup>30</sup> bytes.</footer></main>"
-        f"<script>/*\n{_asset('vendor/uplot/LICENSE')}\n*/\n{_asset('vendor/uplot/uPlot.iife.min.js')}</script>"
-        f"<script>{_asset('numbers.js')}</script><script>{_asset('charts.js')}</script></body></html>"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title>"
+        f"<style>{asset('vendor/uplot/uPlot.min.css')}{asset('page.css')}{style}</style></head>"
+        f"<body>{above}<main>{body}</main>{early}"
+        f"<script>/*\n{asset('vendor/uplot/LICENSE')}\n*/\n{asset('vendor/uplot/uPlot.iife.min.js')}</script>"
+        f"<script>{asset('numbers.js')}</script><script>{asset('charts.js')}</script></body></html>"
     )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file that lies beside this module."""
     return files("headrace.report").joinpath(name).read_text("utf-8")
 
 

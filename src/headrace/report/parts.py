@@ -45,6 +45,6 @@ def part_css(part: str) -> str:
 
 
 def part_seconds(run: Run) -> Mapping[str, Array]:
-    """Seconds a step of every part that the run's steps speak of; the columns are the run's own."""
-    columns = {part: run.steps.get(f"{part}_sec") for part in PARTS}
+    """Seconds a step of every part that the run's steps speak of, as finely; the columns are the run's own."""
+    columns = {part: run.steps.get(f"{part}_sec") for part in run.parts}
     return {part: column for part, column in columns.items() if column is not None}

@@ -1,80 +1,98 @@
-"""The ranks side by side: how long each takes for its own part of a step, without what it waits for the others.
+"""The ranks side by side: where the time of each went, and whether one of them holds up the others.
 
-All ranks take the same time for a whole step, so only this tells a slow one. With many ranks the slowest are named, and
-the others are the span between the fastest and the slowest.
+Ranks take their steps together, so the step of one that is slow is as long for all; on the others it is communication,
+which holds their waiting. What a rank does itself, `own_sec`, tells them apart: the step less communication.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from headrace.report import formatting as fmt
-from headrace.report.beside import Paces
-from headrace.report.charts import Chart, Mark, Series
-from headrace.report.figures import render
-from headrace.report.series import Buckets
-
-_MOST_RANKS = 16
-_POINTS = 1000
+from headrace.report.runlog import PARTS, Run
 
 
-def lead(paces: Paces) -> str:
-    """What stands above it, in a sentence."""
-    p50 = np.median(paces.p50_sec, axis=0)
-    fastest, slowest = int(p50.argmin()), int(p50.argmax())
-    return escape(
-        f"Without waiting for each other, rank {fastest} takes {fmt.seconds(float(p50[fastest]))} for a step, and rank "
-        f"{slowest} {fmt.seconds(float(p50[slowest]))}."
-    )
+@dataclass(frozen=True)
+class RankTime:
+    """The mean step of one rank over the last attempt, without its first step; seconds a step by part."""
+
+    rank: int
+    steps: int
+    parts: dict[str, float]
+    """By the names of `runlog.PARTS`."""
+
+    @property
+    def sec(self) -> float:
+        """Of a step."""
+        return sum(self.parts.values())
+
+    @property
+    def own_sec(self) -> float:
+        """Of a step, in which it did not wait for others."""
+        return self.sec - self.parts["communication"]
 
 
-def body(paces: Paces, marks: Sequence[Mark]) -> str:
-    """What the section shows: the ranks as rows, and their course over the steps."""
-    p50, p90 = np.median(paces.p50_sec, axis=0), np.median(paces.p90_sec, axis=0)
-    shown = np.sort(np.argsort(-p50, kind="stable")[:_MOST_RANKS])
-    rows = "".join(_row(int(rank), float(p50[rank]), float(p90[rank]), p50) for rank in shown)
-    hidden = paces.num_ranks - len(shown)
-    note = f"The {len(shown)} slowest of {paces.num_ranks:,} ranks. " if hidden else ""
-    note += "The last column is the rank's median over that of the ranks."
-    head = "<th>rank</th><th></th><th>median</th><th>90 % below</th><th>to usual</th>"
-    chart = render(_chart(paces, int(p50.argmax()), marks)) if len(paces.steps) > 1 else ""
-    return (
-        '<div class="card"><div class="scroll"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-        f'<p class="note">{note}</p></div>{chart}'
-    )
+@dataclass(frozen=True)
+class Straggler:
+    """The rank that the others wait for. `extra_sec` is what its step has more than the others' do, as they have it."""
+
+    rank: int
+    extra_sec: float
+    part: str
+    """What it takes longest for, compared with the others."""
+    others_sec: float
+    """The median of what the others do themselves in a step."""
+    sec: float
+    """A step of the run."""
+
+    @property
+    def gain(self) -> float:
+        """By how much steps/s would rise if it were as the others are: 0.4 is 40 % more."""
+        return self.extra_sec / (self.sec - self.extra_sec)
 
 
-def _row(rank: int, p50: float, p90: float, all_p50: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
-    usual, largest = float(np.median(all_p50)), float(all_p50.max())
-    width = 100 * p50 / largest if largest else 0.0
-    bar = f'<i class="meter wide"><span style="width:{width:.0f}%"></span></i>'
-    times = f"{p50 / usual:.2f}" if usual else fmt.UNKNOWN
-    css = ' class="strong"' if usual and p50 > 1.2 * usual else ""
-    cells = "".join(f"<td>{cell}</td>" for cell in (fmt.seconds(p50), fmt.seconds(p90), times))
-    return f'<tr{css}><th>{rank}</th><td class="bar">{bar}</td>{cells}</tr>'
+def rank_times(run: Run) -> list[RankTime]:
+    """Every rank's, in their order; only rank 0's where the others wrote nothing."""
+    sums: dict[int, dict[str, float]] = {}
+    for event in run.ranks:
+        mine = sums.setdefault(int(event["rank"]), {"steps": 0})
+        for name in ("steps", *(f"{part}_sec" for part in PARTS)):
+            mine[name] = mine.get(name, 0) + (event.get(name) or 0)
+    found = [_first_rank(run)]
+    for rank, mine in sorted(sums.items()):
+        parts = {part: mine[f"{part}_sec"] / mine["steps"] for part in PARTS}
+        found.append(RankTime(rank, int(mine["steps"]), parts))
+    return [one for one in found if one is not None]
 
 
-def _chart(paces: Paces, slowest: int, marks: Sequence[Mark]) -> Chart:
-    buckets = Buckets.of(len(paces.steps), _POINTS)
-    steps = buckets.last(paces.steps)
-    low, high = buckets.low(paces.p50_sec.min(axis=1)) * 1e3, buckets.high(paces.p50_sec.max(axis=1)) * 1e3
-    usual = buckets.mean(np.median(paces.p50_sec, axis=1)) * 1e3
-    last = float(steps[-1])
-    return Chart(
-        "A rank's own part of a step",
-        "ms, median of the steps before",
-        f"At step {fmt.count(last)} the fastest rank takes {fmt.number(float(low[-1]), 3)} ms, the median rank "
-        f"{fmt.number(float(usual[-1]), 3)} ms, the slowest {fmt.number(float(high[-1]), 3)} ms.",
-        [
-            Series("fastest to slowest", steps, low, "band", top=high),
-            Series("median rank", steps, usual),
-            Series(f"rank {slowest}", steps, buckets.mean(paces.p50_sec[:, slowest]) * 1e3, css="second"),
-        ],
-        marks,
-        "zero",
-        explain_marks=False,
-    )
+def straggler(times: Sequence[RankTime], least_share: float = 0.1) -> Straggler | None:
+    """The rank whose own step is longest, if at least that share of a step is more than what the others do."""
+    if len(times) < 2:
+        return None
+    slowest = max(times, key=lambda one: one.own_sec)
+    others = [one for one in times if one is not slowest]
+    usual = float(np.median([one.own_sec for one in others]))
+    extra = slowest.own_sec - usual
+    sec = float(np.mean([one.sec for one in times]))
+    if extra < least_share * sec or extra >= sec:
+        return None
+    more: dict[str, Any] = {
+        part: slowest.parts[part] - float(np.median([one.parts[part] for one in others]))
+        for part in PARTS
+        if part != "communication"
+    }
+    return Straggler(slowest.rank, extra, max(more, key=lambda part: more[part]), usual, sec)
+
+
+def _first_rank(run: Run) -> RankTime | None:
+    rows = run.steady_rows()
+    if run.attempts and (first := run.attempts[-1].first_row) is not None:
+        rows[:first] = False
+    rows &= np.isfinite(run.steps["sec"])
+    steps = int(rows.sum())
+    if not steps:
+        return None
+    return RankTime(0, steps, {part: float(np.nanmean(run.steps[f"{part}_sec"][rows])) for part in PARTS})

@@ -7,7 +7,7 @@ an earlier attempt beyond the step that a later attempt resumed from are taken o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,15 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import StorageError
-from headrace.telemetry import FILE_NAME, read_events
+from headrace.telemetry import FILE_NAME, RANKS, read_events
 
 Event: TypeAlias = dict[str, Any]
 Column: TypeAlias = NDArray[np.float64]
 
-PARTS = ("compute", "communication", "copy", "wait", "checkpoint", "rest")
+PARTS = ("compute", "communication", "copy", "wait", "guard", "checkpoint", "rest")
 """The parts of a step's wall time, in the order in which they are shown."""
+COMPUTE_PARTS = ("forward", "backward", "optimizer")
+"""What compute is made of, where the loop can see it."""
 
-_NUMBERS = ("step", "epoch", "loss", "lr", "samples", "sec", "time", *(f"{part}_sec" for part in PARTS))
+_SECONDS = tuple(f"{part}_sec" for part in (*PARTS, *COMPUTE_PARTS, "launch"))
+_NUMBERS = ("step", "epoch", "loss", "lr", "samples", "sec", "time", *_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Run:
     """What the Trainer's guards found, and what was done."""
     stops: tuple[Event, ...]
     errors: tuple[Event, ...]
+    ranks: tuple[Event, ...]
+    """What ranks other than 0 wrote of their own time in the last attempt: sums over some steps each."""
     end: Event | None
     """The last event of a run that was finished; None for one that is under way, stopped or failed."""
     last_time: float | None
@@ -71,6 +76,12 @@ class Run:
     def num_steps(self) -> int:
         """Completed steps in the history that counts."""
         return len(self.steps["step"])
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of a step's time as finely as this run knows them: those of compute in place of it, if it does."""
+        known = all(np.isfinite(self.steps[f"{part}_sec"]).any() for part in COMPUTE_PARTS)
+        return (*COMPUTE_PARTS, *PARTS[1:]) if known else PARTS
 
     @property
     def lost_steps(self) -> int:
@@ -88,12 +99,16 @@ class Run:
         return max(0, len(self.attempts) - 1)
 
     def steady_rows(self) -> NDArray[np.bool_]:
-        """Which steps tell of the run's pace: all but the first of every attempt, which starts everything up."""
+        """Which steps tell of the run's pace: all but the first of every attempt, which starts everything up, and the
+        last one where it holds the checkpoint that a run ends with, which is waited for.
+        """
         rows = np.ones(self.num_steps, bool)
         for attempt in self.attempts:
             if attempt.first_row is not None and attempt.first_row < len(rows):
                 rows[attempt.first_row] = False
         rows[:1] = False
+        if (self.end is not None or self.stops) and self.num_steps and self.steps["checkpoint_sec"][-1] > 0:
+            rows[-1:] = False
         return rows
 
 
@@ -112,7 +127,21 @@ def read_run(run: str | Path) -> Run:
     found = run_of(read_events(path), path)
     if found.last_time is None:
         raise StorageError(f"{path} holds no events of a run: give the folder of a run, which holds {FILE_NAME}")
-    return found
+    return replace(found, ranks=tuple(_rank_events(found, path.parent / RANKS)))
+
+
+def _rank_events(run: Run, folder: Path) -> Iterator[Event]:
+    """Of the ranks that took part in the last attempt."""
+    attempt = run.attempts[-1].start.get("attempt") if run.attempts else None
+    for path in sorted(folder.glob("rank-*.jsonl")) if folder.is_dir() else ():
+        mine: list[Event] = []
+        takes_part = False
+        for event in read_events(path):
+            if event["event"] == "start":
+                takes_part, mine = event.get("attempt") == attempt, []
+            elif event["event"] == "rank" and takes_part:
+                mine.append(event)
+        yield from mine
 
 
 def run_of(events: Iterable[Event], path: Path) -> Run:
@@ -171,6 +200,8 @@ class _Reader:
 
     def result(self, path: Path) -> Run:
         table = np.array(self._rows, np.float64).reshape(len(self._rows), len(_NUMBERS))
+        guard = table[:, _NUMBERS.index("guard_sec")]
+        guard[np.isnan(guard)] = 0.0  # a loop without guards says nothing of them
         names = {name: None for metrics in self._metrics for name in metrics}
         return Run(
             path=path,
@@ -184,6 +215,7 @@ class _Reader:
             guards=tuple(self._events["guard"]),
             stops=tuple(self._events["stop"]),
             errors=tuple(self._events["error"]),
+            ranks=(),
             end=self._end,
             last_time=self.last_time,
         )

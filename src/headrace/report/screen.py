@@ -20,6 +20,7 @@ _COLORS = {
     "communication": "magenta",
     "copy": "cyan",
     "wait": "red",
+    "guard": "cyan",
     "checkpoint": "yellow",
     "rest": "bright_black",
 }
@@ -44,6 +45,8 @@ def line(present: Present) -> str:
     if present.step is not None:
         words += [f"loss {fmt.number(present.step.get('loss'))}", fmt.rate(present.samples_per_sec, "samples")]
         words += [verdict(present.run()).sentence.partition(".")[0]]
+    if present.alarm is not None:
+        words.append(_alarm(present.alarm))
     return "; ".join(words)
 
 
@@ -138,10 +141,16 @@ def _happened(present: Present) -> list[Text]:
     if present.num_skipped:
         lines.append(Text(f"left out as damaged: {fmt.plural(present.num_skipped, 'sample')}", style="yellow"))
     lines += [Text(_guard(event), style="yellow") for event in present.guards]
+    if present.alarm is not None:
+        lines.append(Text(_alarm(present.alarm), style="bold red"))
     if present.last is not None and present.last["event"] == "error":
         last = present.last
         lines.append(Text(f"rank {last.get('rank')}: {last.get('type')}: {last.get('message')}", style="bold red"))
     return lines
+
+
+def _alarm(event: Event) -> str:
+    return f"alarm at step {fmt.count(event.get('step'))}, {fmt.moment(event.get('time'))}: {event.get('message')}"
 
 
 def _guard(event: Event) -> str:

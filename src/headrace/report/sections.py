@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-import orjson
-
 from headrace.report import formatting as fmt
 from headrace.report.beside import SKIPPED_FOLDER, Beside, Paces
+from headrace.report.facts import Fact
 from headrace.report.figures import render, shared
 from headrace.report.flow import flow
 from headrace.report.incidents import Incident
+from headrace.report.paces import body as pace_body
+from headrace.report.paces import lead as pace_lead
 from headrace.report.parts import part_css, part_name
 from headrace.report.plots import (
     MOST_METRICS,
@@ -25,8 +26,6 @@ from headrace.report.plots import (
     time_chart,
 )
 from headrace.report.quantities import quantity_charts, quantity_names
-from headrace.report.ranks import body as pace_body
-from headrace.report.ranks import lead as pace_lead
 from headrace.report.runlog import PARTS, Run
 from headrace.report.stages import Stage, feed_stages
 from headrace.report.verdict import Verdict
@@ -204,20 +203,12 @@ def facts(run: Run) -> str:
     }
     body = "".join(
         f'<div class="card"><h3>{title}</h3><table><tbody>'
-        + "".join(_row(escape(name), escape(_fact(name, value))) for name, value in values.items())
+        + "".join(_row(escape(name), escape(Fact("configuration", name, value).text)) for name, value in values.items())
         + "</tbody></table></div>"
         for title, values in cards.items()
         if values
     )
     return _section("Configuration, versions, machine", "", f'<div class="columns">{body}</div>')
-
-
-def _fact(name: str, value: Any) -> str:
-    if value is None:
-        return "none"
-    if name.endswith("_bytes") and isinstance(value, int | float):
-        return f"{value / 2**30:.1f} GiB" if value >= 2**30 else fmt.num_bytes(value)
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

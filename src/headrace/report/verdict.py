@@ -10,7 +10,12 @@ large enough to bound the run. What is large enough differs. The feed and the co
 that remains says that they are slower than the model: its rate is the run's rate, and a tenth of the time is enough.
 The others simply come on top of compute, and must take a fifth. Else the run is compute-bound, which is what one wants.
 
+Of several ranks one may hold up the others, whose waiting for it looks like communication: where the ranks' own times
+are known and one of them has a tenth of a step more to do than the others, that is the verdict. In a pipeline it is a
+stage that is too large. On a GPU a step that the host takes as long to hand over as it lasts is launch-bound.
+
 The gain is what Amdahl's law gives if the bounding part vanished: wall / (wall - part) - 1. It is an upper bound.
+What a change would make of it is predicted by `remedies`.
 """
 
 from __future__ import annotations
@@ -23,30 +28,56 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from headrace.report import formatting as fmt
+from headrace.report.ranks import Straggler, rank_times, straggler
+from headrace.report.remedies import Case, Remedy, remedies
 from headrace.report.runlog import PARTS, Run, read_run
 from headrace.report.stages import Stage, bottleneck, feed_stages
 
 Bound: TypeAlias = Literal[
-    "input", "copy", "compute", "communication", "checkpoint", "overhead", "too short to tell", "unknown"
+    "input",
+    "copy",
+    "compute",
+    "communication",
+    "guard",
+    "checkpoint",
+    "overhead",
+    "straggler",
+    "pipeline",
+    "launch",
+    "too short to tell",
+    "unknown",
 ]
 
-_LARGE_ENOUGH = {"wait": 0.10, "copy": 0.10, "communication": 0.20, "checkpoint": 0.20, "rest": 0.20}
+_LARGE_ENOUGH = {"wait": 0.10, "copy": 0.10, "communication": 0.20, "guard": 0.20, "checkpoint": 0.20, "rest": 0.20}
 _BOUNDS: dict[str, Bound] = {
     "wait": "input",
     "copy": "copy",
     "communication": "communication",
+    "guard": "guard",
     "checkpoint": "checkpoint",
     "rest": "overhead",
 }
 _MIN_STEPS = 5
+_LAUNCH_BOUND = 0.9
+_MOST_RANKS = 8
 
 _WHAT = {
     "wait": "waiting for data",
     "copy": "copying batches to the device",
     "communication": "communication that compute does not hide",
+    "guard": "what guards do between steps (Guards(snapshot_every=, check_every=, replay_every=))",
     "checkpoint": "writing checkpoints",
     "rest": "work between the parts that are measured, such as logging and Python code",
 }
+_OWN = {
+    "wait": "waiting for data",
+    "copy": "copying to the device",
+    "compute": "compute",
+    "guard": "guards",
+    "checkpoint": "checkpoints",
+    "rest": "work between the measured parts",
+}
+"""What a rank does while others wait for it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +87,7 @@ class Verdict:
     bound: Bound
     sentence: str
     shares: dict[str, float] = field(default_factory=dict)
-    """By part: compute, communication, copy, wait, checkpoint, rest."""
+    """By part: compute, communication, copy, wait, guard, checkpoint, rest."""
     au: float | None = None
     """Seconds of compute over seconds of wall time, without first steps."""
     evidence: tuple[str, ...] = ()
@@ -64,6 +95,10 @@ class Verdict:
     """By how much steps/s would rise if the bounding part vanished: 0.4 is 40 % more. At most that much."""
     stage: str | None = None
     """The stage of the feed that bounds it, where the run is input-bound."""
+    rank: int | None = None
+    """The rank that the others wait for, where there is one."""
+    remedies: tuple[Remedy, ...] = ()
+    """What headrace can change, with the predicted gain, the largest first."""
     num_steps: int = 0
     """How many steps it is judged by."""
 
@@ -86,26 +121,33 @@ def verdict(run: str | Path | Run) -> Verdict:
     shares = _shares(run, rows)
     if shares is None:
         return Verdict("unknown", "Unknown: the steps do not say where their time went.", num_steps=num_steps)
+    slow = straggler(rank_times(run))
+    if slow is not None:
+        return _held_up(run, slow, shares, num_steps)
     part = _bounding_part(shares)
     if part is None:
+        launch = _launch_share(run, rows)
+        if launch is not None and launch >= _LAUNCH_BOUND:
+            return _launch_bound(launch, shares, num_steps)
         return _compute_bound(shares, num_steps)
     gain = shares[part] / (1 - shares[part]) if shares[part] < 1 else None
     evidence = [_split(shares, num_steps)]
-    stage = None
+    stages = feed_stages(run) if part == "wait" else []
+    slowest = bottleneck(stages)
+    stage = slowest.name if slowest else None
     if part == "wait":
-        stages = feed_stages(run)
-        slowest = bottleneck(stages)
-        stage = slowest.name if slowest else None
         evidence += _stage_evidence(slowest, stages)
+    found = remedies(part, Case(run, shares, stages, slowest))
     return Verdict(
         _BOUNDS[part],
         _sentence(part, shares, stage, gain),
         shares,
         shares["compute"],
-        tuple(evidence),
+        (*evidence, *(one.sentence(shares["compute"]) for one in found)),
         gain,
         stage,
-        num_steps,
+        remedies=tuple(found),
+        num_steps=num_steps,
     )
 
 
@@ -134,7 +176,51 @@ def _compute_bound(shares: dict[str, float], num_steps: int) -> Verdict:
         f"Compute-bound: {fmt.percent(shares['compute'])} of the time goes into the model. "
         "The feed keeps up; a faster step needs a faster model or device."
     )
-    return Verdict("compute", sentence, shares, shares["compute"], evidence, None, None, num_steps)
+    return Verdict("compute", sentence, shares, shares["compute"], evidence, num_steps=num_steps)
+
+
+def _held_up(run: Run, slow: Straggler, shares: dict[str, float], num_steps: int) -> Verdict:
+    """One rank has more to do than the others; in a pipeline that is its stage."""
+    start = run.attempts[-1].start if run.attempts else {}
+    in_stages = "pp" in str(start.get("mesh") or "")
+    what = _OWN[slow.part]
+    sentence = (
+        f"{'Pipeline' if in_stages else 'Straggler'}-bound: the others wait for rank {slow.rank}, which takes "
+        f"{fmt.seconds(slow.extra_sec)} longer for a step of {fmt.seconds(slow.sec)}, most of it {what}. "
+        f"If it were as they are, the run would make up to {1 + slow.gain:.2f} times as many steps a second."
+    )
+    if in_stages:
+        sentence += " Its stage has too much of the model: choose the stages by hand (pp_stages=)."
+    evidence = tuple(
+        f"rank {one.rank} itself: {fmt.seconds(one.own_sec)} of a step of {fmt.seconds(one.sec)}"
+        for one in sorted(rank_times(run), key=lambda one: -one.own_sec)[:_MOST_RANKS]
+    )
+    return Verdict(
+        "pipeline" if in_stages else "straggler",
+        sentence,
+        shares,
+        shares["compute"],
+        (_split(shares, num_steps), *evidence),
+        slow.gain,
+        rank=slow.rank,
+        num_steps=num_steps,
+    )
+
+
+def _launch_share(run: Run, rows: np.ndarray[Any, np.dtype[np.bool_]]) -> float | None:
+    """Of the time of the steps, how much the host took to hand them to the device; None where it computes itself."""
+    launch, sec = run.steps["launch_sec"][rows], run.steps["sec"][rows]
+    known = np.isfinite(launch) & np.isfinite(sec)
+    return float(launch[known].sum() / sec[known].sum()) if known.any() and sec[known].sum() > 0 else None
+
+
+def _launch_bound(launch: float, shares: dict[str, float], num_steps: int) -> Verdict:
+    sentence = (
+        f"Launch-bound: the host takes {fmt.percent(min(1.0, launch))} of a step to hand it to the device, which so "
+        "has no work ahead. Fewer and larger operations would help: a larger batch, or compile=True."
+    )
+    evidence = (_split(shares, num_steps), f"handing over takes {launch:.2f} of a step's time; from {_LAUNCH_BOUND} on")
+    return Verdict("launch", sentence, shares, shares["compute"], evidence, num_steps=num_steps)
 
 
 def _sentence(part: str, shares: dict[str, float], stage: str | None, gain: float | None) -> str:

@@ -7,6 +7,7 @@ renamed, so that no reader sees half of it.
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 import threading
@@ -170,11 +171,14 @@ class FsspecStore(Store):
 
 def _filesystem_class(scheme: str) -> Any:
     if scheme == "gs":
-        # With its newer parts, which speak another protocol, gcsfs reaches no emulator. It reads this when imported.
+        # With its newer parts, which speak another protocol, gcsfs reaches no emulator. It reads this when imported,
+        # which another library may have done already.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
 
     try:
+        if scheme == "gs":
+            return importlib.import_module("gcsfs.core").GCSFileSystem
         return fsspec.get_filesystem_class(scheme)
     except (ImportError, ValueError) as err:
         words = scrubbed(str(err))

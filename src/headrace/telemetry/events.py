@@ -4,7 +4,7 @@ The report and the verdict are computed from this file alone. Every line has `ev
 seconds); docs/report.md lists the kinds and their fields. A line is written in one call and not buffered, so that a
 killed process loses at most the line it was writing; a torn last line is left where it is and passed over on reading.
 Only what may happen many times in a tenth of a second is written together, by a thread, since a call for each would be
-what takes the time then.
+what takes the time then. A file that has grown full becomes a part beside the next one (`parts`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from headrace.errors import OptionError, StorageError
+from headrace.telemetry import parts
 
 FILE_NAME = "events.jsonl"
+RANKS = "ranks"
+"""The folder beside it with what other ranks say of their own time: rank-1.jsonl and so on."""
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 _TOGETHER_SEC = 0.1
@@ -33,6 +37,7 @@ class EventWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._observers: list[Callable[[bytes], object]] = []
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()  # which one thread may add to while another takes out
         self._some_wait = threading.Event()
@@ -41,6 +46,7 @@ class EventWriter:
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._end_torn_line()
+            self._size = os.fstat(self._fd).st_size
         except OSError as err:
             raise self._refused(err) from err
         atexit.register(self._write_out)
@@ -73,6 +79,19 @@ class EventWriter:
         if self._error is not None:
             raise self._refused(self._error)
 
+    def observe(self, take: Callable[[bytes], object]) -> None:
+        """From now on call `take` with the lines as they are written: whole ones, in order, one call at a time.
+
+        The thread that writes calls it, which may be the one that trains: it hands them on, and returns.
+        """
+        with self._lock:
+            self._observers.append(take)
+
+    def unobserve(self, take: Callable[[bytes], object]) -> None:
+        """Call it no more."""
+        with self._lock:
+            self._observers.remove(take)
+
     def close(self) -> None:
         """Write what waits, and close the file; writing afterwards is an error."""
         atexit.unregister(self._write_out)
@@ -96,11 +115,25 @@ class EventWriter:
             lines = b""
             while self._fd >= 0 and self._waiting:
                 lines += self._waiting.popleft()
+            written = lines
             try:
                 while lines:  # a disk that fills up takes a part first, and says why with the rest
-                    lines = lines[os.write(self._fd, lines) :]
+                    count = os.write(self._fd, lines)
+                    self._size += count
+                    lines = lines[count:]
             except OSError as err:
                 self._error = err
+            if self._size >= parts.PART_BYTES and self._fd >= 0 and self._error is None:
+                self._begin_part()
+            if written:
+                for observer in self._observers:
+                    observer(written)
+
+    def _begin_part(self) -> None:
+        self._size = 0
+        with suppress(OSError):  # a file system without a second name for a file has all in one, a full disk for now
+            fd, self._fd = self._fd, parts.begin_part(self.path)
+            os.close(fd)
 
     def _refused(self, error: OSError) -> StorageError:
         return StorageError(f"cannot write the run's events to {self.path}: {error.strerror}")
@@ -130,13 +163,15 @@ def _is_json(value: Any) -> bool:
 
 
 def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The events of a run in the order in which they were written; lines that a crash cut off are passed over."""
+    """The events of a run in the order in which they were written; lines that a crash cut off are passed over.
+
+    Those of its earlier parts come first (`parts`), where `path` is the file that is written to.
+    """
     try:
-        with open(path, "rb") as file:
-            for line in file:
-                event = parse_event(line)
-                if event is not None:
-                    yield event
+        for line in parts.read_lines(Path(path)):
+            event = parse_event(line)
+            if event is not None:
+                yield event
     except OSError as err:
         raise StorageError(f"cannot read the run's events from {path}: {err.strerror}") from err
 

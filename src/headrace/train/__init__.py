@@ -2,9 +2,9 @@
 
 `Trainer` runs the loop; `adamw`, `sgd`, `lamb`, `adafactor` and `muon` make optimizers, `cosine`, `linear`, `wsd`,
 `one_cycle` and `constant` schedules, `power_sgd` and `top_k` compressions of gradients; `Guards` says what a run is
-watched for; `export_safetensors` takes a model out of a checkpoint. The names are loaded when
-first used, so that what needs no torch here (reading a recipe, a worker that ends because a peer failed) does not
-wait for it.
+watched for; `export_safetensors` takes a model out of a checkpoint, and `profile_summary` says what a trace shows of
+idle time. The names are loaded when first used, so that what needs no torch here (reading a recipe, a worker that ends
+because a peer failed) does not wait for it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headrace.train.guards import Guards
     from headrace.train.optimizers import adafactor, adamw, lamb, muon, sgd
     from headrace.train.parallel import parallelize, place_layers, power_sgd, top_k
+    from headrace.train.profiling import profile_summary
     from headrace.train.result import FitResult
     from headrace.train.schedules import constant, cosine, linear, one_cycle, wsd
     from headrace.train.trainer import Trainer
@@ -41,6 +42,7 @@ _HOMES = {
     "parallelize": "parallel",
     "place_layers": "parallel",
     "power_sgd": "parallel",
+    "profile_summary": "profiling",
     "sgd": "optimizers",
     "top_k": "parallel",
     "wsd": "schedules",
@@ -64,6 +66,7 @@ __all__ = [
     "parallelize",
     "place_layers",
     "power_sgd",
+    "profile_summary",
     "sgd",
     "top_k",
     "wsd",

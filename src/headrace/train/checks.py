@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headrace.alarms import Alarms
 from headrace.errors import OptionError
 from headrace.storage import locate
 from headrace.train.average import EMA
@@ -18,9 +19,18 @@ from headrace.train.parallel import (
     parse_mesh,
 )
 
+_FUNCTIONS = {
+    "inputs": 'of a batch, such as lambda batch: batch["image"]',
+    "loss": "of the model's output and the batch",
+    "optimizer": "of parameters, such as headrace.adamw(1e-3)",
+}
+
 
 def check_options(options: Options) -> None:
     """Raise OptionError for values, and combinations of them, that cannot work."""
+    for name in ("inputs", "loss", "optimizer"):
+        if not callable(getattr(options, name)):
+            raise OptionError(f"{name} is a function, {_FUNCTIONS[name]}: got {getattr(options, name)!r}")
     if options.precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}: got {options.precision!r}")
     _check_parallel(options)
@@ -30,6 +40,8 @@ def check_options(options: Options) -> None:
         raise OptionError(f"clip_grad_norm must be above 0, or None: got {options.clip_grad_norm}")
     if options.guards is not None and not isinstance(options.guards, Guards):
         raise OptionError(f"guards must be headrace.Guards(...), or None: got {options.guards!r}")
+    if options.alarms is not None and not isinstance(options.alarms, Alarms):
+        raise OptionError(f"alarms must be headrace.Alarms(...), or None: got {options.alarms!r}")
     if options.ema is not None and not isinstance(options.ema, EMA):
         raise OptionError(f"ema must be a decay, headrace.ema(...), or None: got {options.ema!r}")
     if options.hang_timeout_sec is not None and not options.hang_timeout_sec > 0:

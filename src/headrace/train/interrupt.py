@@ -19,6 +19,7 @@ class StopRequest:
         self.requested = False
         self._previous: Any = None
         self._installed = False
+        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -31,6 +32,14 @@ class StopRequest:
     ) -> None:
         if self._installed:
             signal.signal(signal.SIGTERM, self._previous)
+        if self._timer is not None:
+            self._timer.cancel()
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def after(self, sec: float) -> None:
+        """Have it requested when so many seconds are over, unless the block has ended."""
+        self._timer = threading.Timer(sec, self._take)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _take(self, number: int = 0, frame: FrameType | None = None) -> None:
         self.requested = True

@@ -29,7 +29,7 @@ LOG = "torchrun.log"
 _GRACE_SEC = 120  # for the checkpoint that workers write when they are told to stop
 _LAST_CALL_SEC = 5  # for further machines, once there are enough; later ones join by a restart, which loses no step
 _KEEP_ALIVE_SEC = 3  # a machine of which three of these passed without a word is gone
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def launch(job: Job, nproc: int, max_restarts: int, nodes: Nodes = ALONE) -> None:
@@ -210,9 +210,14 @@ def _log_to(path: Path, shared: bool) -> Iterator[None]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """The agent takes the signals over and never gives them back. Slurm's SIGUSR1 means SIGTERM to it."""
+    """The agent takes the signals over and never gives them back. Slurm's SIGUSR1 means SIGTERM to it.
+
+    SIGUSR2 asks a rank for a profile. Here it means nothing, and nothing, too, to a rank that does not train yet, since
+    it inherits that.
+    """
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from torch import nn
@@ -21,10 +22,11 @@ from headrace.telemetry import progress, silent
 from headrace.train.batches import Batch, real_rows, to_device
 from headrace.train.clock import Clock, Split
 from headrace.train.contract import LoaderLike
+from headrace.train.device_clock import DeviceClock
 from headrace.train.evaluation import Evaluation, Evaluator
 from headrace.train.guards import Watch
 from headrace.train.interrupt import StopRequest
-from headrace.train.parallel import NOTHING, Traffic
+from headrace.train.parallel import NOTHING, Exposed, Traffic
 from headrace.train.record import Journal
 from headrace.train.saving import Saved
 from headrace.train.schedules import Schedule
@@ -94,7 +96,7 @@ class _Made:
     totals: Totals | None = None
     """What it found; None until it is read."""
     split: Split | None = None
-    """Where its time went; None while the step is the present one."""
+    """Where its time went, as soon as the clock knows; None while the step is the present one."""
 
 
 class Loop:
@@ -137,7 +139,8 @@ class Loop:
         self._saving = 0
         self._unread: deque[_Made] = deque()
         self._unwritten: deque[_Made] = deque()
-        self._clock = Clock()
+        self._saved_now = False
+        self._clock = Clock() if self._lag == 0 else DeviceClock()
 
     def run(self, request: StopRequest) -> str | None:
         """Train until the plan is done, or until a rank was asked to stop; the reason, if so. Collective."""
@@ -173,10 +176,11 @@ class Loop:
         done = self._position.step
         if self._watch is not None and rows:
             self._watch.before(done + 1, lambda: self._stepper.alone(real, rows))
+            self._clock.lap("guard")
         multiplier = self._schedule.multiplier(done, self._plan.total_steps)
         lr = self._stepper.set_rate(multiplier if self._watch is None else multiplier * self._watch.factor)
-        outcome = self._stepper.step(real, rows, done + 1, lambda: request.requested or self._save_failed())
-        self._clock.lap("compute")
+        self._clock.begin()
+        outcome = self._stepper.step(real, rows, done + 1, partial(self._ends, request), self._clock.lap)
         self._position.step, self._position.making = done + 1, None
         if outcome.traffic is not None:
             self.traffic = outcome.traffic + self.traffic
@@ -193,9 +197,6 @@ class Loop:
             made = self._unread.popleft()
             self.latest = made.totals = made.outcome.totals(self._world)
             self._position.samples += self.latest.samples
-            split = made.split or self._clock.split
-            if made.outcome.exposed is not NOTHING:
-                split.move(made.outcome.exposed.sec(), "compute", "communication")
             self._unwritten.append(made)
             if self._watch is not None and made.batch is not None:
                 own_loss, overflowed = made.outcome.sums.own_loss(), made.outcome.overflowed
@@ -226,12 +227,15 @@ class Loop:
         """Let the guards act; whether the model went back, so that checkpoints since then are of what is left."""
         if watch.settles(self._position.step):
             self._read(0)
-        return watch.act(self._position.step)
+        self._clock.lap("rest")
+        rewound = watch.act(self._position.step)
+        self._clock.lap("guard")
+        return rewound
 
     def _evaluate(self) -> Evaluation | None:
         if self._evaluator is None:
             return None
-        self._clock.lap("rest")
+        self._clock.pause()
         self.evaluation = self._evaluator.run(self._model, lambda: self._pulse.beat("evaluation"))
         self._pulse.beat("training")
         self._clock.skip()
@@ -244,8 +248,11 @@ class Loop:
         A failed save is why a run may stop: it is raised here.
         """
         self._read(0)
+        self._write_known(wait=True)
         if self._watch is not None:
+            self._clock.lap("rest")
             self._watch.settle(self._position.step)
+            self._clock.lap("guard")
             if self._watch.in_doubt and not last:
                 return False
             self._position.guards = self._watch.state_dict()
@@ -259,11 +266,12 @@ class Loop:
         self._pulse.beat("training")
         if saved:
             self._saving += 1
+            self._saved_now = True
             self._clock.lap("checkpoint")
         return True
 
-    def _save_failed(self) -> bool:
-        return self._saving > 0 and self._saves.failed
+    def _ends(self, request: StopRequest) -> bool:
+        return request.requested or (self._saving > 0 and self._saves.failed)
 
     def _note_saved(self) -> None:
         for saved in self._saves.finished():
@@ -271,18 +279,33 @@ class Loop:
             self._journal.checkpoint(saved)
 
     def _write(self) -> None:
+        self._write_known(wait=self._saved_now)
+        if self._saved_now:
+            self._journal.flush()  # a restart does not do these steps again
+            self._saved_now = False
+
+    def _write_known(self, wait: bool) -> None:
+        """Write down the steps whose times are known; all but the present one, if the device may be waited for."""
+        if wait:
+            self._clock.settle()
         while self._unwritten:
-            made = self._unwritten.popleft()
-            assert made.split is not None
-            assert made.totals is not None
-            outcome, epoch = made.outcome, self._epoch(made.step)
-            if self._watch is not None:
-                self._watch.timed(_own_sec(made.split))
-            self._journal.step(made.step, epoch, made.lr, made.totals, made.split, outcome.traffic, outcome.scaled)
-            if made.split.checkpoint:
-                self._journal.flush()  # a restart does not do this step again
+            split = self._unwritten[0].split
+            if split is None or not self._clock.knows(split):
+                return
+            self._write_down(self._unwritten.popleft(), split)
+
+    def _write_down(self, made: _Made, split: Split) -> None:
+        assert made.totals is not None
+        outcome = made.outcome
+        if outcome.exposed is not NOTHING:
+            _take_out(outcome.exposed, split)
+        if self._watch is not None:
+            self._watch.timed(split.own)
+        epoch = self._epoch(made.step)
+        self._journal.step(made.step, epoch, made.lr, made.totals, split, outcome.traffic, outcome.scaled)
 
     def _stopped(self) -> str:
+        self._write_known(wait=True)
         self._journal.feed(self._position.step, self._loader.meters())
         self._journal.stop(self._position.step, "sigterm")
         return "sigterm"
@@ -291,6 +314,7 @@ class Loop:
         """A run that had nothing left to do is still evaluated."""
         if self.latest is None:
             self._evaluate()
+        self._write_known(wait=True)
         self._journal.feed(self._position.step, self._loader.meters())
 
     def _done(self) -> bool:
@@ -325,9 +349,10 @@ class Loop:
         return progress("train", self._plan.total_steps, "steps")
 
 
-def _own_sec(split: Split) -> float:
-    """What a rank does not wait for others in."""
-    return split.wait + split.copy + split.compute + split.rest
+def _take_out(exposed: Exposed, split: Split) -> None:
+    """Count as communication what the passes waited for, of which the end, after them, is counted already."""
+    split.move(exposed.sec() - split.communication, "passes" if split.passes else "backward", "communication")
+    split.move(exposed.forward_sec, "forward", "communication")
 
 
 def _note(totals: Totals | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from headrace.alarms import Alarms
 from headrace.train.average import EMA
 from headrace.train.best import BestRule
 from headrace.train.contract import LoaderLike
@@ -53,6 +54,7 @@ class Options:
     checkpoints: str | Path | None
     checkpoint_async: bool
     guards: Guards | None
+    alarms: Alarms | None
     save_frozen: bool
     hang_timeout_sec: float | None
     seed: int
@@ -74,8 +76,11 @@ class Options:
             "clip_grad_norm": self.clip_grad_norm,
             "checkpoints": None if self.checkpoints is None else str(self.checkpoints),
             "checkpoint_async": self.checkpoint_async,
+            "checkpoint_every": self.checkpoint_every,
+            "evaluate_every": self.evaluate_every,
             "keep_best": None if self.keep_best is None else [self.keep_best.metric, self.keep_best.mode],
             "guards": asdict(self.guards) if self.guards is not None else None,
+            "alarms": self.alarms.described() if self.alarms is not None else None,
             "hang_timeout_sec": self.hang_timeout_sec,
             "ema": None if self.ema is None else repr(self.ema),
             "seed": self.seed,

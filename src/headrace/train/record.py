@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from headrace.sinks import END_SEC, Sink, Sinks
 from headrace.telemetry import FILE_NAME, EventWriter
 from headrace.train.clock import Split
 from headrace.train.evaluation import Evaluation
 from headrace.train.guards.finding import Finding
 from headrace.train.loss_scale import Scaled
 from headrace.train.parallel import Traffic
+from headrace.train.ranks import RankRecord
 from headrace.train.saving import Saved
 from headrace.train.skipped import SkippedList
 from headrace.train.tally import Totals
@@ -47,7 +50,7 @@ class Record(Protocol):
 
 
 class NoRecord:
-    """For ranks other than 0, and runs without a folder."""
+    """For runs without a folder."""
 
     def write(self, event: str, **fields: Any) -> None:
         """Nothing is kept."""
@@ -63,9 +66,21 @@ class NoRecord:
 
 def open_record(run_dir: Path | None, rank: int) -> Record:
     """Where this rank's events go."""
-    if run_dir is None or rank != 0:
+    if run_dir is None:
         return NoRecord()
-    return EventWriter(run_dir / FILE_NAME)
+    return EventWriter(run_dir / FILE_NAME) if rank == 0 else RankRecord(run_dir, rank)
+
+
+def feed_sinks(
+    sinks: Sequence[Sink], run_dir: Path | None, record: Record, hang_timeout_sec: float | None
+) -> AbstractContextManager[Sinks | None]:
+    """A context in which the sinks are fed with what is recorded; where nothing is, as on other ranks, it is empty.
+
+    At its end it waits for them for a shorter time than the watchdog has patience.
+    """
+    if not sinks or run_dir is None or not isinstance(record, EventWriter):
+        return nullcontext()
+    return Sinks(sinks, run_dir, record.write, END_SEC if hang_timeout_sec is None else min(END_SEC, hang_timeout_sec))
 
 
 class Journal:
@@ -135,7 +150,7 @@ class Journal:
         """What the loader's stages counted since the attempt began, and which samples it skipped."""
         self._fed = time.monotonic()
         self._skipped.update()
-        names = ("stages", "threads", "dropped", "padded", "skipped", "restarts")
+        names = ("stages", "threads", "processes", "dropped", "padded", "skipped", "restarts")
         self._record.write("feed", step=step, **{name: meters.get(name) for name in names})
 
     def feed_is_due(self) -> bool:

@@ -29,6 +29,9 @@ from headrace.train.pipelined import PipelinedPasses
 from headrace.train.tally import Sum, Tally, Totals
 from headrace.train.world import World
 
+Lap = Callable[[str], object]
+"""See `Clock.lap`."""
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -118,6 +121,7 @@ class Stepper:
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._spare: tuple[Batch, int] | None = None
         self._checked = world.size == 1
+        self._waits = world.size > 1 and world.device.type == "cpu"
         self._passes = num_parts(rank_batch_size, micro_batch_size) if distributed.needs_equal_passes else None
 
     def set_rate(self, multiplier: float) -> float:
@@ -126,17 +130,22 @@ class Stepper:
             group["lr"] = rate * multiplier
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def step(self, batch: Batch, rows: int, number: int, stop: Callable[[], bool]) -> Outcome:
-        """Learn from a batch of `rows` real samples; `stop` says whether this rank was asked to stop. Collective."""
+    def step(self, batch: Batch, rows: int, number: int, stop: Callable[[], bool], lap: Lap) -> Outcome:
+        """Learn from a batch of `rows` real samples; `stop` says whether this rank was asked to stop. Collective.
+
+        `lap` is called with the kind of work that is done: forward, backward (or passes), communication, optimizer.
+        """
         if rows == 0 and self._world.size == 1:
             return self._no_step(number, stop)
         if self._statistics is not None:
             self._statistics.keep()
-        sums, corrected = self._backward(batch, rows, stop)
+        sums, corrected = self._backward(batch, rows, stop, lap)
         if not self._checked:
             self._check_used()
         sums.wait()
         self._distributed.end_backward()
+        if self._waits:
+            lap("communication")
         exposed = self._distributed.exposed()
         scaled = self._scale.unscale(self._grads()) if self._scale is not None else None
         overflowed = scaled is not None and scaled.overflowed
@@ -148,6 +157,7 @@ class Stepper:
         else:
             self._unguarded(outcome, some)
         self.forget()
+        lap("optimizer")
         return outcome
 
     def forget(self) -> None:
@@ -200,12 +210,13 @@ class Stepper:
         sums.fetch(None)
         return Outcome(number, sums, NOTHING, guarded=self._statistics is not None)
 
-    def _backward(self, batch: Batch, rows: int, stop: Callable[[], bool]) -> tuple[Sum, bool]:
+    def _backward(self, batch: Batch, rows: int, stop: Callable[[], bool], lap: Lap) -> tuple[Sum, bool]:
         """Gradients reduced over the ranks, the sums on their way, and whether no correction can be needed."""
         if self._pipelined is not None:
             tally = Tally(self._world, self._copies)
             factor = 1.0 if self._scale is None else self._scale.factor
             weighted = self._pipelined.learn(batch, rows, lambda weight: weight / self._expected * factor, tally)
+            lap("passes")
             return tally.launch(stop()), self._full and not weighted
         parts = self._parts(batch, rows)
         alone = self._world.size == 1 and len(parts) == 1
@@ -220,7 +231,9 @@ class Stepper:
                 if last:
                     sums = tally.launch(stop())
                 share = 1.0 if alone else self._share(judged.weight, part_rows)
+                lap("forward")
                 _scaled(judged.loss, share if self._scale is None else share * self._scale.factor).backward()
+                lap("backward")
         return sums, alone or (self._full and not weighted)
 
     def _parts(self, batch: Batch, rows: int) -> list[tuple[Batch, int]]:

@@ -8,17 +8,23 @@ Options are checked when it is made; processes, devices and folders are touched 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from headrace.alarms import Alarms, Watcher
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
+from headrace.sinks import Sink, sinks_of
+from headrace.telemetry import EventWriter
 from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.average import EMA, Average
 from headrace.train.best import BestRule
@@ -36,8 +42,11 @@ from headrace.train.parallel import (
     Compression,
     TensorPlan,
 )
+from headrace.train.profiling.options import Profile
+from headrace.train.profiling.tracer import FOLDER as PROFILES
+from headrace.train.profiling.tracer import Tracer, Written
 from headrace.train.randomness import seed_all
-from headrace.train.record import Journal, open_record
+from headrace.train.record import Journal, Record, feed_sinks, open_record
 from headrace.train.result import FitResult
 from headrace.train.rundir import Resumed
 from headrace.train.schedules import Constant, Schedule
@@ -89,8 +98,12 @@ class Trainer:
         checkpoints: str | Path | None = None,
         checkpoint_async: bool = False,
         guards: Guards | None = None,
+        alarms: Alarms | None = None,
+        profile: tuple[int, int] | None = None,
+        profile_all_ranks: bool = False,
         save_frozen: bool = True,
         run_dir: str | Path | None = None,
+        sinks: Sequence[Sink | str] = (),
         hang_timeout_sec: float | None = HANG_TIMEOUT_SEC,
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -137,6 +150,11 @@ class Trainer:
           rank writes.
         - `guards`: what is watched for and answered during the run: `headrace.Guards()`; None: nothing, and a loss that
           is not finite is an error.
+        - `alarms`: what rings while the run is under way, and whom it tells: `headrace.Alarms()`; None: nothing.
+        - `profile`: (100, 110) has the steps 100 to 109 traced by torch's profiler, on rank 0 or, with
+          `profile_all_ranks`, on all; at most 1,000.
+        - `sinks`: where the run's events go, too: `headrace.TensorBoard()`, `Prometheus`, `MLflow`, `WandB`, or names
+          such as "tensorboard" and "prometheus:9464". One that fails is told, and the run goes on without it.
         - `hang_timeout_sec`: a step of several processes that takes longer ends all of them, with a report of who hangs
           where; the first step, a batch of an evaluation and a checkpoint may take three times as long. None: never.
         - `save_frozen=False`: checkpoints leave out parameters that are not trained, and a run goes on from one only if
@@ -172,6 +190,7 @@ class Trainer:
             checkpoints=checkpoints,
             checkpoint_async=checkpoint_async,
             guards=guards,
+            alarms=alarms,
             save_frozen=save_frozen,
             hang_timeout_sec=hang_timeout_sec,
             seed=seed,
@@ -181,10 +200,16 @@ class Trainer:
         self.model = model
         self.loader = loader
         self.run_dir = Path(run_dir) if run_dir is not None else None
+        self.profile = Profile.of(profile, profile_all_ranks)
+        """Which steps are traced; None: none."""
+        self.sinks = sinks_of(sinks)
+        """Where the run's events go beside its folder."""
         self.config: dict[str, Any] = {}
         """What else the record of the run should say of it; JSON values."""
         self.tell_hang: Callable[[Failure], None] = print_failure
         """What the watchdog does with its verdict, before it ends this process."""
+        self.stop_after_sec: float | None = None
+        """How long `fit` makes steps, in seconds; then it stops as if it was told to. None: as long as it takes."""
         self.told_to_stop = False
         """Whether this process itself, and not only another rank, was asked to stop while it was fitting."""
         self._parts: Parts | None = None
@@ -223,6 +248,23 @@ class Trainer:
             self.told_to_stop = request.requested
             return result
 
+    def change(self, loader: Mapping[str, Any] | None = None, **options: Any) -> None:
+        """Change options of the Trainer, and of its `headrace.Loader`, before the first `fit`.
+
+        Raises OptionError for what does not exist or does not work, and afterwards.
+        """
+        if self._parts is not None:
+            raise OptionError("options are changed before the first fit: make another Trainer")
+        names = {field.name for field in fields(self._options)}
+        if unknown := options.keys() - names:
+            raise OptionError(f"Trainer has no option {', '.join(sorted(unknown))}")
+        self._options = replace(self._options, **options)
+        check_options(self._options)
+        if loader:
+            if not hasattr(self.loader, "with_options"):
+                raise OptionError(f"options of a headrace.Loader can be changed: got a {type(self.loader).__name__}")
+            self.loader = self.loader.with_options(**loader)
+
     def averaged(self) -> AbstractContextManager[None]:
         """A context in which the model has the averaged weights, once `fit` was called; afterwards its own again.
 
@@ -246,13 +288,18 @@ class Trainer:
         rank = parts.world.rank
         with (
             closing(open_record(self.run_dir, rank)) as record,
+            self._ringing(record),
             SkippedList(self.run_dir, rank, self.loader) as skipped,
+            feed_sinks(self.sinks, self.run_dir, record, self._options.hang_timeout_sec),
         ):
             journal = Journal(record, skipped)
             self._announce(journal, parts, plan, resumed)
             self._whole = False
             loop = self._loop(parts, plan, archive, journal, pulse)
-            stopped = loop.run(request)
+            if self.stop_after_sec is not None:
+                request.after(self.stop_after_sec)
+            with self._tracing(loop, rank, record):
+                stopped = loop.run(request)
             pulse.beat("end")
             self._whole = True
             result = self._result(loop, plan, stopped, resumed, time.perf_counter() - began)
@@ -285,6 +332,17 @@ class Trainer:
             pulse,
         )
 
+    def _ringing(self, record: Record) -> AbstractContextManager[object]:
+        alarms = self._options.alarms
+        return Watcher(alarms, record) if alarms is not None and isinstance(record, EventWriter) else nullcontext()
+
+    def _tracing(self, loop: Loop, rank: int, record: Record) -> AbstractContextManager[object]:
+        if self.run_dir is None:
+            return nullcontext()
+        due = self.profile if self.profile is not None and (rank == 0 or self.profile.all_ranks) else None
+        folder = self.run_dir / PROFILES
+        return Tracer(folder, rank, loop._clock, lambda: self._position.step, due, partial(_keep_profile, record))
+
     def _watch(self, parts: Parts, journal: Journal) -> Watch | None:
         guards = self._options.guards
         return None if guards is None else Watch(guards, parts.learner, journal.guard, journal.ranks)
@@ -299,11 +357,18 @@ class Trainer:
         if epochs is None and steps is None:
             raise OptionError("the loader is endless, so say how far to go: fit(epochs=...) or fit(steps=...)")
         if self.run_dir is None:
-            for name in ("checkpoint_every", "keep_best", "checkpoints", "checkpoint_async"):
+            if self.sinks:
+                raise OptionError("sinks are fed from what the run writes into its folder: set run_dir")
+            for name in ("checkpoint_every", "keep_best", "checkpoints", "checkpoint_async", "alarms"):
                 if getattr(self._options, name) not in (None, False):
                     raise OptionError(f"{name} needs a place for what the run keeps: set run_dir")
+            if self.profile is not None:
+                raise OptionError("profile needs a place for what the run keeps: set run_dir")
+        total_steps = steps or (epochs or 0) * per_epoch
+        if self.profile is not None:
+            self.profile.check_within(total_steps)
         return Plan(
-            total_steps=steps or (epochs or 0) * per_epoch,
+            total_steps=total_steps,
             steps_per_epoch=per_epoch,
             evaluate_every=max(1, round(self._options.evaluate_every * per_epoch)),
             checkpoint_every=self._options.checkpoint_every,
@@ -348,12 +413,17 @@ class Trainer:
             mesh=str(parts.mesh),
             precision=self._options.precision,
             global_batch_size=self.loader.global_batch_size,
+            data=self.loader.state_dict().get("order"),  # which samples, and what decides their order
             config=self._config(),
         )
 
     def _config(self) -> dict[str, Any]:
         layers = () if self._parts is None else self._parts.float8_layers
-        found = {"float8_layers": list(layers)} if layers else {}
+        found: dict[str, Any] = {"float8_layers": list(layers)} if layers else {}
+        if (loader := getattr(self.loader, "options", None)) is not None:
+            found["loader"] = loader
+        if self.sinks:
+            found["sinks"] = [sink.name for sink in self.sinks]
         return {**self._options.described(self.model), **found, **self.config}
 
     def _result(self, loop: Loop, plan: Plan, stopped: str | None, resumed: Resumed | None, sec: float) -> FitResult:
@@ -373,6 +443,12 @@ class Trainer:
             resumed_from=resumed.path if resumed else None,
             run_dir=self.run_dir,
         )
+
+
+def _keep_profile(record: Record, written: Written) -> None:
+    print(f"profile {written.path}: {written.sentence}", file=sys.stderr, flush=True)
+    steps = {"step": written.last_step, "first_step": written.first_step}
+    record.write("profile", **steps, path=str(written.path), sentence=written.sentence)
 
 
 @contextmanager

@@ -15,13 +15,15 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from headrace.errors import RecipeError
+from headrace.sinks import with_named
 from headrace.train.failure import Failure, first_failure, record_failure
+from headrace.train.profiling.options import Profile
 from headrace.train.recipe import RecipeTarget, load_recipe
 from headrace.train.settings import parse_settings
 
@@ -58,6 +60,15 @@ class Job:
     settings: tuple[str, ...]
     elastic: bool = False
     """Whether machines may come and go: then one that leaves does not end the run on the others."""
+    seconds: float | None = None
+    """How long steps are made; None: to the end."""
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Options of the recipe's "trainer" and "loader" to be changed."""
+    profile: str | None = None
+    """Steps to trace, as 100:110; None: what the recipe says."""
+    profile_all_ranks: bool = False
+    sinks: tuple[str, ...] = ()
+    """By name, beside those of the recipe."""
 
     def to_json(self) -> str:
         """As the worker's one argument."""
@@ -67,7 +78,7 @@ class Job:
     def from_json(cls, text: str) -> Job:
         """From the worker's argument."""
         fields = json.loads(text)
-        return cls(**{**fields, "settings": tuple(fields["settings"])})
+        return cls(**{**fields, "settings": tuple(fields["settings"]), "sinks": tuple(fields["sinks"])})
 
 
 def main(argument: str) -> NoReturn:
@@ -122,6 +133,12 @@ def build_trainer(job: Job) -> Trainer:
             f"returned a {type(trainer).__name__}"
         )
     trainer.run_dir = Path(job.run_dir)
+    trainer.stop_after_sec = job.seconds
+    if job.changes:
+        trainer.change(loader=job.changes.get("loader"), **job.changes.get("trainer", {}))
+    if job.profile is not None:
+        trainer.profile = Profile.parse(job.profile, job.profile_all_ranks)
+    trainer.sinks = with_named(trainer.sinks, job.sinks)
     trainer.tell_hang = partial(record_failure, trainer.run_dir)
     shown = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
     trainer.config |= {"recipe": job.recipe, "settings": shown}

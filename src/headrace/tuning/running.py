@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from headrace.errors import OptionError, StorageError
-from headrace.telemetry import FILE_NAME
+from headrace.telemetry import FILE_NAME, Tail
 from headrace.train.failure import first_failure
 from headrace.train.worker import Job
 from headrace.tuning.trial import TrialJob
@@ -63,7 +61,7 @@ class RunningTrial:
         """The metric at each evaluation so far; None where it was not finite."""
         self.pruned = False
         self._metric = metric
-        self._offset = 0
+        self._tail = Tail(self.run_dir / FILE_NAME)
         self._ended = False
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -92,7 +90,7 @@ class RunningTrial:
         Raises OptionError if it evaluates, but not the metric.
         """
         before = len(self.evaluations)
-        for event in self._new_events():
+        for event in self._tail.new_events():
             self._ended = self._ended or event["event"] == "end"
             if event["event"] == "evaluate":
                 self.evaluations.append(self._value(event))
@@ -127,17 +125,6 @@ class RunningTrial:
         lines = (self.run_dir / LOG).read_text("utf-8", "replace").strip().splitlines()
         said = lines[-1].removeprefix("headrace: ") if code and lines else "it was told to stop"
         return said if self.evaluations or not code else f"{said}; see {self.run_dir / LOG}"
-
-    def _new_events(self) -> list[dict[str, Any]]:
-        try:
-            with open(self.run_dir / FILE_NAME, "rb") as file:
-                file.seek(self._offset)
-                lines = file.read().splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        whole = [line for line in lines if line.endswith(b"\n")]
-        self._offset += sum(map(len, whole))
-        return [orjson.loads(line) for line in whole if line.startswith(b"{")]
 
     def _value(self, event: dict[str, Any]) -> float | None:
         found = {"loss": event["loss"], **event["metrics"]}

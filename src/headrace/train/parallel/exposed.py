@@ -8,12 +8,19 @@ import torch
 class Exposed:
     """How long it took; on a GPU known only when the step is done there."""
 
-    def __init__(self, sec: float = 0.0, marks: tuple[torch.cuda.Event, torch.cuda.Event] | None = None) -> None:
+    def __init__(
+        self,
+        sec: float = 0.0,
+        marks: tuple[torch.cuda.Event, torch.cuda.Event] | None = None,
+        forward_sec: float = 0.0,
+    ) -> None:
         self._sec = sec
         self._marks = marks
+        self.forward_sec = forward_sec
+        """Seconds of the forward passes."""
 
     def sec(self) -> float:
-        """Seconds."""
+        """Seconds of the backward passes."""
         return self._sec if self._marks is None else self._marks[0].elapsed_time(self._marks[1]) / 1e3
 
 

@@ -19,6 +19,7 @@ from headrace.errors import OptionError
 from headrace.train.parallel.blocks import repeated_blocks
 from headrace.train.parallel.buffers import share
 from headrace.train.parallel.exposed import NOTHING, Exposed
+from headrace.train.parallel.timed import WaitTimer
 
 
 class Sharded:
@@ -40,6 +41,9 @@ class Sharded:
         self._root = fully_shard(model, mesh=devices, mp_policy=policy)
         self.model = self.module = model
         self._cut = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        self._timer = WaitTimer() if devices.device_type == "cpu" else None
+        if self._timer is not None:
+            self._timer.watch(self._cut)
 
     @contextmanager
     def reducing(self, reduce: bool) -> Iterator[None]:
@@ -58,11 +62,11 @@ class Sharded:
             module.reshard()
 
     def end_backward(self) -> None:
-        """Nothing is measured: gathering and reducing lie within the passes."""
+        """Nothing to do: gathering and reducing lie within the passes."""
 
     def exposed(self) -> Exposed:
-        """Not known apart from compute."""
-        return NOTHING
+        """How long the step's passes waited for their parts; on a GPU that is not known apart from compute."""
+        return NOTHING if self._timer is None else self._timer.take()
 
 
 def _check_dtypes(model: nn.Module, blocks: list[nn.Module]) -> None:

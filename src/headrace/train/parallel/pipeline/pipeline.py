@@ -7,6 +7,7 @@ that count for nothing. The last stage alone judges.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from headrace.train.parallel.buffers import share
 from headrace.train.parallel.exposed import NOTHING, Exposed
+from headrace.train.parallel.pipeline.timed import TimedStage
 from headrace.train.randomness import undisturbed
 
 STAGES_A_RANK = {"gpipe": 1, "1f1b": 1, "interleaved": 2}
@@ -115,8 +117,10 @@ class Pipeline:
         self._stages = list(stages.values())
         self._begun: set[str] = set()
         self._which = torch.arange(num_micro_batches)
-        self._training = _schedule(schedule, stages, line, device, num_micro_batches, self._judged)
-        self._running = _schedule(schedule, stages, line, device, num_micro_batches, None)
+        self._timed = _placed(schedule, stages, line, device)
+        self._training = _schedule(schedule, self._timed, num_micro_batches, self._judged)
+        self._running = _schedule(schedule, _placed(schedule, stages, line, device), num_micro_batches, None)
+        self._waited_sec = self._judging_sec = 0.0
 
     def learn(self, arguments: tuple[Any, ...], judge: Judge) -> None:
         """Forward and backward passes of all micro-batches; on the last process `judge` gives each its loss.
@@ -125,11 +129,15 @@ class Pipeline:
         """
         self._judge = judge
         self._begin("training")
+        began = time.perf_counter()
         self._training.step(
             *(arguments if self.line.is_first else ()),
             target=self._which if self.line.is_last else None,
             return_outputs=False,
         )
+        worked_sec = self._judging_sec + sum(stage.take_sec() for stage in self._timed)
+        self._judging_sec = 0.0
+        self._waited_sec = time.perf_counter() - began - worked_sec
 
     def run(self, arguments: tuple[Any, ...]) -> Any:
         """The model's output for all micro-batches together, on the last process; None on others. Collective."""
@@ -147,7 +155,10 @@ class Pipeline:
         """The first call is a try, as a stage's: of made-up values a loss function of the user's is not asked."""
         assert self._judge is not None
         if self._tried:
-            return self._judge(output, int(which))
+            began = time.perf_counter()
+            judged = self._judge(output, int(which))
+            self._judging_sec += time.perf_counter() - began
+            return judged
         self._tried = True
         one = output if isinstance(output, Tensor) else next(part for part in output if part.requires_grad)
         return one.float().sum()
@@ -168,24 +179,22 @@ class Pipeline:
                 module.reshard()
 
     def end_backward(self) -> None:
-        """Nothing is measured: what stages wait for lies within the passes."""
+        """Nothing to do: what stages wait for lies within the passes."""
 
     def exposed(self) -> Exposed:
-        """Not known apart from compute."""
-        return NOTHING
+        """How long the passes waited for other stages; on a GPU that is not known apart from compute."""
+        return Exposed(self._waited_sec) if self._device.type == "cpu" else NOTHING
+
+
+def _placed(name: str, stages: Mapping[int, Stage], line: Line, device: torch.device) -> list[TimedStage]:
+    total = line.size * STAGES_A_RANK[name]
+    return [TimedStage(stage, number, total, device, group=line.group) for number, stage in stages.items()]
 
 
 def _schedule(
-    name: str,
-    stages: Mapping[int, Stage],
-    line: Line,
-    device: torch.device,
-    num_micro_batches: int,
-    loss: Callable[[Any, Tensor], Tensor] | None,
+    name: str, stages: list[TimedStage], num_micro_batches: int, loss: Callable[[Any, Tensor], Tensor] | None
 ) -> Any:
-    total = line.size * STAGES_A_RANK[name]
-    made = [PipelineStage(stage, number, total, device, group=line.group) for number, stage in stages.items()]
     if name == "interleaved":
-        return ScheduleInterleaved1F1B(list(made), num_micro_batches, loss_fn=loss, scale_grads=False)
+        return ScheduleInterleaved1F1B(list(stages), num_micro_batches, loss_fn=loss, scale_grads=False)
     kind = ScheduleGPipe if name == "gpipe" else Schedule1F1B
-    return kind(made[0], num_micro_batches, loss_fn=loss, scale_grads=False)
+    return kind(stages[0], num_micro_batches, loss_fn=loss, scale_grads=False)

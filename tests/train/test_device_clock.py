@@ -1,0 +1,188 @@
+"""The clock of a GPU's steps, on a model of one: a host that hands work over, a stream that does it in its order."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.train.clock import Split
+from headrace.train.device_clock import DeviceClock
+
+PARTS = ("wait", "copy", "forward", "backward", "passes", "optimizer", "communication", "guard", "checkpoint", "rest")
+
+
+class Device:
+    """Work is done one after the other, and not before it is handed over."""
+
+    def __init__(self):
+        self.host = self.free_at = 0.0
+        self.waited = 0
+
+    def work(self, sec):
+        self.free_at = max(self.free_at, self.host) + sec
+
+    def event(self):
+        return Moment(self)
+
+    def now(self):
+        return self.host
+
+
+class Moment:
+    def __init__(self, device):
+        self.device = device
+        self.at = math.nan
+
+    def record(self):
+        self.device.work(0.0)
+        self.at = self.device.free_at
+
+    def query(self):
+        return self.at <= self.device.host
+
+    def synchronize(self):
+        if not self.query():
+            self.device.waited += 1
+            self.device.host = self.at
+
+    def elapsed_time(self, end):
+        assert self.query(), "an event that is not past was read"
+        assert end.query(), "an event that is not past was read"
+        return (end.at - self.at) * 1e3
+
+
+def step(device, clock, *, wait=0.0, copy=0.0, launch=0.001, work=(0.01, 0.02, 0.005), after=()):
+    """What the loop does in a step, in seconds; `after` has (kind, sec)."""
+    clock.lap("rest")
+    device.host += wait
+    clock.lap("wait")
+    device.host += copy
+    clock.lap("copy")
+    clock.begin()
+    for kind, sec in zip(("forward", "backward", "optimizer"), work, strict=True):
+        device.host += launch
+        device.work(sec)
+        clock.lap(kind)
+    for kind, sec in after:
+        device.host += sec
+        clock.lap(kind)
+    return clock.next_step()
+
+
+@pytest.fixture
+def device():
+    return Device()
+
+
+@pytest.fixture
+def clock(device):
+    made = DeviceClock(device.event, device.now)
+    made.skip()
+    return made
+
+
+def total(split):
+    return sum(getattr(split, part) for part in PARTS)
+
+
+def test_a_device_that_is_always_busy_waits_for_nothing(device, clock):
+    splits = [step(device, clock, wait=0.01) for _ in range(6)]
+    clock.settle()
+    for split in splits[1:]:
+        assert (split.forward, split.backward, split.optimizer) == pytest.approx((0.01, 0.02, 0.005))
+        assert total(split) == pytest.approx(0.035)
+    assert splits[0].wait == pytest.approx(0.01)  # there is nothing to do yet meanwhile
+
+
+def test_a_wait_is_as_long_as_the_device_had_nothing_to_do(device, clock):
+    splits = [step(device, clock, wait=0.05, copy=0.004) for _ in range(6)]
+    clock.settle()
+    for split in splits[1:]:
+        assert split.copy == pytest.approx(0.004)
+        # It waits 1 ms for the first launch, works 35 ms, and all is launched after 3 ms.
+        assert split.wait == pytest.approx(0.05 - (0.001 + 0.035 - 0.003))
+        assert split.launch == pytest.approx(0.003)
+
+
+def test_what_the_host_did_last_is_what_the_device_waited_for(device, clock):
+    first = step(device, clock, work=(0.001, 0.001, 0.001), after=(("guard", 0.5), ("checkpoint", 0.2)))
+    step(device, clock, wait=0.1)
+    clock.settle()
+    assert (first.checkpoint, first.guard) == pytest.approx((0.2, 0.499))
+    slow = step(device, clock, work=(1.0, 0.0, 0.0), after=(("guard", 0.5), ("checkpoint", 0.7)))
+    step(device, clock)
+    clock.settle()
+    assert slow.checkpoint == pytest.approx(0.202)
+    assert slow.guard == 0.0
+
+
+def test_an_evaluation_is_of_no_step(device, clock):
+    before = step(device, clock)
+    clock.pause()
+    device.work(3.0)
+    device.host += 3.5
+    clock.skip()
+    after = step(device, clock, wait=0.1)
+    clock.settle()
+    assert total(before) == pytest.approx(0.035 + 0.001)
+    assert total(after) == pytest.approx(0.1 + 0.035 + 0.001)
+
+
+def test_nobody_waits_for_the_device_until_it_is_asked_to(device, clock):
+    splits = [step(device, clock) for _ in range(5)]
+    assert not any(clock.knows(split) for split in splits[1:])
+    assert device.waited == 0
+    device.host = device.free_at
+    assert all(clock.knows(split) for split in splits[:-1])
+    assert device.waited == 0
+    clock.settle()
+    assert clock.knows(splits[-1])
+
+
+SECONDS = st.floats(0, 0.1)
+STEPS = st.lists(
+    st.tuples(
+        SECONDS,
+        SECONDS,
+        st.floats(0, 0.01),
+        st.tuples(SECONDS, SECONDS, SECONDS),
+        st.lists(st.tuples(st.sampled_from(["guard", "checkpoint", "rest"]), SECONDS), max_size=3),
+        st.sampled_from(["", "evaluate", "settle", "ask"]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(STEPS)
+def test_the_parts_of_all_steps_are_the_devices_time(plan):
+    device = Device()
+    clock = DeviceClock(device.event, device.now)
+    clock.skip()
+    began, evaluated, splits = device.free_at, 0.0, []
+    for wait, copy, launch, work, after, then in plan:
+        splits.append(step(device, clock, wait=wait, copy=copy, launch=launch, work=work, after=after))
+        if then == "evaluate":
+            clock.pause()
+            paused = device.free_at
+            device.work(0.3)
+            device.host = device.free_at + 0.1
+            clock.skip()
+            evaluated += device.free_at - paused
+        elif then == "settle":
+            clock.settle()
+        elif then == "ask":
+            clock.knows(splits[0])
+    clock.settle()
+    assert sum(map(total, splits)) == pytest.approx(device.free_at - began - evaluated, abs=1e-9)
+    assert all(getattr(split, part) >= 0 for split in splits for part in PARTS)
+    assert sum(split.forward for split in splits) >= sum(one[3][0] for one in plan) - 1e-9
+
+
+def test_moved_seconds_are_no_more_than_there_are():
+    split = Split(backward=1.0)
+    split.move(3.0, "backward", "communication")
+    assert (split.backward, split.communication) == (0.0, 1.0)
+    split.move(-1.0, "communication", "backward")
+    assert (split.backward, split.communication) == (0.0, 1.0)
