@@ -19,6 +19,7 @@ from headrace.errors import StorageError
 from headrace.report.runlog import Event
 from headrace.report.series import Array
 from headrace.telemetry import parse_event
+from headrace.telemetry.parts import read_lines
 
 SKIPPED_FOLDER = "skipped"
 MOST_SKIPPED = 40
@@ -92,11 +93,10 @@ def beside_of(events: Iterable[Event], folder: Path) -> Beside:
 
 def _rare_events(path: Path) -> Iterator[Event]:
     try:
-        with open(path, "rb") as file:
-            for line in file:
-                event = parse_event(line) if _RARE.search(line) else None
-                if event is not None and event["event"] in KINDS:
-                    yield event
+        for line in read_lines(path):
+            event = parse_event(line) if _RARE.search(line) else None
+            if event is not None and event["event"] in KINDS:
+                yield event
     except FileNotFoundError:
         return
     except OSError as err:
