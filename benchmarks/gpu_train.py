@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,22 +32,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import headrace as hr
 from gpu_models import GPT2_124M, LLAMA_1B, TINY, Gpt2, Llama, Shape, resnet
+from headrace.train.flops import peak_flops
 from measure import Spread, finish, ratio, rounds, scaled
 
 WARM_UP_STEPS = 4
 """Of each round."""
 TOTAL_STEPS = 100_000
 """Of the schedule: more than are made."""
-PEAK_FLOPS = {
-    "A100": 312e12,  # nvidia.com/en-us/data-center/a100
-    "H100 NVL": 835e12,  # nvidia.com/en-us/data-center/h100: half of what is said with sparsity, as for all below
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,  # nvidia.com/en-us/data-center/h200
-    "B200": 2250e12,  # nvidia.com/en-us/data-center/hgx
-}
-"""Dense bfloat16 with sums in fp32, by what a device's name contains; the first that fits."""
 
 Batch = dict[str, Any]
 
@@ -221,12 +211,6 @@ def operations(task: Task, batch_size: int) -> int:
     return counter.get_total_flops()
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Of the device, a second; None where it is not known."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for part, peak in PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None)
-
-
 def measured(task: Task, batch_size: int, options: argparse.Namespace, device: torch.device) -> dict[str, Spread]:
     """Both rates by turns, their ratio, and the Trainer's and the bare loop's share of the peak."""
     batch = task.batch(batch_size, device)
@@ -239,7 +223,7 @@ def measured(task: Task, batch_size: int, options: argparse.Namespace, device: t
     samples = batch_size * task.per_sample
     figures = {f"{name}, {task.unit}": scaled(rate, samples) for name, rate in rates.items()}
     figures["Trainer / bare"] = ratio(rates["Trainer"], rates["bare"])
-    peak, flops = peak_flops(device), operations(task, batch_size)
+    peak, flops = peak_flops("bf16", device), operations(task, batch_size)
     if peak is None:
         print(f"MFU: N/A, since the device's peak rate is not known; a step has {flops:.4g} operations")
         return figures

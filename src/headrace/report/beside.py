@@ -18,16 +18,15 @@ import orjson
 from headrace.errors import StorageError
 from headrace.report.runlog import Event
 from headrace.report.series import Array
-from headrace.telemetry import parse_event
-from headrace.telemetry.parts import read_lines
+from headrace.telemetry import parse_event, read_lines
 
 SKIPPED_FOLDER = "skipped"
 MOST_SKIPPED = 40
 """So many skipped samples are listed; all are counted."""
 
-KINDS = ("alarm", "ranks", "start")
+KINDS = ("alarm", "host", "ranks", "start")
 """The kinds of events that tell of it."""
-_RARE = re.compile(rb'"event": ?"(?:alarm|ranks|start)"')
+_RARE = re.compile(rb'"event": ?"(?:alarm|host|ranks|start)"')
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ class Beside:
     """What there is beside the steps; all of it may be empty."""
 
     alarms: tuple[Event, ...]
+    hosts: tuple[Event, ...]
+    """What rank 0's machine was busy with, every few seconds."""
     paces: Paces | None
     skipped: tuple[Skipped, ...]
     """The first ones."""
@@ -79,16 +80,19 @@ def beside_of(events: Iterable[Event], folder: Path) -> Beside:
     """What events of `KINDS` add up to, with what lies in the run's folder. Raises StorageError."""
     alarms: list[Event] = []
     paces: list[Event] = []
+    hosts: list[Event] = []
     for event in events:
         if event["event"] == "alarm":
             alarms.append(event)
         elif event["event"] == "ranks":
             paces.append(event)
+        elif event["event"] == "host":
+            hosts.append(event)
         else:  # a start: what came after the step that it resumed from is done again
             resumed_from = event.get("step") or 0
             paces = [old for old in paces if (old.get("step") or 0) <= resumed_from]
     skipped, num_skipped = _skipped(folder / SKIPPED_FOLDER)
-    return Beside(tuple(alarms), _paces(paces), tuple(skipped), num_skipped)
+    return Beside(tuple(alarms), tuple(hosts), _paces(paces), tuple(skipped), num_skipped)
 
 
 def _rare_events(path: Path) -> Iterator[Event]:

@@ -14,7 +14,11 @@ from headrace.report.plots import Detail, rate_chart, value_chart
 from headrace.report.runlog import Run
 
 _SHOWN_ELSEWHERE = ("step", "epoch", "loss", "lr", "samples", "sec", "time")
-_COUNTED = {"tokens": ("Tokens a second", "all ranks"), "flops": ("FLOP/s", "")}
+_COUNTED = {
+    "tokens": ("Tokens a second", "all ranks"),
+    "weight": ("Weight a second", "tokens, where the loss gives their number"),
+    "flops": ("FLOP/s", "all ranks"),
+}
 _NAMES = {"mfu": ("MFU", "share of the peak rate")}
 
 

@@ -27,7 +27,7 @@ COMPUTE_PARTS = ("forward", "backward", "optimizer")
 """What compute is made of, where the loop can see it."""
 
 _SECONDS = tuple(f"{part}_sec" for part in (*PARTS, *COMPUTE_PARTS, "launch"))
-_NUMBERS = ("step", "epoch", "loss", "lr", "samples", "sec", "time", *_SECONDS)
+_NUMBERS = ("step", "epoch", "loss", "lr", "samples", "weight", "flops", "mfu", "sec", "time", *_SECONDS)
 
 
 @dataclass(frozen=True)

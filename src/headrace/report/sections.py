@@ -14,6 +14,7 @@ from headrace.report.beside import SKIPPED_FOLDER, Beside, Paces
 from headrace.report.facts import Fact
 from headrace.report.figures import render, shared
 from headrace.report.flow import flow
+from headrace.report.host import body as host_body
 from headrace.report.incidents import Incident
 from headrace.report.paces import body as pace_body
 from headrace.report.paces import course as pace_course
@@ -188,6 +189,13 @@ def ranks(run: Run, paces: Paces | None, happened: Sequence[Incident]) -> str:
     if paces is not None:
         return _section("Ranks side by side", pace_lead(paces), pace_body(paces, marks_of(happened)))
     return ""
+
+
+def machine(beside: Beside) -> str:
+    """What the machine was busy with, where the run looked."""
+    if not beside.hosts:
+        return ""
+    return _section("The machine", "What it was busy with while the run went on.", host_body(beside.hosts))
 
 
 def skipped(beside: Beside) -> str:

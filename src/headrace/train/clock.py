@@ -44,6 +44,11 @@ class Split:
         """What this rank does not wait for others in."""
         return self.wait + self.copy + self.compute + self.rest
 
+    @property
+    def sec(self) -> float:
+        """All of it."""
+        return self.wait + self.copy + self.compute + self.communication + self.guard + self.checkpoint + self.rest
+
     def add(self, kind: str, sec: float) -> None:
         """Count seconds as of one kind."""
         setattr(self, kind, getattr(self, kind) + sec)
@@ -59,7 +64,7 @@ class Split:
         compute = self.compute
         mixed = self.passes > 0
         found = {
-            "sec": self.wait + self.copy + compute + self.communication + self.guard + self.checkpoint + self.rest,
+            "sec": self.sec,
             "wait_sec": self.wait,
             "copy_sec": self.copy,
             "compute_sec": compute,

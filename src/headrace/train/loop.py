@@ -24,6 +24,7 @@ from headrace.train.clock import Clock, Split
 from headrace.train.contract import LoaderLike
 from headrace.train.device_clock import DeviceClock
 from headrace.train.evaluation import Evaluation, Evaluator
+from headrace.train.flops import FlopCount
 from headrace.train.guards import Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.parallel import NOTHING, Exposed, Traffic
@@ -116,6 +117,7 @@ class Loop:
         journal: Journal,
         watch: Watch | None,
         pulse: Pulse,
+        flops: FlopCount,
     ) -> None:
         self.latest: Totals | None = None
         self.evaluation: Evaluation | None = None
@@ -134,6 +136,7 @@ class Loop:
         self._journal = journal
         self._watch = watch
         self._pulse = pulse
+        self._flops = flops
         self._lag = 0 if world.device.type == "cpu" else 1
         self._put_off = False
         self._saving = 0
@@ -180,7 +183,8 @@ class Loop:
         multiplier = self._schedule.multiplier(done, self._plan.total_steps)
         lr = self._stepper.set_rate(multiplier if self._watch is None else multiplier * self._watch.factor)
         self._clock.begin()
-        outcome = self._stepper.step(real, rows, done + 1, partial(self._ends, request), self._clock.lap)
+        with self._flops.around(rows):
+            outcome = self._stepper.step(real, rows, done + 1, partial(self._ends, request), self._clock.lap)
         self._position.step, self._position.making = done + 1, None
         if outcome.traffic is not None:
             self.traffic = outcome.traffic + self.traffic
@@ -302,7 +306,8 @@ class Loop:
         if self._watch is not None:
             self._watch.timed(split.own)
         epoch = self._epoch(made.step)
-        self._journal.step(made.step, epoch, made.lr, made.totals, split, outcome.traffic, outcome.scaled)
+        counted = self._flops.fields(made.totals.samples, split.sec)
+        self._journal.step(made.step, epoch, made.lr, made.totals, split, outcome.traffic, outcome.scaled, counted)
 
     def _stopped(self) -> str:
         self._write_known(wait=True)

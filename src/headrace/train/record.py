@@ -108,9 +108,14 @@ class Journal:
         split: Split,
         traffic: Traffic | None,
         scaled: Scaled | None,
+        counted: Mapping[str, float],
     ) -> None:
-        """One step is done and accounted for."""
-        extra: dict[str, Any] = {} if totals.grad_norm is None else {"grad_norm": totals.grad_norm}
+        """One step is done and accounted for; `counted` is what else is known of it."""
+        extra: dict[str, Any] = {**counted}
+        if totals.grad_norm is not None:
+            extra["grad_norm"] = totals.grad_norm
+        if totals.weight != totals.samples:
+            extra["weight"] = totals.weight
         if traffic is not None:
             extra |= _sent(traffic)
         if scaled is not None:

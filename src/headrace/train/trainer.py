@@ -24,7 +24,7 @@ from headrace.alarms import Alarms, Watcher
 from headrace.errors import OptionError
 from headrace.rank import resolve_rank
 from headrace.sinks import Sink, sinks_of
-from headrace.telemetry import EventWriter
+from headrace.telemetry import EventWriter, HostMeter
 from headrace.train.archive import Archive, Keeping, num_restarts
 from headrace.train.average import EMA, Average
 from headrace.train.best import BestRule
@@ -32,6 +32,7 @@ from headrace.train.checks import check_counts, check_options
 from headrace.train.contract import LoaderLike
 from headrace.train.evaluation import Metric
 from headrace.train.failure import Failure
+from headrace.train.flops import FlopCount, may_count, peak_flops
 from headrace.train.guards import Guards, Watch
 from headrace.train.interrupt import StopRequest
 from headrace.train.loop import Loop, Plan, Position
@@ -289,6 +290,7 @@ class Trainer:
         with (
             closing(open_record(self.run_dir, rank)) as record,
             self._ringing(record),
+            HostMeter(record.write) if isinstance(record, EventWriter) else nullcontext(),
             SkippedList(self.run_dir, rank, self.loader) as skipped,
             feed_sinks(self.sinks, self.run_dir, record, self._options.hang_timeout_sec),
         ):
@@ -330,7 +332,13 @@ class Trainer:
             journal,
             self._watch(parts, journal),
             pulse,
+            self._flops(parts),
         )
+
+    def _flops(self, parts: Parts) -> FlopCount:
+        world, options = parts.world, self._options
+        counts = may_count(options, parts.mesh) and self.run_dir is not None
+        return FlopCount(counts, peak_flops(options.precision, world.device), world.size)
 
     def _ringing(self, record: Record) -> AbstractContextManager[object]:
         alarms = self._options.alarms
