@@ -65,7 +65,7 @@ def content(run: Run, beside: Beside) -> tuple[str, str]:
             sections.feed(run, judged),
             sections.ranks(run, beside.paces, happened),
             sections.history(happened),
-            sections.machine(beside),
+            sections.machine(run, beside, happened),
             sections.skipped(beside),
             sections.facts(run),
         )

@@ -15,6 +15,7 @@ from headrace.report.facts import Fact
 from headrace.report.figures import render, shared
 from headrace.report.flow import flow
 from headrace.report.host import body as host_body
+from headrace.report.host_charts import host_charts
 from headrace.report.incidents import Incident
 from headrace.report.paces import body as pace_body
 from headrace.report.paces import course as pace_course
@@ -191,11 +192,13 @@ def ranks(run: Run, paces: Paces | None, happened: Sequence[Incident]) -> str:
     return ""
 
 
-def machine(beside: Beside) -> str:
-    """What the machine was busy with, where the run looked."""
+def machine(run: Run, beside: Beside, happened: Sequence[Incident]) -> str:
+    """What the machine was busy with, where the run looked: in all, and along the steps."""
     if not beside.hosts:
         return ""
-    return _section("The machine", "What it was busy with while the run went on.", host_body(beside.hosts))
+    charts = "".join(map(render, host_charts(run, beside.hosts, marks_of(happened))))
+    pair = f'<div class="pair">{charts}</div>' if charts else ""
+    return _section("The machine", "What it was busy with while the run went on.", host_body(beside.hosts) + pair)
 
 
 def skipped(beside: Beside) -> str:
