@@ -41,6 +41,10 @@ def test_of_gpus_the_mean_and_nothing_of_what_is_not_known(run):
     assert charts["GPUs"].series[0].y == pytest.approx([40, 40, 40])
 
 
+def test_what_is_as_good_as_nothing_has_no_chart(run):
+    assert charts_of(run, [look(run, sec, network_sent_bytes_per_sec=8.0, cpu=0.0) for sec in (1, 2, 3)]) == {}
+
+
 def test_two_looks_are_no_course(run):
     assert charts_of(run, [look(run, sec, cpu=0.5) for sec in (1, 2)]) == {}
     assert charts_of(run, [look(run, sec, cpu=0.5) for sec in (-3, -2, -1)]) == {}  # before any step

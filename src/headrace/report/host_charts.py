@@ -18,6 +18,7 @@ from headrace.report.series import Array, Buckets
 
 _LEAST_LOOKS = 3
 _POINTS = 500
+_LEAST_SHOWN = 0.01  # of any unit below: a network that carries some bytes a second has no course worth looking at
 _SHOWN: tuple[tuple[str, str, float, tuple[tuple[str, str], ...]], ...] = (
     ("Processors", "% of all busy", 100, (("cpu", "processors"),)),
     ("GPUs", "% of the time in which some kernel ran, mean", 100, (("gpu_running", "GPUs"),)),
@@ -72,7 +73,7 @@ def _chart(
         series.append(Series(words, x, buckets.mean(values), css=css))
         mean, most = (fmt.number(float(value), 3) for value in (np.nanmean(values), np.nanmax(values)))
         said.append(f"{words} {mean}, at most {most}")
-    if not series:
+    if max((float(np.nanmax(one.y)) for one in series), default=0.0) < _LEAST_SHOWN:
         return None
     summary = f"{title} ({unit}), mean over the looks: {'; '.join(said)}."
     return Chart(title, unit, summary, series, marks, "zero", explain_marks=False, span=span)
