@@ -18,6 +18,7 @@ import torch
 
 import headrace as hr
 from headrace.report import read_run
+from headrace.telemetry import read_events
 from waiting import DEADLINE_SEC
 
 HERE = Path(__file__).parent
@@ -161,8 +162,11 @@ def test_too_many_bad_steps_in_a_row_end_the_run_on_both_ranks(replicas):
 
 
 def test_a_slow_rank_is_named(replicas):
-    _, kept = replicas
+    out, kept = replicas
     for outcome in kept["slow"]:
         slow = [found for found in findings(outcome, "straggler") if found["ranks"] == [1]]
         assert [found["step"] for found in slow] == [20, 40]
         assert all(found["p50_sec"] > 0.05 for found in slow)
+    paces = [event for event in read_events(out / "slow/events.jsonl") if event["event"] == "ranks"]
+    assert [event["guarded_step"] for event in paces] == [20, 40]
+    assert all(event["p50_sec"][1] > 0.05 and event["step"] >= event["guarded_step"] for event in paces)

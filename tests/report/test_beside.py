@@ -38,6 +38,15 @@ def test_paces_are_those_of_the_history_that_counts(tmp_path):
     assert np.array_equal(paces.p90_sec, 2 * paces.p50_sec)
 
 
+def test_alarms_of_earlier_parts_of_a_long_record_are_there(tmp_path):
+    file = RunFile(tmp_path)
+    file.start()
+    file.write("alarm", step=1, rule="au", message="low")
+    file.path.rename(tmp_path / "events-0001.jsonl")
+    file.write("alarm", step=2, rule="disk", message="full")
+    assert [alarm["rule"] for alarm in read_beside(file.path).alarms] == ["au", "disk"]
+
+
 def test_after_a_start_with_other_ranks_only_these_are_compared(tmp_path):
     file = RunFile(tmp_path)
     file.start()

@@ -25,14 +25,14 @@ def test_the_stage_that_holds_the_others_up_is_marked_and_the_trainer_stands_at_
     assert html.count("<li") == 4
     assert html.count("holds the others up") == 1
     assert html.index("transform") < html.index("holds the others up") < html.index("trainer")
-    assert "could make 105.3/s" in html
-    assert "could take 125.0/s" in html  # 100 a second, with a fifth of the time spent waiting
+    assert "up to 105.3/s" in html
+    assert "takes up to 125.0/s" in html  # 100 a second, with a fifth of the time spent waiting
     assert "1.00 MB/s" in html
 
 
 @pytest.mark.parametrize("wait_share", [None, 1.0])
 def test_what_is_not_known_is_left_out(wait_share):
     html = flow([UNKNOWN], wait_share)
-    assert "could" not in html
+    assert "up to" not in html
     assert "trainer" not in html
     assert "&lt;hand-off&gt;" in html

@@ -193,6 +193,7 @@ def test_long_runs_stay_small_and_keep_extremes(tmp_path):
     assert len(page) < 700_000
     assert "highest 1,000" in page
     assert "beyond the scale" in page
+    assert "The slowest step, 16,666, took 30.0 s." in page
     charts = values_of(page)
     assert all(len(steps) <= 2000 for chart in charts for steps in chart["steps"])
     columns = {

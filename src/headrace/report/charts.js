@@ -102,7 +102,8 @@
       const log = data.scale === "log";
       const logTicks = { splits: (u, i, low, high) => ticksOfLog(low, high), filter: (u, splits) => splits };
       return new uPlot({
-        ...this.size(), bands, legend: { show: false }, padding: [6, 18, 0, 0],
+        ...this.size(), bands, legend: { show: false },
+        padding: [6, 6 + 4 * whole(data.x[1]).length, 0, 0], // half of the last step's label
         series: [{}, ...series],
         scales: {
           x: { time: false, range: () => viewOf(data) || data.x },

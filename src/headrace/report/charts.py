@@ -69,6 +69,8 @@ class Chart:
     steps_per_point: int = 1
     explain_marks: bool = True
     """Whether the legend says what the marks are; small charts leave that to the large ones."""
+    span: tuple[float, float] | None = None
+    """First and last step that the axis has at least: the run's, so that charts of a page stand below each other."""
     drawn_points: int = 400
     """How many points of a series the SVG has at most; the script's have all."""
     along: str = "step"
@@ -120,13 +122,15 @@ class Axes:
 def _step_range(chart: Chart) -> tuple[float, float]:
     xs = np.concatenate([series.x for series in chart.series])
     low, high = float(xs.min()), float(xs.max())
+    if chart.span is not None:
+        low, high = min(low, chart.span[0]), max(high, chart.span[1])
     before = chart.steps_per_point if chart.bars else 0  # a bar stands on the steps up to its own
     least = 1 if chart.along == "step" else 1e-3
     return low - before, max(high, low - before + least)
 
 
 def _value_range(chart: Chart) -> tuple[float, float]:
-    ys = [series.y for series in chart.series if series.style not in ("bars", "peak")]
+    ys = [series.y for series in chart.series if series.style != "bars"]
     ys += [series.top for series in chart.series if series.top is not None]
     if chart.bars:
         ys.append(np.sum([np.nan_to_num(series.y) for series in chart.bars], axis=0))

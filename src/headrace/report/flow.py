@@ -38,7 +38,7 @@ def _stage(stage: Stage, stages: Sequence[Stage], is_slowest: bool) -> str:
     most = ceiling(stage, stages)
     notes = [
         f"{fmt.num_bytes(stage.bytes_per_sec)}/s" if stage.bytes_per_sec else "",
-        f"could make {fmt.number(most)}/s" if most is not None else "",
+        f"up to {fmt.number(most)}/s" if most is not None else "",
         _work(stage),
     ]
     return _item(stage.name, stage.items_per_sec, notes, stage.busy_share, "slowest" if is_slowest else "")
@@ -55,7 +55,7 @@ def _trainer(stages: Sequence[Stage], wait_share: float | None) -> str:
     if rate is None or wait_share is None or not 0 <= wait_share < 1:
         return ""
     busy = 1 - wait_share
-    notes = [f"could take {fmt.number(rate / busy)}/s", f"busy {fmt.percent(busy)}"]
+    notes = [f"takes up to {fmt.number(rate / busy)}/s", f"waits {fmt.percent(wait_share)}"]
     return _item("trainer", rate, notes, busy, "trainer")
 
 
@@ -64,6 +64,6 @@ def _item(name: str, rate: float | None, notes: Sequence[str], busy: float | Non
     flag = "<em>holds the others up</em>" if css == "slowest" else ""
     lines = "".join(f"<small>{note}</small>" for note in notes if note)
     return (
-        f'<li class="{css}"><h3>{escape(name)}</h3>{flag}<strong>{fmt.number(rate, 4)}<span> samples/s</span></strong>'
+        f'<li class="{css}"><h3>{escape(name)}</h3>{flag}<strong>{fmt.number(rate, 4)}<span>/s</span></strong>'
         f"{bar}{lines}</li>"
     )

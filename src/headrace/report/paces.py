@@ -40,12 +40,18 @@ def body(paces: Paces, marks: Sequence[Mark]) -> str:
     note = f"The {len(shown)} slowest of {paces.num_ranks:,} ranks. " if hidden else ""
     note += "The last column is the rank's median over that of the ranks."
     head = "<th>rank</th><th></th><th>median</th><th>90 % below</th><th>to usual</th>"
-    chart = render(_chart(paces, int(p50.argmax()), marks)) if len(paces.steps) > 1 else ""
+    chart = course(paces, marks)
     return (
         '<div class="card"><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         f'<p class="note">{note}</p></div>{chart}'
     )
+
+
+def course(paces: Paces, marks: Sequence[Mark]) -> str:
+    """Their pace over the steps, where there is more than one reading."""
+    slowest = int(np.median(paces.p50_sec, axis=0).argmax())
+    return render(_chart(paces, slowest, marks)) if len(paces.steps) > 1 else ""
 
 
 def _row(rank: int, p50: float, p90: float, all_p50: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:

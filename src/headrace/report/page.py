@@ -63,9 +63,9 @@ def content(run: Run, beside: Beside) -> tuple[str, str]:
             KEYS if charts else "",
             charts,
             sections.feed(run, judged),
-            sections.ranks(beside.paces, happened),
+            sections.ranks(run, beside.paces, happened),
             sections.history(happened),
-            sections.machine(beside),
+            sections.machine(run, beside, happened),
             sections.skipped(beside),
             sections.facts(run),
         )

@@ -76,6 +76,7 @@ def loss_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
         top,
         " ".join(notes),
         buckets.size,
+        span=_span(run),
         drawn_points=detail.drawn,
     )
 
@@ -95,7 +96,7 @@ def metric_charts(run: Run, marks: Sequence[Mark], detail: Detail) -> list[Chart
         summary = _summary("Learning rate", run.steps["step"], rate)
         buckets = Buckets.of(run.num_steps, detail.points)
         line = Series("learning rate", buckets.last(run.steps["step"]), buckets.last(rate))
-        charts.append(_small("Learning rate", summary, [line], marks, "zero", buckets.size, detail))
+        charts.append(_small(run, "Learning rate", summary, [line], marks, "zero", buckets.size, detail))
     return [chart for chart in charts if chart.series]
 
 
@@ -111,10 +112,11 @@ def _metric_chart(run: Run, name: str, marks: Sequence[Mark], detail: Detail) ->
     if evaluations is not None:
         series.append(Series("evaluation", *evaluations, "dots", "second"))
         summary = _summary(f"Evaluation {name}", *evaluations)
-    return _small(name, summary, series, marks, "linear", size, detail)
+    return _small(run, name, summary, series, marks, "linear", size, detail)
 
 
 def _small(
+    run: Run,
     title: str,
     summary: str,
     series: Sequence[Series],
@@ -133,6 +135,7 @@ def _small(
         scale,
         steps_per_point=steps_per_point,
         explain_marks=False,
+        span=_span(run),
         drawn_points=detail.drawn,
     )
 
@@ -165,6 +168,7 @@ def rate_chart(
         note,
         buckets.size,
         explain_marks,
+        _span(run),
         detail.drawn,
     )
 
@@ -175,7 +179,7 @@ def value_chart(run: Run, values: Column, title: str, unit: str, marks: Sequence
     buckets = Buckets.of(len(known), detail.points)
     series = _curve("mean", run.steps["step"][known], values[known], buckets)
     summary = _summary(title, run.steps["step"], values)
-    return _small(title, summary, series, marks, "linear", buckets.size, detail, unit)
+    return _small(run, title, summary, series, marks, "linear", buckets.size, detail, unit)
 
 
 def time_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
@@ -186,7 +190,8 @@ def time_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
     means = {part: values for part, values in means.items() if values.any()} or means
     series = [Series(part_name(part), steps, values, "bars", part_css(part)) for part, values in means.items()]
     series.append(Series("slowest step", steps, buckets.high(run.steps["sec"]) * 1e3, "peak", "rest"))
-    top, note = _cut(np.sum(list(means.values()), axis=0), "bars go", "ms")
+    sums = np.sum(list(means.values()), axis=0)
+    top = _time_top(sums, Buckets.of(run.num_steps, MOST_BARS).high(run.steps["sec"]) * 1e3)
     return Chart(
         "Time a step",
         "ms" if run.num_steps <= MOST_BARS else "ms; a bar for several steps is their mean",
@@ -196,9 +201,28 @@ def time_chart(run: Run, marks: Sequence[Mark], detail: Detail) -> Chart:
         marks,
         "zero",
         top,
-        note,
+        f"{_beyond(sums, top, 'bars go', 'ms')} {_slowest(run)}".strip(),
         buckets.size,
     )
+
+
+def _time_top(sums: Array, peaks: Array) -> float:
+    """The axis holds the bars, and of the slowest steps above them what would not make the bars too small to read."""
+    top = _cut(sums, "bars go")[0] or float(sums.max())
+    known = peaks[np.isfinite(peaks)]
+    return max(top, min(1.1 * float(np.quantile(known, 0.9)), 3 * float(np.median(sums)))) if len(known) else top
+
+
+def _slowest(run: Run) -> str:
+    sec = run.steps["sec"]
+    if not np.isfinite(sec).any():
+        return ""
+    row = int(np.nanargmax(sec))
+    return f"The slowest step, {fmt.count(run.steps['step'][row])}, took {fmt.seconds(float(sec[row]))}."
+
+
+def _span(run: Run) -> tuple[float, float] | None:
+    return (float(run.steps["step"][0]), float(run.steps["step"][-1])) if run.num_steps else None
 
 
 def _curve(name: str, steps: Column, values: Column, buckets: Buckets) -> list[Series]:
@@ -243,9 +267,15 @@ def _cut(values: Array, what: str, unit: str = "", least: float = 0.0) -> tuple[
     usual, largest = max(least, 1.3 * float(np.quantile(values, 0.97))), float(values.max())
     if largest < 2 * usual or usual <= 0:
         return None, ""
-    beyond = int((values > usual).sum())
+    return usual, _beyond(values, usual, what, unit)
+
+
+def _beyond(values: Array, top: float, what: str, unit: str = "") -> str:
+    beyond = int((values > top).sum())
+    if not beyond:
+        return ""
     what = what.replace("s go", " goes") if beyond == 1 else what
-    return usual, f"{beyond} {what} beyond the scale, up to {fmt.number(largest, 3)} {unit}".rstrip() + "."
+    return f"{beyond:,} {what} beyond the scale, up to {fmt.number(float(values.max()), 3)} {unit}".rstrip() + "."
 
 
 def _summary(name: str, steps: Array, values: Array) -> str:

@@ -6,14 +6,19 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from headrace.report import formatting as fmt
+from headrace.report import side_by_side
 from headrace.report.beside import SKIPPED_FOLDER, Beside, Paces
 from headrace.report.facts import Fact
 from headrace.report.figures import render, shared
 from headrace.report.flow import flow
 from headrace.report.host import body as host_body
+from headrace.report.host_charts import host_charts
 from headrace.report.incidents import Incident
 from headrace.report.paces import body as pace_body
+from headrace.report.paces import course as pace_course
 from headrace.report.paces import lead as pace_lead
 from headrace.report.parts import part_css, part_name
 from headrace.report.plots import (
@@ -27,6 +32,7 @@ from headrace.report.plots import (
     time_chart,
 )
 from headrace.report.quantities import quantity_charts, quantity_names
+from headrace.report.ranks import rank_times
 from headrace.report.runlog import PARTS, Run
 from headrace.report.stages import Stage, feed_stages
 from headrace.report.verdict import Verdict
@@ -39,28 +45,18 @@ def time(run: Run, judged: Verdict, happened: Sequence[Incident]) -> str:
     if not judged.shares:
         return ""
     wall = float(run.steps["sec"][run.steady_rows()].sum())
-    parts = [part for part in PARTS if part in judged.shares]
+    shares = judged.shares | _shares_of_compute(run, judged)
     bar = "".join(
-        f'<span class="{part_css(part)}" style="flex:{judged.shares[part]:.5f}"></span>'
-        for part in parts
-        if judged.shares[part]
+        f'<span class="{part_css(part)}" style="flex:{shares[part]:.5f}"></span>'
+        for part in run.parts
+        if shares.get(part)
     )
     rows = [
-        _row(
-            f'<i class="swatch {part_css(part)}"></i>{part_name(part)}',
-            fmt.percent(judged.shares[part]),
-            fmt.seconds(judged.shares[part] * wall),
-            fmt.seconds(judged.shares[part] * wall / judged.num_steps),
-        )
-        for part in parts
+        _part_row(part, shares[part], wall, judged.num_steps, run.parts) for part in _rows_of(run) if part in shares
     ]
-    total = (
-        f"all of {fmt.count(judged.num_steps)} steps",
-        "100 %",
-        fmt.seconds(wall),
-        fmt.seconds(wall / judged.num_steps),
+    rows.append(
+        _row(f"all of {fmt.count(judged.num_steps)} steps", *_time_cells(1, wall, judged.num_steps), css="strong")
     )
-    rows.append(_row(*total, css="strong"))
     beside = "; ".join(f"{name} {fmt.seconds(sec)}" for name, sec in _beside(run, wall) if sec)
     chart = render(time_chart(run, marks_of(happened), _detail(run)))
     return _section(
@@ -70,6 +66,30 @@ def time(run: Run, judged: Verdict, happened: Sequence[Incident]) -> str:
         f"{_table(('part', 'share', 'in all', 'a step'), rows)}"
         f'<p class="note">{f"Not in it: {beside}." if beside else ""}</p></div>{chart}',
     )
+
+
+def _rows_of(run: Run) -> Iterable[str]:
+    """Compute first, then what it is made of where the run tells that, then the others."""
+    yield PARTS[0]
+    yield from (part for part in run.parts if part != PARTS[0])
+
+
+def _shares_of_compute(run: Run, judged: Verdict) -> dict[str, float]:
+    """Compute's share, dealt out to its parts as their seconds are."""
+    rows = run.steady_rows()
+    sums = {part: float(np.nansum(run.steps[f"{part}_sec"][rows])) for part in run.parts if part not in PARTS}
+    whole = sum(sums.values())
+    return {part: judged.shares[PARTS[0]] * sec / whole for part, sec in sums.items()} if whole else {}
+
+
+def _part_row(part: str, share: float, wall: float, num_steps: int, drawn: Sequence[str]) -> str:
+    swatch = f'<i class="swatch {part_css(part)}"></i>' if part in drawn else ""
+    css = "" if part in PARTS else "within"
+    return _row(f"{swatch}{part_name(part)}", *_time_cells(share, wall, num_steps), css=css)
+
+
+def _time_cells(share: float, wall: float, num_steps: int) -> tuple[str, str, str]:
+    return fmt.percent(share), fmt.seconds(share * wall), fmt.seconds(share * wall / num_steps)
 
 
 def _beside(run: Run, wall: float) -> Iterable[tuple[str, float]]:
@@ -111,7 +131,7 @@ def feed(run: Run, judged: Verdict) -> str:
     head = "stage", "items", "rate", "bytes", "busy", "waiting", "threads at work", "a thread makes"
     return _section(
         "The feed, stage by stage",
-        "What each stage brings, and what its threads could make if they never waited.",
+        "Samples a second of each stage, and up to how many its threads could make if they never waited.",
         f'<div class="card">{flow(stages, judged.shares.get("wait"))}'
         '<p class="note">On rank 0, since the last start.'
         f"{f' Samples: {counts}.' if counts else ''}</p>"
@@ -161,18 +181,24 @@ def history(happened: Sequence[Incident]) -> str:
     )
 
 
-def ranks(paces: Paces | None, happened: Sequence[Incident]) -> str:
-    """How long each rank takes for its own part of a step, where the run says so."""
-    if paces is None:
-        return ""
-    return _section("Ranks side by side", pace_lead(paces), pace_body(paces, marks_of(happened)))
+def ranks(run: Run, paces: Paces | None, happened: Sequence[Incident]) -> str:
+    """The ranks side by side, where more than one has told of itself, and how their pace went."""
+    times = rank_times(run) if run.ranks else []
+    if len(times) > 1:
+        course = pace_course(paces, marks_of(happened)) if paces is not None else ""
+        return _section("Ranks side by side", side_by_side.lead(times), side_by_side.body(times) + course)
+    if paces is not None:
+        return _section("Ranks side by side", pace_lead(paces), pace_body(paces, marks_of(happened)))
+    return ""
 
 
-def machine(beside: Beside) -> str:
-    """What the machine was busy with, where the run looked."""
+def machine(run: Run, beside: Beside, happened: Sequence[Incident]) -> str:
+    """What the machine was busy with, where the run looked: in all, and along the steps."""
     if not beside.hosts:
         return ""
-    return _section("The machine", "What it was busy with while the run went on.", host_body(beside.hosts))
+    charts = "".join(map(render, host_charts(run, beside.hosts, marks_of(happened))))
+    pair = f'<div class="pair">{charts}</div>' if charts else ""
+    return _section("The machine", "What it was busy with while the run went on.", host_body(beside.hosts) + pair)
 
 
 def skipped(beside: Beside) -> str:
