@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -80,17 +81,39 @@ def test_silence_rings_while_nothing_is_written(tmp_path):
     writer.close()
 
 
-def test_a_full_disk_does_not_end_the_thread(tmp_path, caplog):
-    writer = EventWriter("/dev/full")
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file that takes no byte more, as on a full disk: files may not be larger than it is."""
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\n" * (1 << 20))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    yield path
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_does_not_end_the_thread(full_disk, caplog):
+    writer = EventWriter(full_disk)
     watcher = Watcher(hr.Alarms(**{**QUIET, "disk_free_bytes": MUCH}), writer)
     wait_for(lambda: len(caplog.messages) == 2, "two lines in the log")
-    assert "No space left on device" in caplog.messages[1]
+    assert "File too large" in caplog.messages[1]
     assert watcher._thread.is_alive()
-    with pytest.raises(hr.HeadraceError, match="No space left on device"):
+    with pytest.raises(hr.HeadraceError, match="File too large"):
         watcher.close()
     assert not watcher._thread.is_alive()
-    with pytest.raises(hr.HeadraceError, match="No space left on device"):
+    with pytest.raises(hr.HeadraceError, match="File too large"):
         writer.close()
+
+
+def test_a_record_that_cannot_be_read_is_one_line(tmp_path, caplog):
+    writer = EventWriter(tmp_path / "events.jsonl")
+    with Watcher(hr.Alarms(**QUIET), writer):
+        writer.path.unlink()
+        writer.path.mkdir()
+        wait_for(lambda: caplog.messages, "a line in the log")
+    writer.close()
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("alarms do not see what is written: cannot read the run's events from ")
 
 
 def test_memory_is_that_of_the_process_and_all_that_it_started(tmp_path):

@@ -49,24 +49,6 @@ def test_events_that_come_often_are_written_together_and_in_order(tmp_path):
     assert [event.get("step") for event in read_events(writer.path)][-1] == 50
 
 
-def test_observers_get_the_lines_that_are_written_whole_and_in_order(tmp_path):
-    writer = EventWriter(tmp_path / "events.jsonl")
-    seen, from_now = [], []
-    writer.observe(seen.append)
-    writer.write("start")
-    writer.observe(from_now.append)
-    for step in range(20):
-        writer.write_often("step", step=step)
-    writer.flush()
-    writer.unobserve(from_now.append)
-    writer.write("end")
-    writer.close()
-    lines = writer.path.read_bytes().splitlines(keepends=True)
-    assert b"".join(seen) == b"".join(lines)
-    assert b"".join(from_now) == b"".join(lines[1:-1])
-    assert all(part.endswith(b"\n") for part in seen)
-
-
 def test_nothing_waits_for_long_though_nothing_follows(tmp_path):
     writer = EventWriter(tmp_path / "events.jsonl")
     for number in range(3):

@@ -1,7 +1,7 @@
 """Alarms of a run that is under way: a thread that reads each event as it is written, and looks at the machine.
 
-The training's thread lays the written lines down and goes on. This one comes by four times a second, so that no step
-has to wake it. Once a second it tells the rules the time, every ten seconds what the machine has left.
+It follows the run's file as whoever else does, four times a second, so the training pays nothing for it. Once a second
+it tells the rules the time, every ten seconds what the machine has left and what other ranks say.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import platform
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +19,7 @@ from headrace.alarms.probe import probe
 from headrace.alarms.rule import Event
 from headrace.alarms.webhook import Webhook, body_of
 from headrace.errors import StorageError
-from headrace.telemetry import RANKS, EventWriter, Tail, parse_event
+from headrace.telemetry import RANKS, EventWriter, Tail, num_bytes
 
 _log = logging.getLogger("headrace.alarms")
 
@@ -36,11 +35,11 @@ class Watcher:
         self._folder = record.path.parent
         self._judge = Judge(alarms)
         self._webhook = Webhook(alarms.webhook) if alarms.webhook is not None else None
-        self._written: deque[bytes] = deque()  # which one thread may add to while another takes out
+        self._events = Tail(record.path, num_bytes(record.path))
         self._ranks: dict[Path, Tail] = {}
+        self._is_told = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="headrace-alarms", daemon=True)
-        record.observe(self._written.append)
         self._thread.start()
 
     def close(self) -> None:
@@ -48,7 +47,6 @@ class Watcher:
         try:
             self._record.flush()
         finally:
-            self._record.unobserve(self._written.append)
             self._over.set()
             self._thread.join()
             if self._webhook is not None:
@@ -65,10 +63,7 @@ class Watcher:
         over = False
         while not over:
             over = self._over.wait(_EVERY_SEC)
-            while self._written:
-                for line in self._written.popleft().splitlines():
-                    if (event := parse_event(line)) is not None:
-                        self._take(event)
+            self._follow(self._events)
             now = time.monotonic()
             if now >= tick:
                 tick = now + _TICK_SEC
@@ -81,9 +76,18 @@ class Watcher:
     def _take_ranks(self) -> None:
         """What other ranks have written of their own time."""
         for path in sorted((self._folder / RANKS).glob("rank-*.jsonl")):
-            for event in self._ranks.setdefault(path, Tail(path)).new_events():
-                if event["event"] == "rank":
+            self._follow(self._ranks.setdefault(path, Tail(path)), "rank")
+
+    def _follow(self, tail: Tail, kind: str | None = None) -> None:
+        """Take what is new, of this kind only, if one is given."""
+        try:
+            for event in tail.new_events():
+                if kind in (None, event["event"]) and isinstance(event.get("time"), int | float):
                     self._take(event)
+        except StorageError as err:
+            if not self._is_told:
+                _log.warning("alarms do not see what is written: %s", err)
+            self._is_told = True
 
     def _take(self, event: Event) -> None:
         for alarm in self._judge.take(event):

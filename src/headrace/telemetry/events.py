@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ class EventWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._observers: list[Callable[[bytes], object]] = []
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()  # which one thread may add to while another takes out
         self._some_wait = threading.Event()
@@ -79,19 +78,6 @@ class EventWriter:
         if self._error is not None:
             raise self._refused(self._error)
 
-    def observe(self, take: Callable[[bytes], object]) -> None:
-        """From now on call `take` with the lines as they are written: whole ones, in order, one call at a time.
-
-        The thread that writes calls it, which may be the one that trains: it hands them on, and returns.
-        """
-        with self._lock:
-            self._observers.append(take)
-
-    def unobserve(self, take: Callable[[bytes], object]) -> None:
-        """Call it no more."""
-        with self._lock:
-            self._observers.remove(take)
-
     def close(self) -> None:
         """Write what waits, and close the file; writing afterwards is an error."""
         atexit.unregister(self._write_out)
@@ -115,7 +101,6 @@ class EventWriter:
             lines = b""
             while self._fd >= 0 and self._waiting:
                 lines += self._waiting.popleft()
-            written = lines
             try:
                 while lines:  # a disk that fills up takes a part first, and says why with the rest
                     count = os.write(self._fd, lines)
@@ -125,9 +110,6 @@ class EventWriter:
                 self._error = err
             if self._size >= parts.PART_BYTES and self._fd >= 0 and self._error is None:
                 self._begin_part()
-            if written:
-                for observer in self._observers:
-                    observer(written)
 
     def _begin_part(self) -> None:
         self._size = 0
