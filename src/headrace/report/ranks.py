@@ -91,8 +91,9 @@ def _first_rank(run: Run) -> RankTime | None:
     rows = run.steady_rows()
     if run.attempts and (first := run.attempts[-1].first_row) is not None:
         rows[:first] = False
-    rows &= np.isfinite(run.steps["sec"])
+    for part in PARTS:
+        rows &= np.isfinite(run.steps[f"{part}_sec"])
     steps = int(rows.sum())
     if not steps:
         return None
-    return RankTime(0, steps, {part: float(np.nanmean(run.steps[f"{part}_sec"][rows])) for part in PARTS})
+    return RankTime(0, steps, {part: float(run.steps[f"{part}_sec"][rows].mean()) for part in PARTS})
