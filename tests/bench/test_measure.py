@@ -67,6 +67,15 @@ def test_steps_that_wait_bound_the_feed(slow_steps):
     assert slow_steps.bound.alone.high <= 1.01 / 0.03
 
 
+def test_what_would_help_is_only_predicted_where_nothing_is_to_be_tried(photos):
+    stream = hr.Stream(hr.open(photos)).decode().map(hr.transform.CenterCrop(64)).map(waits)
+    found = measure(stream, batch_size=8, threads=4, seconds=1, check=False)
+    best = named(found, "threads=")
+    assert best.gain > 1.5
+    assert best.tried is None
+    assert "it was not tried." in found.verdict
+
+
 def test_more_threads_are_advised_and_help(slow_steps):
     best = slow_steps.remedies[0]
     assert best.name.startswith("threads=")

@@ -49,6 +49,7 @@ def measure(
     seconds: float = 20.0,
     step_sec: float | None = None,
     cold: bool = False,
+    check: bool = True,
 ) -> Bench:
     """Measure the feed of a stream on this machine. OpenCV has one thread in this process from then on, as in a feed's.
 
@@ -59,6 +60,7 @@ def measure(
     step_sec: seconds that a trainer would take for a step: then `au` is measured.
     cold: empty the page cache of the dataset's shards before each repeat that reads them; else they are read from
         wherever they are.
+    check: try the change that is predicted to help most.
 
     Raises OptionError for values that cannot work, and what the stream's own samples raise: DamagedError,
     TransformError.
@@ -68,13 +70,14 @@ def measure(
     check_seconds(seconds)
     step_sec = optional_seconds("step_sec", step_sec, 0.0)
     check_flag("cold", cold)
+    check_flag("check", check)
     Feed(stream, batch_size, threads)  # what no loader can do is refused before anything is read
     if cold:
         check_can_be_cold(stream.dataset)
     prepare_worker()
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         subject = Subject.of(stream, batch_size, threads, cold, Path(folder), seconds * _MATERIAL_SHARE)
-        return _measured(subject, step_sec, seconds, began)
+        return _measured(subject, step_sec, seconds, began, check)
 
 
 def check_seconds(seconds: float) -> None:
@@ -84,7 +87,7 @@ def check_seconds(seconds: float) -> None:
         raise OptionError(f"seconds must be a number of at least {LEAST_SECONDS:g}: got {seconds!r}")
 
 
-def _measured(subject: Subject, step_sec: float | None, seconds: float, began: float) -> Bench:
+def _measured(subject: Subject, step_sec: float | None, seconds: float, began: float, check: bool) -> Bench:
     feeds = {count: Feed(subject.stream, subject.batch_size, count) for count in subject.sweep()}
     first_batch_sec = _first_batch(feeds[subject.threads], subject)
     found, unknown = variants(subject)
@@ -94,7 +97,8 @@ def _measured(subject: Subject, step_sec: float | None, seconds: float, began: f
     probes |= {(_FEED, count): _feed_probe(feed, subject) for count, feed in feeds.items()}
     # Before a feed's window what it made ahead is taken, and before augmenting samples are decoded, for as long again.
     windows = len(probes) + sum(name in (_FEED, "augment", HAND_OFF) for name, _ in probes)
-    left = seconds * (1 - _TRIAL_SHARE) - (time.perf_counter() - began) - NUM_ROUNDS * len(feeds) * first_batch_sec
+    trial_sec = seconds * _TRIAL_SHARE if check else 0.0
+    left = seconds - trial_sec - (time.perf_counter() - began) - NUM_ROUNDS * len(feeds) * first_batch_sec
     try:
         rates = _by_turns(probes, left / (NUM_ROUNDS * windows))
     finally:
@@ -103,7 +107,6 @@ def _measured(subject: Subject, step_sec: float | None, seconds: float, began: f
     reached = by_threads[subject.threads]
     measured = {variant: rates[variant.name, 0] for variant in found}
     remedies = predictions(model_of(rates, subject), reached, subject, measured)
-    trial_sec = seconds * _TRIAL_SHARE
     return Bench(
         url=subject.stream.dataset.url,
         format=subject.stream.dataset.manifest.format if isinstance(subject.stream.dataset, Dataset) else "mixture",
@@ -117,7 +120,7 @@ def _measured(subject: Subject, step_sec: float | None, seconds: float, began: f
         first_batch_sec=first_batch_sec,
         stages=stages_of(rates, subject),
         by_threads=by_threads,
-        remedies=_with_trial(remedies, subject, found, by_threads, trial_sec),
+        remedies=_with_trial(remedies, subject, found, by_threads, trial_sec) if check else remedies,
         unknown=unknown,
         au=None if step_sec is None else _utilization(feeds[subject.threads], step_sec, seconds * _UTILIZATION_SHARE),
         step_sec=step_sec,

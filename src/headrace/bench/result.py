@@ -149,7 +149,7 @@ class Bench:
             return "Of what was looked at nothing is predicted to give 5 % more."
         said = f"{best.name} is predicted to give {best.gain:.2f} times as much"
         if best.tried is None:
-            return f"{said}; it was not tried: {best.why_not}."
+            return f"{said}; it was not tried{f': {best.why_not}' if best.why_not else ''}."
         achieved = best.tried.samples_per_sec / self.reached.samples_per_sec
         return f"{said}; a trial gave {achieved:.2f} times{'' if achieved >= WORTH_TRYING else ', so leave it'}."
 

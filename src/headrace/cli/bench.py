@@ -47,6 +47,9 @@ def bench(
     cold: Annotated[
         bool, typer.Option("--cold", help="Empty the page cache of the shards before they are read (local disks).")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Try the change that is predicted to help most, for a moment.")
+    ] = True,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw samples/s by threads, with error bars.")
     ] = None,
@@ -65,7 +68,15 @@ def bench(
 
         dataset = open_dataset(url)
         chosen = Stream(dataset).decode() if stream is None else _built(stream, dataset)
-        found = measure(chosen, batch_size=batch_size, threads=threads, seconds=seconds, step_sec=step_sec, cold=cold)
+        found = measure(
+            chosen,
+            batch_size=batch_size,
+            threads=threads,
+            seconds=seconds,
+            step_sec=step_sec,
+            cold=cold,
+            check=check,
+        )
         if plot is not None:
             from headrace.storage import write_file
 
