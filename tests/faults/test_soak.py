@@ -31,7 +31,10 @@ CACHE_BYTES = 4 * stored_bytes(BLOCK_BYTES)
 """Of seven blocks with the indexes: so blocks are evicted and fetched again in every epoch."""
 STORE_TIMEOUT_SEC = 20
 TOLERANCE, SLACK_KIB = 1.05, 4 << 10
-"""What memory may grow by from the second quarter to the last: five in a hundred, and 4 MiB."""
+"""What memory may grow by from an earlier quarter to the last: five in a hundred, and 4 MiB."""
+TRAINER_FROM, LOADER_FROM = 1, 2
+"""Which quarter the last one is compared with. The heap of a loader process that reads a store is as it stays after some
+80,000 batches: 92 MB at first, 113 after 20,000, 134 after 80,000 and after 200,000."""
 MORE_FILES = 2
 
 
@@ -49,9 +52,12 @@ def test_every_batch_is_right_and_nothing_is_left_whatever_fails(tmp_path, capsy
     processes, shared = family(os.getpid()), set(os.listdir("/dev/shm"))
     found = soak(tmp_path, seed())
     calm = [one for one in found["gauges"] if one["calm"]]
-    grown = {"trainer": growth(found["gauges"], "trainer")} | {name: growth(calm, name) for name in ("loader", "files")}
+    grown = {"trainer": growth(found["gauges"], "trainer", TRAINER_FROM)}
+    grown |= {name: growth(calm, name, LOADER_FROM) for name in ("loader", "files")}
     with capsys.disabled():
-        print(f"\n{found['summary']}\nsecond and last quarter, KiB and open files of the loader process: {grown}")
+        print(
+            f"\n{found['summary']}\nan earlier and the last quarter, KiB and open files of the loader process: {grown}"
+        )
     assert found["delivered"] >= BATCHES
     assert set(found["counts"]) == set(STORMY)
     assert {"loader killed by SIGKILL", f"loader hung for {HANG_SEC:g} s"} <= {*found["restarts"]}
@@ -110,15 +116,15 @@ def run_trainer(plan, temporary):
     return said.splitlines()[-1]
 
 
-def growth(gauges, name):
-    """The medians of the second quarter and of the last."""
+def growth(gauges, name, number):
+    """The medians of a quarter, counted from 0, and of the last."""
     values = [one[name] for one in gauges if name in one]
     quarter = len(values) // 4
-    return statistics.median(values[quarter : 2 * quarter]), statistics.median(values[-quarter:])
+    return statistics.median(values[number * quarter : (number + 1) * quarter]), statistics.median(values[-quarter:])
 
 
-def is_flat(second_kib, last_kib):
-    return last_kib <= second_kib * TOLERANCE + SLACK_KIB
+def is_flat(earlier_kib, last_kib):
+    return last_kib <= earlier_kib * TOLERANCE + SLACK_KIB
 
 
 def check_cache(folder):
