@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from run_files import RunFile, write_run
+from run_files import PIDS, RunFile, write_run
 
 from headrace.report import feed_stages, read_run, verdict
 
@@ -13,7 +13,7 @@ QUIET = {"wait": 0.001, "copy": 0.001, "compute": 0.1, "communication": 0.004, "
 
 def run_of(folder, num_steps=40, **parts):
     file = RunFile(folder)
-    file.start()
+    file.start(pids=PIDS)
     for step in range(1, num_steps + 1):
         file.step(step, loss=1.0, **{**QUIET, **parts})
     return file
@@ -147,7 +147,7 @@ def ranks_of(folder, num_steps=40, **parts_by_rank):
         rank = int(name.removeprefix("rank"))
         sums = {f"{part}_sec": num_steps * sec for part, sec in {**QUIET, **parts}.items()}
         lines = [
-            {"event": "start", "rank": rank, "attempt": 0},
+            {"event": "start", "rank": rank, "attempt": 0, "pid": PIDS[rank]},
             {"event": "rank", "rank": rank, "step": num_steps, "steps": num_steps, **sums},
         ]
         (folder / "ranks" / f"rank-{rank}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -191,7 +191,15 @@ def test_a_stage_that_is_too_large_is_the_pipelines_verdict(tmp_path):
 def test_of_an_attempt_that_is_over_ranks_tell_nothing(tmp_path):
     run_of(tmp_path)
     ranks_of(tmp_path, rank1={"compute": 0.2})
-    RunFile(tmp_path).start(step=40, attempt=1)
+    assert read_run(tmp_path).ranks
+    RunFile(tmp_path).start(step=40, attempt=0, pids=[5100, 5101, 5102])  # an attempt of the next launch has the number
+    assert read_run(tmp_path).ranks == ()
+
+
+def test_a_rank_that_is_not_there_any_more_tells_nothing(tmp_path):
+    run_of(tmp_path)
+    ranks_of(tmp_path, rank2={"compute": 0.2})
+    RunFile(tmp_path).start(step=40, pids=PIDS[:2])
     assert read_run(tmp_path).ranks == ()
 
 
