@@ -79,8 +79,9 @@ class Run:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of a step's time as finely as this run knows them: those of compute in place of it, if it does."""
-        known = all(np.isfinite(self.steps[f"{part}_sec"]).any() for part in COMPUTE_PARTS)
+        """The parts of a step's time as finely as the run knows them of every step: those of compute in place of it."""
+        timed = np.isfinite(self.steps["sec"])
+        known = timed.any() and all(np.isfinite(self.steps[f"{part}_sec"][timed]).all() for part in COMPUTE_PARTS)
         return (*COMPUTE_PARTS, *PARTS[1:]) if known else PARTS
 
     @property
