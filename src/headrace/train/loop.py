@@ -156,7 +156,7 @@ class Loop:
         with self._bar() as advance, closing(self._batches()) as batches:
             advance(self._position.step)
             while self._position.step < self._plan.total_steps:
-                self.clock.lap("rest")
+                self.clock.ask()
                 self._position.making = self._position.step + 1
                 batch = next(batches)
                 self.clock.lap("wait")
