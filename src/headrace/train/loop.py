@@ -356,8 +356,9 @@ class Loop:
 
 
 def _take_out(exposed: Exposed, split: Split) -> None:
-    """Count as communication what the passes waited for, of which the end, after them, is counted already."""
-    split.move(exposed.sec() - split.communication, "passes" if split.passes else "backward", "communication")
+    """Count as communication what the passes waited for; if that goes on after them, the end is counted already."""
+    counted = split.communication if exposed.to_the_end else 0.0
+    split.move(exposed.sec() - counted, "passes" if split.passes else "backward", "communication")
     split.move(exposed.forward_sec, "forward", "communication")
 
 
