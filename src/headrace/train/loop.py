@@ -184,8 +184,8 @@ class Loop:
         multiplier = self._schedule.multiplier(done, self._plan.total_steps)
         lr = self._stepper.set_rate(multiplier if self._watch is None else multiplier * self._watch.factor)
         self.clock.begin()
-        with self._flops.around(rows):
-            outcome = self._stepper.step(real, rows, done + 1, partial(self._ends, request), self.clock.lap)
+        ends, counted = partial(self._ends, request), self._flops.around(rows)
+        outcome = self._stepper.step(real, rows, done + 1, ends, self.clock.lap, counted)
         self._position.step, self._position.making = done + 1, None
         if outcome.traffic is not None:
             self.traffic = outcome.traffic + self.traffic

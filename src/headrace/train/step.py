@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -130,16 +131,26 @@ class Stepper:
             group["lr"] = rate * multiplier
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def step(self, batch: Batch, rows: int, number: int, stop: Callable[[], bool], lap: Lap) -> Outcome:
+    def step(
+        self,
+        batch: Batch,
+        rows: int,
+        number: int,
+        stop: Callable[[], bool],
+        lap: Lap,
+        around: AbstractContextManager[None],
+    ) -> Outcome:
         """Learn from a batch of `rows` real samples; `stop` says whether this rank was asked to stop. Collective.
 
         `lap` is called with the kind of work that is done: forward, backward (or passes), communication, optimizer.
+        The passes are made inside `around`.
         """
         if rows == 0 and self._world.size == 1:
             return self._no_step(number, stop)
         if self._statistics is not None:
             self._statistics.keep()
-        sums, corrected = self._backward(batch, rows, stop, lap)
+        with around:
+            sums, corrected = self._backward(batch, rows, stop, lap)
         if not self._checked:
             self._check_used()
         sums.wait()
