@@ -155,6 +155,22 @@ def test_what_the_device_does_for_guards_is_theirs(device, clock):
         assert (split.rest, split.copy, split.wait) == pytest.approx((0.0, 0.0, 0.0))
 
 
+def test_where_the_host_waits_for_the_device_in_a_step_it_hands_nothing_over(device, clock):
+    clock.begin()
+    for kind in ("forward", "backward", "synchronize", "optimizer"):
+        device.host += 0.001
+        if kind == "synchronize":
+            device.host = max(device.host, device.free_at)
+        else:
+            device.work(0.01)
+        clock.lap(kind)
+    split = clock.next_step()
+    clock.settle()
+    assert split.launch == pytest.approx(0.003)
+    assert (split.forward, split.backward) == pytest.approx((0.011, 0.01))  # 1 ms is for the launch
+    assert total(split) == pytest.approx(device.free_at)
+
+
 def test_an_evaluation_is_of_no_step(device, clock):
     before = step(device, clock)
     clock.pause()

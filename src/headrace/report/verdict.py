@@ -225,7 +225,8 @@ def _launch_share(run: Run, rows: np.ndarray[Any, np.dtype[np.bool_]]) -> float 
 def _launch_bound(launch: float, shares: dict[str, float], num_steps: int) -> Verdict:
     sentence = (
         f"Launch-bound: the host takes {fmt.percent(min(1.0, launch))} of a step to hand it to the device, which so "
-        "has no work ahead. Fewer and larger operations would help: a larger batch, or compile=True."
+        "has no work ahead. Fewer and larger operations would help: a larger batch, or compile=True; an .item() in the "
+        "loss, where the host waits for the device, counts too."
     )
     evidence = (_split(shares, num_steps), f"handing over takes {launch:.2f} of a step's time; from {_LAUNCH_BOUND} on")
     return Verdict("launch", sentence, shares, shares["compute"], evidence, num_steps=num_steps)

@@ -105,9 +105,13 @@ class DeviceClock(Clock):
     def lap(self, kind: str) -> float:
         """Count the host's time since the last lap as `kind`; of the device's work, mark the end of a part.
 
+        What the host waits for the device in (synchronize) is neither a part nor launch.
+
         Between `ask` and `begin` come a wait and a copy, which may have left work to the device.
         """
         sec = self._elapsed()
+        if kind == "synchronize":
+            return sec
         if kind in _ON_DEVICE:
             self._noted.append(_Reached(self._mark(), self.split, kind))
             self._launch_sec += sec

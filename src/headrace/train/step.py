@@ -142,8 +142,8 @@ class Stepper:
     ) -> Outcome:
         """Learn from a batch of `rows` real samples; `stop` says whether this rank was asked to stop. Collective.
 
-        `lap` is called with the kind of work that is done: forward, backward (or passes), communication, optimizer.
-        The passes are made inside `around`.
+        `lap` is called with the kind of work that is done: forward, backward (or passes), communication, optimizer; on
+        a device also synchronize, for which the host has waited. The passes are made inside `around`.
         """
         if rows == 0 and self._world.size == 1:
             return self._no_step(number, stop)
@@ -159,6 +159,8 @@ class Stepper:
             lap("communication")
         exposed = self._distributed.exposed()
         scaled = self._scale.unscale(self._grads()) if self._scale is not None else None
+        if scaled is not None and self._world.device.type != "cpu":
+            lap("synchronize")  # it has waited for the device, which is no handing over
         overflowed = scaled is not None and scaled.overflowed
         some = (corrected or self._correct(sums)) and not overflowed
         guarded = self._statistics is not None
