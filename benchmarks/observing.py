@@ -6,7 +6,8 @@ One process, steps of about 5 ms. With `--width` the length of a step is chosen.
 steps without a run folder (nothing is recorded), with one (every step's parts, the host's use, the feed's meters), and
 with alarms and the sinks that are installed (TensorBoard, a Prometheus endpoint), in alternating order. Runs of one
 process differ by more than what is looked for, so the Python of a step is timed by itself as well: the laps of the
-CPU's clock (on a GPU it has events to record, too), and a step's line. Goals: at most 1 % of a step, and 10 microseconds of Python.
+CPU's clock (that of a GPU has events to record, too), and a step's line. Goals: at most 1 % of a step, and 10
+microseconds of Python.
 """
 
 from __future__ import annotations
