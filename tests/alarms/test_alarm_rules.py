@@ -213,10 +213,12 @@ def test_the_disk_rings_below_what_is_wanted_and_what_the_next_checkpoint_takes(
         return {"event": "probe", "time": time, "disk_free_bytes": free}
 
     saved = {"event": "checkpoint", "time": 1.0, "step": 9, "path": "runs/a/checkpoints/step-9", "bytes": 4_000_000_000}
-    away = saved | {"path": "s3://bucket/a/step-9"}
     alarms = only(disk_free_bytes=10**9)
-    assert rung([probe(0.0, 1.1e9), away, probe(2.0, 1.1e9)], alarms) == []
-    found = rung([probe(0.0, 5e9), saved, probe(2.0, 5e9), probe(3.0, 6.1e9), probe(4.0, 5e9)], alarms)
+    for place in ("s3://bucket/a", "/another/disk"):
+        start = {"event": "start", "time": 0.0, "config": {"checkpoints": place}}
+        assert rung([start, probe(0.0, 1.1e9), saved, probe(2.0, 1.1e9)], alarms) == []
+    start = {"event": "start", "time": 0.0, "config": {"checkpoints": None}}
+    found = rung([start, probe(0.0, 5e9), saved, probe(2.0, 5e9), probe(3.0, 6.1e9), probe(4.0, 5e9)], alarms)
     assert [alarm.time for alarm in found] == [2.0]  # 6.1 GB is not well yet
     assert found[0].message == "the disk of the run's folder has 5 GB left: below 6 GB"
     assert len(rung([probe(0.0, 5e8), probe(1.0, 2e9), probe(2.0, 5e8), probe(3.0, None)], alarms)) == 2

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from waiting import DEADLINE_SEC
+from headrace.cli.check import Subject, _feed_changes
+from headrace.train.worker import Job, build_trainer
+from waiting import DEADLINE_SEC, running, wait_for
 
 RECIPE = """
 import time
@@ -36,8 +40,18 @@ def recipe():
     loader = hr.Loader(stream, batch_size=8, threads=1)
     return hr.Trainer(
         Model(2, 3), loss, loader, inputs=lambda batch: batch["x"], optimizer=hr.sgd(0.01), steps=1_000_000,
-        checkpoint_every={every}, checkpoint_async=False, hang_timeout_sec=None,
+        checkpoint_every={every}, checkpoint_async=False, hang_timeout_sec=None, **{more},
     )
+"""
+
+WITH_MORE = """
+from types import SimpleNamespace
+
+def more():
+    trainer = recipe()
+    trainer.change(alarms=hr.Alarms())
+    trainer.sinks = (SimpleNamespace(name="mine"),)
+    return trainer
 """
 
 
@@ -53,10 +67,14 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def checked(folder, *arguments, **values):
-    values = {"slow_sec": 0.0, "step_sec": 0.0, "save_sec": 0.0, "every": 1_000, **values}
+def command_of(folder, *arguments, **values):
+    values = {"slow_sec": 0.0, "step_sec": 0.0, "save_sec": 0.0, "every": 1_000, "more": {}, **values}
     (folder / "checked.py").write_text(RECIPE.format(**values))
-    command = [sys.executable, "-m", "headrace.cli.main", "train", "checked.py", *arguments]
+    return [sys.executable, "-m", "headrace.cli.main", "train", "checked.py", *arguments]
+
+
+def checked(folder, *arguments, **values):
+    command = command_of(folder, *arguments, **values)
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=2 * DEADLINE_SEC)
 
 
@@ -92,3 +110,53 @@ def test_it_goes_with_no_folder_and_no_other_machine(workplace, arguments):
     ran = checked(workplace, "--check", "1", *arguments)
     assert ran.returncode == 2
     assert ran.stderr.strip().splitlines()[-1].count("--check trains on this machine in folders of its own") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--sink", "prometheus"), ("--resume", "never"), ("--max-restarts", "1"), ("--requeue",), ("--profile", "3:5")],
+)
+def test_what_means_nothing_to_runs_of_seconds_is_refused(workplace, arguments):
+    ran = checked(workplace, "--check", "1", *arguments)
+    assert ran.returncode == 2
+    assert ran.stderr.strip().splitlines()[-1].endswith(f"and removes them: leave {arguments[0]} away")
+
+
+def test_nothing_is_left_outside_the_folders_of_the_runs(workplace, monkeypatch):
+    more = {"checkpoints": str(workplace / "real"), "profile": (1, 3)}
+    command_of(workplace, more=more)
+    with open(workplace / "checked.py", "a") as recipe:
+        recipe.write(WITH_MORE)
+    monkeypatch.chdir(workplace)
+    trainer = build_trainer(Job("checked.py:more", "r", "never", (), seconds=1.0))
+    assert (trainer.sinks, trainer.profile) == ((), None)
+    assert (trainer._options.checkpoints, trainer._options.alarms) == (None, None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_of_it_with_one_line(workplace, number):
+    command = command_of(workplace, "--check", "1000", step_sec=0.01)
+    runs = workplace / "runs"
+    with running(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: list(runs.glob("*/before/events.jsonl")), "a run")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=DEADLINE_SEC)
+    assert process.returncode == 1
+    assert [line for line in err.splitlines() if line.startswith("headrace: ")] == [
+        "headrace: interrupted; run the same again to go on"
+    ]
+    assert not list(runs.glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("nproc", "options"),
+    [(2, {}), (1, {"processes": 2}), (1, {"collate": dict}), (1, {"memory": "1GB"})],
+)
+def test_a_feed_that_is_not_measured_as_it_is_is_not_measured(workplace, monkeypatch, nproc, options):
+    import headrace as hr
+
+    loader = hr.Loader(hr.Stream(hr.open(workplace / "data")), batch_size=8, **options)
+    monkeypatch.setattr("headrace.cli.check._loader", lambda subject: loader)
+    monkeypatch.setattr("headrace.bench.measure", lambda *_, **__: pytest.fail("it was measured"))
+    judged = SimpleNamespace(shares={"wait": 0.5})
+    assert _feed_changes(Subject("r.py", (), nproc, 1.0), judged, SimpleNamespace(feeds=()), 100.0) == []

@@ -11,6 +11,8 @@ import numpy as np
 import orjson
 
 PARTS = ("wait", "copy", "compute", "communication", "checkpoint", "rest")
+PIDS = [4100, 4101, 4102, 4103]
+"""Of the processes of a made-up run, by rank."""
 
 
 class Clock:
@@ -42,7 +44,7 @@ class RunFile:
         fields = {
             "attempt": attempt,
             "world_size": 2,
-            "pids": [4100, 4101],
+            "pids": PIDS[:2],
             "step": step,
             "resumed_from": f"checkpoints/step-{step:08d}" if step else None,
             "total_steps": 600,

@@ -84,9 +84,11 @@ def test_what_is_new_alone_is_read_again_only_after_a_restart(tmp_path, monkeypa
 def test_ranks_tell_of_their_own_time_in_files_of_their_own(tmp_path):
     growing, main = GrowingRun(tmp_path), RunFile(tmp_path)
     ranks = [RunFile(tmp_path / RANKS, name=f"rank-{rank}.jsonl") for rank in (1, 2)]
-    for attempt in range(2):
-        for file in (main, *ranks):
-            file.write("start", attempt=attempt, step=0)
+    for launch in range(2):
+        pids = [10 * launch + rank for rank in range(1 + len(ranks))]
+        main.write("start", attempt=0, step=0, pids=pids)
+        for rank, file in enumerate(ranks, start=1):
+            file.write("start", attempt=0, step=0, rank=rank, pid=pids[rank])
         for step in range(1, 4):
             main.step(step, 1.0, compute=0.1)
             ranks[0].write("rank", rank=1, step=step, steps=1, compute_sec=0.1)

@@ -6,6 +6,7 @@ from run_files import RunFile, write_run
 
 from headrace.errors import StorageError
 from headrace.report import read_run, write_page
+from headrace.report.runlog import PARTS
 from headrace.telemetry import EventWriter
 
 
@@ -113,3 +114,13 @@ def test_replaced_processes_of_the_feed_stay_on_record_over_restarts(tmp_path):
     run = read_run(file.path)
     assert [event["reason"] for event in run.loader_restarts] == ["exit code 3"]
     assert "worker process: exit code 3" in write_page(tmp_path).read_text()
+
+
+def test_parts_of_compute_are_told_where_every_step_has_them(tmp_path):
+    known = {"forward_sec": 0.1, "backward_sec": 0.2, "optimizer_sec": 0.1}
+    mixed = known | {"forward_sec": None, "backward_sec": None}
+    file = RunFile(tmp_path)
+    file.write("step", step=1, sec=0.4, compute_sec=0.4, **known)
+    assert "forward" in read_run(tmp_path).parts
+    file.write("step", step=2, sec=0.4, compute_sec=0.4, **mixed)
+    assert read_run(tmp_path).parts == PARTS

@@ -4,16 +4,18 @@ import json
 from dataclasses import replace
 
 import pytest
-from run_files import RunFile, write_run
+from run_files import PIDS, RunFile, write_run
 
 from headrace.report import feed_stages, read_run, verdict
+from headrace.report.ranks import rank_times, straggler
+from headrace.report.remedies import Case
 
 QUIET = {"wait": 0.001, "copy": 0.001, "compute": 0.1, "communication": 0.004, "checkpoint": 0.0, "rest": 0.001}
 
 
 def run_of(folder, num_steps=40, **parts):
     file = RunFile(folder)
-    file.start()
+    file.start(pids=PIDS)
     for step in range(1, num_steps + 1):
         file.step(step, loss=1.0, **{**QUIET, **parts})
     return file
@@ -147,7 +149,7 @@ def ranks_of(folder, num_steps=40, **parts_by_rank):
         rank = int(name.removeprefix("rank"))
         sums = {f"{part}_sec": num_steps * sec for part, sec in {**QUIET, **parts}.items()}
         lines = [
-            {"event": "start", "rank": rank, "attempt": 0},
+            {"event": "start", "rank": rank, "attempt": 0, "pid": PIDS[rank]},
             {"event": "rank", "rank": rank, "step": num_steps, "steps": num_steps, **sums},
         ]
         (folder / "ranks" / f"rank-{rank}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -177,6 +179,14 @@ def test_rank_0_may_be_the_one_that_others_wait_for(tmp_path):
     assert "waiting for data" in judged.sentence
 
 
+def test_what_every_rank_waits_for_is_the_verdict_if_it_is_more_than_what_one_does_longer(tmp_path):
+    parts = {"wait": 0.065, "compute": 0.05, "communication": 0.019}
+    run_of(tmp_path, **parts)
+    ranks_of(tmp_path, rank1=parts | {"wait": 0.080, "communication": 0.004}, rank2=parts)
+    assert straggler(rank_times(read_run(tmp_path))).extra_sec == pytest.approx(0.015)
+    assert (verdict(tmp_path).bound, verdict(tmp_path).rank) == ("input", None)
+
+
 def test_a_stage_that_is_too_large_is_the_pipelines_verdict(tmp_path):
     file = RunFile(tmp_path)
     file.start(mesh="pp=2")
@@ -191,7 +201,15 @@ def test_a_stage_that_is_too_large_is_the_pipelines_verdict(tmp_path):
 def test_of_an_attempt_that_is_over_ranks_tell_nothing(tmp_path):
     run_of(tmp_path)
     ranks_of(tmp_path, rank1={"compute": 0.2})
-    RunFile(tmp_path).start(step=40, attempt=1)
+    assert read_run(tmp_path).ranks
+    RunFile(tmp_path).start(step=40, attempt=0, pids=[5100, 5101, 5102])  # an attempt of the next launch has the number
+    assert read_run(tmp_path).ranks == ()
+
+
+def test_a_rank_that_is_not_there_any_more_tells_nothing(tmp_path):
+    run_of(tmp_path)
+    ranks_of(tmp_path, rank2={"compute": 0.2})
+    RunFile(tmp_path).start(step=40, pids=PIDS[:2])
     assert read_run(tmp_path).ranks == ()
 
 
@@ -233,13 +251,29 @@ def test_checkpoints_are_made_in_the_background_or_more_seldom(tmp_path):
     assert seldom.gain == pytest.approx(1 / (1 - share + share * 10 / every) - 1)
 
 
-def test_fewer_bytes_are_a_remedy_for_replicas_only(tmp_path):
+@pytest.mark.parametrize(
+    ("mesh", "engine", "names"),
+    [
+        ("dp=2", None, ["gradients as bf16"]),
+        ("fsdp=2", None, []),
+        ("dp=2,fsdp=2", None, []),
+        ("dp=2", "horovod", []),
+        ("dp=2", "deepspeed", []),
+    ],
+)
+def test_fewer_bytes_are_a_remedy_for_replicas_only(tmp_path, mesh, engine, names):
     file = RunFile(tmp_path)
-    for mesh, names in (("dp=2", ["gradients as bf16"]), ("fsdp=2", [])):
-        file.start(mesh=mesh, config={"compression": None})
-        for step in range(1, 41):
-            file.step(step, loss=1.0, **{**QUIET, "communication": 0.1})
-        assert [remedy.name for remedy in verdict(tmp_path).remedies] == names
+    file.start(mesh=mesh, config={"compression": None, "engine": engine})
+    for step in range(1, 41):
+        file.step(step, loss=1.0, **{**QUIET, "communication": 0.1})
+    assert [remedy.name for remedy in verdict(tmp_path).remedies] == names
+
+
+def test_processors_are_shared_by_the_ranks_of_their_machine(tmp_path):
+    run = RunFile(tmp_path)
+    run.start(pids=list(range(16)), machine={"cpus": 32, "local_ranks": 8})
+    run.step(1, loss=1.0)
+    assert Case(read_run(tmp_path), {}, [], None).cores == 4
 
 
 def test_a_step_that_takes_the_host_as_long_as_the_device_is_launch_bound(tmp_path):

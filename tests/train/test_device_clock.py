@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from headrace.train.clock import Split
 from headrace.train.device_clock import DeviceClock
 
+WORK = (0.01, 0.02, 0.005)
 PARTS = ("wait", "copy", "forward", "backward", "passes", "optimizer", "communication", "guard", "checkpoint", "rest")
 
 
@@ -52,20 +53,30 @@ class Moment:
         return (end.at - self.at) * 1e3
 
 
-def step(device, clock, *, wait=0.0, copy=0.0, launch=0.001, work=(0.01, 0.02, 0.005), after=()):
-    """What the loop does in a step, in seconds; `after` has (kind, sec)."""
-    clock.lap("rest")
+def step(device, clock, *, wait=0.0, fetched=0.0, copy=0.0, copied=0.0, replay=None, launch=0.001, work=WORK, after=()):
+    """What the loop does in a step, in seconds; `after` has (kind, sec) and perhaps what the device does for it.
+
+    Of the device: `fetched` in the wait and `copied` in the copy. `replay`: a guard's, of the host and the device.
+    """
+    clock.ask()
     device.host += wait
+    device.work(fetched)
     clock.lap("wait")
     device.host += copy
+    device.work(copied)
     clock.lap("copy")
+    if replay is not None:
+        device.host += replay[0]
+        device.work(replay[1])
+        clock.lap("guard")
     clock.begin()
     for kind, sec in zip(("forward", "backward", "optimizer"), work, strict=True):
         device.host += launch
         device.work(sec)
         clock.lap(kind)
-    for kind, sec in after:
+    for kind, sec, *done in after:
         device.host += sec
+        device.work(sum(done))
         clock.lap(kind)
     return clock.next_step()
 
@@ -117,6 +128,49 @@ def test_what_the_host_did_last_is_what_the_device_waited_for(device, clock):
     assert slow.guard == 0.0
 
 
+@pytest.mark.parametrize("in_the_wait", [True, False])
+@pytest.mark.parametrize("wait", [0.0, 0.02])
+def test_a_copy_that_the_device_makes_or_waits_for_is_no_overhead(device, clock, in_the_wait, wait):
+    copy = {"fetched" if in_the_wait else "copied": 0.07}
+    splits = [step(device, clock, wait=wait, **copy) for _ in range(6)]
+    clock.settle()
+    for split in splits[1:]:  # the device works for 35 ms, in which the host has waited
+        assert split.copy == pytest.approx(0.07)
+        assert (split.wait, split.rest) == pytest.approx((0.0, 0.0))
+
+
+def test_a_wait_and_a_copy_of_the_device_behind_it_are_told_apart(device, clock):
+    splits = [step(device, clock, wait=0.1, copied=0.03, launch=0.0, work=(0.001, 0.0, 0.0)) for _ in range(6)]
+    clock.settle()
+    for split in splits[1:]:
+        assert split.copy == pytest.approx(0.03)
+        assert split.wait == pytest.approx(0.1 - 0.03 - 0.001)
+
+
+def test_what_the_device_does_for_guards_is_theirs(device, clock):
+    splits = [step(device, clock, replay=(0.002, 0.05), after=[("guard", 0.001, 0.04)]) for _ in range(6)]
+    clock.settle()
+    for split in splits[1:]:
+        assert split.guard == pytest.approx(0.09)
+        assert (split.rest, split.copy, split.wait) == pytest.approx((0.0, 0.0, 0.0))
+
+
+def test_where_the_host_waits_for_the_device_in_a_step_it_hands_nothing_over(device, clock):
+    clock.begin()
+    for kind in ("forward", "backward", "synchronize", "optimizer"):
+        device.host += 0.001
+        if kind == "synchronize":
+            device.host = max(device.host, device.free_at)
+        else:
+            device.work(0.01)
+        clock.lap(kind)
+    split = clock.next_step()
+    clock.settle()
+    assert split.launch == pytest.approx(0.003)
+    assert (split.forward, split.backward) == pytest.approx((0.011, 0.01))  # 1 ms is for the launch
+    assert total(split) == pytest.approx(device.free_at)
+
+
 def test_an_evaluation_is_of_no_step(device, clock):
     before = step(device, clock)
     clock.pause()
@@ -143,11 +197,12 @@ def test_nobody_waits_for_the_device_until_it_is_asked_to(device, clock):
 SECONDS = st.floats(0, 0.1)
 STEPS = st.lists(
     st.tuples(
-        SECONDS,
-        SECONDS,
+        st.tuples(SECONDS, SECONDS),
+        st.tuples(SECONDS, SECONDS),
+        st.none() | st.tuples(SECONDS, SECONDS),
         st.floats(0, 0.01),
         st.tuples(SECONDS, SECONDS, SECONDS),
-        st.lists(st.tuples(st.sampled_from(["guard", "checkpoint", "rest"]), SECONDS), max_size=3),
+        st.lists(st.tuples(st.sampled_from(["guard", "checkpoint", "rest"]), SECONDS, SECONDS), max_size=3),
         st.sampled_from(["", "evaluate", "settle", "ask"]),
     ),
     min_size=1,
@@ -161,8 +216,9 @@ def test_the_parts_of_all_steps_are_the_devices_time(plan):
     clock = DeviceClock(device.event, device.now)
     clock.skip()
     began, evaluated, splits = device.free_at, 0.0, []
-    for wait, copy, launch, work, after, then in plan:
-        splits.append(step(device, clock, wait=wait, copy=copy, launch=launch, work=work, after=after))
+    for (wait, fetched), (copy, copied), replay, launch, work, after, then in plan:
+        made = {"wait": wait, "fetched": fetched, "copy": copy, "copied": copied, "replay": replay}
+        splits.append(step(device, clock, **made, launch=launch, work=work, after=after))
         if then == "evaluate":
             clock.pause()
             paused = device.free_at
@@ -177,7 +233,9 @@ def test_the_parts_of_all_steps_are_the_devices_time(plan):
     clock.settle()
     assert sum(map(total, splits)) == pytest.approx(device.free_at - began - evaluated, abs=1e-9)
     assert all(getattr(split, part) >= 0 for split in splits for part in PARTS)
-    assert sum(split.forward for split in splits) >= sum(one[3][0] for one in plan) - 1e-9
+    copied = sum(one[1][1] for one in plan)  # what it waits for in `fetched` may be a part of the host's wait
+    assert sum(split.copy for split in splits) >= copied - 1e-9
+    assert sum(split.forward for split in splits) >= sum(one[4][0] for one in plan) - 1e-9
 
 
 def test_moved_seconds_are_no_more_than_there_are():

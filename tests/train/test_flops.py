@@ -4,6 +4,7 @@ import pytest
 import torch
 from problems import fields, trainer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from headrace.telemetry import read_events
 from headrace.train.flops import FlopCount, may_count, peak_flops
@@ -32,6 +33,43 @@ def test_what_is_done_twice_is_not_counted(tmp_path):
     model = nn.Sequential(nn.Linear(fields(2)["x"].shape[1], 8), nn.Sequential(*blocks), nn.Linear(8, OUT))
     trainer(model, run_dir=tmp_path, activation_checkpointing="full").fit(steps=2)
     assert all("flops" not in step for step in steps_of(tmp_path))
+
+
+class Thrifty(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(fields(2)["x"].shape[1], HIDDEN), nn.ReLU())
+        self.last = nn.Linear(HIDDEN, OUT)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        return self.last(checkpoint(self.first, x.requires_grad_(), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_a_model_does_twice_by_itself_is_not_counted(tmp_path, reentrant):
+    trainer(Thrifty(reentrant), run_dir=tmp_path).fit(steps=2)
+    assert all("flops" not in step for step in steps_of(tmp_path))
+
+
+class Multiplying(torch.optim.SGD):
+    """As Muon does."""
+
+    def step(self, closure=None):
+        for param in self.param_groups[0]["params"]:
+            if param.dim() == 2:
+                param.grad @ param.grad.T
+        return super().step(closure)
+
+
+def test_what_the_optimizer_multiplies_is_none_of_the_models(tmp_path):
+    counted = []
+    for optimizer in (Multiplying, torch.optim.SGD):
+        model = nn.Sequential(nn.Linear(fields(2)["x"].shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUT))
+        folder = tmp_path / optimizer.__name__
+        trainer(model, run_dir=folder, optimizer=lambda params, make=optimizer: make(params, 0.1)).fit(steps=2)
+        counted.append([step["flops"] for step in steps_of(folder)])
+    assert counted[0] == counted[1]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +102,8 @@ def test_mfu_is_the_share_of_what_all_devices_could_do():
     [
         ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
         ("NVIDIA H100 PCIe", "bf16", 756e12),
-        ("NVIDIA H100 80GB HBM3", "float8", 1979e12),
+        ("NVIDIA H100 80GB HBM3", "float8", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", None),
         ("NVIDIA H100 80GB HBM3", "fp32", None),
         ("NVIDIA A100-SXM4-80GB", "fp16", 312e12),
         ("NVIDIA GeForce GTX 980", "bf16", None),

@@ -21,15 +21,19 @@ class DiskFull:
     """Bytes that the disk of the run's folder has to give, beside what is wanted and what the next checkpoint takes."""
 
     name = "disk"
-    kinds = ("checkpoint", "probe")
+    kinds = ("start", "checkpoint", "probe")
 
     def __init__(self, free_bytes: int) -> None:
         self._least = float(free_bytes)
         self._checkpoint = 0.0
+        self._is_theirs = True
 
     def take(self, event: Event) -> Reading | None:
         """A reading at each probe."""
-        if event["event"] == "checkpoint" and "://" not in str(event.get("path")):  # a store is not this disk
+        if event["event"] == "start":
+            config = event.get("config")  # where checkpoints go, if not into the run's folder
+            self._is_theirs = not isinstance(config, dict) or config.get("checkpoints") is None
+        elif event["event"] == "checkpoint" and self._is_theirs:
             self._checkpoint = number(event, "bytes") or 0.0
         free = number(event, "disk_free_bytes") if event["event"] == "probe" else None
         if free is None:

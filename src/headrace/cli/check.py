@@ -1,7 +1,8 @@
 """`headrace train --check`: what bounds a recipe, what would help most, and whether it does.
 
 The recipe is trained for some seconds as it is, with the change, and as it is once more, in folders that are removed
-afterwards. Where the feed bounds it, its stages are measured apart, as `headrace bench` does, to predict the change.
+afterwards, and of which nothing goes anywhere else. Where the feed bounds it, its stages are measured apart, as
+`headrace bench` does, to predict the change, if it is a feed as that one measures.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli.output import emit
+from headrace.cli.output import emit, stopped_by_sigterm
 from headrace.errors import HeadraceError, StorageError
 
 if TYPE_CHECKING:
@@ -49,13 +50,14 @@ def check(subject: Subject, json: bool) -> None:
     """Train for some seconds with and without what would help most, and say what was predicted and what came of it."""
     folder = _folder()
     try:
-        before = _trained(subject, folder / "before", {})
-        judged, rate = _verdict(before), _samples_per_sec(before)
-        change = _change(subject, judged, before, rate)
-        after = again = None
-        if change is not None:
-            after = _samples_per_sec(_trained(subject, folder / "after", change.changes))
-            again = _samples_per_sec(_trained(subject, folder / "again", {}))
+        with stopped_by_sigterm():
+            before = _trained(subject, folder / "before", {})
+            judged, rate = _verdict(before), _samples_per_sec(before)
+            change = _change(subject, judged, before, rate)
+            after = again = None
+            if change is not None:
+                after = _samples_per_sec(_trained(subject, folder / "after", change.changes))
+                again = _samples_per_sec(_trained(subject, folder / "again", {}))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     usual = rate if again is None or rate is None else (rate + again) / 2
@@ -94,7 +96,8 @@ def _trained(subject: Subject, run_dir: Path, changes: Mapping[str, Mapping[str,
     print(f"training {words} for {subject.seconds:g} s", file=sys.stderr)
     changed = {part: dict(options) for part, options in changes.items()}
     job = Job(subject.recipe, str(run_dir), "never", subject.settings, seconds=subject.seconds, changes=changed)
-    launch(job, subject.nproc, max_restarts=0)
+    if not launch(job, subject.nproc, max_restarts=0):
+        raise KeyboardInterrupt  # what launch was told is meant for all of the runs
     return read_run(run_dir)
 
 
@@ -116,17 +119,17 @@ def _change(subject: Subject, judged: Verdict, run: Run, rate: float | None) -> 
 def _feed_changes(subject: Subject, judged: Verdict, run: Run, rate: float) -> list[Change]:
     """By measuring the feed's stages apart, as far as the steps would still wait for it."""
     from headrace.bench import DECODED, measure
-    from headrace.load import Loader
 
     loader = _loader(subject)
-    if not isinstance(loader, Loader):
+    if subject.nproc > 1 or not _is_measured_as_it_is(loader):
         return []
     seconds = _BENCH_TIMES * subject.seconds
     print(f"measuring the feed for {seconds:g} s", file=sys.stderr)
     feeds = run.feeds[-1] if run.feeds else {}
-    batch_size = max(1, loader.global_batch_size // subject.nproc)
     try:
-        bench = measure(loader.stream, batch_size=batch_size, threads=feeds.get("threads"), seconds=seconds)
+        bench = measure(
+            loader.stream, batch_size=loader.global_batch_size, threads=feeds.get("threads"), seconds=seconds
+        )
     except HeadraceError as err:
         print(f"the feed cannot be measured apart: {err}", file=sys.stderr)
         return []
@@ -140,6 +143,17 @@ def _feed_changes(subject: Subject, judged: Verdict, run: Run, rate: float) -> l
         if chosen:
             found.append(Change(one.name, one.how, min(most, rate * one.gain) / rate, {"loader": chosen}))
     return found
+
+
+def _is_measured_as_it_is(loader: Any) -> bool:
+    """Whether the bench's own loader makes batches as this one does: what it cannot do it would predict wrongly."""
+    from headrace.load import Loader
+
+    if not isinstance(loader, Loader):
+        return False
+    options = loader.options
+    plain = options["processes"] == 1 and options["collate"] is None and options["memory"] is None
+    return plain and options["cache_decoded"] in (None, "auto")
 
 
 def _loader(subject: Subject) -> Any:

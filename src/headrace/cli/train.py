@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headrace.report import Run
 
 RUNS = Path("runs")
+_RESUME, _MAX_RESTARTS = "auto", 3
 
 
 def train(
@@ -56,10 +57,10 @@ def train(
             metavar="auto|never|PATH",
             help="From the newest checkpoint of the run; from none, in a new folder; from a checkpoint or another run.",
         ),
-    ] = "auto",
+    ] = _RESUME,
     max_restarts: Annotated[
         int, typer.Option("--max-restarts", min=0, help="How often to start again after a process died; 0: never.")
-    ] = 3,
+    ] = _MAX_RESTARTS,
     nnodes: Annotated[
         str,
         typer.Option(
@@ -130,6 +131,15 @@ def train(
     from headrace.train.settings import parse_settings
     from headrace.train.worker import Job
 
+    if check_sec is not None:
+        beside = {
+            "--profile": profile is not None,
+            "--resume": resume != _RESUME,
+            "--max-restarts": max_restarts != _MAX_RESTARTS,
+            "--sink": bool(sinks),
+            "--requeue": requeue,
+        }
+        _check_alone([name for name, is_given in beside.items() if is_given])
     sinks_of(sinks or [])
     target = RecipeTarget.parse(recipe)
     chosen = [*(settings or []), *([f"mesh={mesh}"] if mesh is not None else [])]
@@ -140,8 +150,6 @@ def train(
         raise OptionError("--profile-all-ranks says who traces the steps of --profile A:B: add that")
     nodes = Nodes.of(nnodes, rdzv_endpoint)
     if check_sec is not None:
-        if profile is not None:
-            raise OptionError("--check tries several runs, and traces none: leave --profile away")
         if run is not None or not nodes.alone:
             raise OptionError("--check trains on this machine in folders of its own: leave --run and --nnodes away")
         check(Subject(recipe, tuple(chosen), nproc or default_nproc(), check_sec), json)
@@ -177,6 +185,12 @@ def train(
     if outcome.stopped is not None and requeue and slurm.requeue():
         sentence += "; Slurm has the job in its queue again"
     emit({**outcome.to_json(), "summary": sentence}, json, sentence)
+
+
+def _check_alone(beside: list[str]) -> None:
+    """Refuse options that mean nothing to runs which last for seconds, and are removed."""
+    if beside:
+        raise OptionError(f"--check tries runs of some seconds and removes them: leave {', '.join(beside)} away")
 
 
 def new_run_dir(given: Path | None, name: str) -> Path:

@@ -26,7 +26,11 @@ _SHOWN = (
 def shown_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's record has of a loader's options, as JSON values."""
     found = {name: given[name] for name in _SHOWN}
-    return {name: str(value) if isinstance(value, os.PathLike) else value for name, value in found.items()}
+    shown = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in found.items()}
+    collate = given["collate"]
+    return shown | {
+        "collate": None if collate is None else str(getattr(collate, "__qualname__", type(collate).__name__))
+    }
 
 
 def check_handlers(collate: Any, on_error: Any, max_skipped: int | None) -> None:

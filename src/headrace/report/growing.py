@@ -11,7 +11,7 @@ import numpy as np
 
 from headrace.report.beside import KINDS, Beside, beside_of
 from headrace.report.follow import Follower, Present
-from headrace.report.runlog import Column, Event, Run, run_of
+from headrace.report.runlog import Column, Event, Run, is_of_last_attempt, run_of
 from headrace.telemetry import RANKS, Tail
 
 _LEAST_ROWS = 1024
@@ -105,8 +105,7 @@ class _Ranks:
 
     def of_attempt(self, run: Run) -> tuple[Event, ...]:
         """What came from the ranks that take part in the run's last attempt."""
-        attempt = run.attempts[-1].start.get("attempt") if run.attempts else None
-        taking_part = sorted(path for path, start in self._starts.items() if start.get("attempt") == attempt)
+        taking_part = sorted(path for path, start in self._starts.items() if is_of_last_attempt(start, run))
         return tuple(event for path in taking_part for event in self._events[path])
 
 

@@ -68,8 +68,9 @@ class Case:
     def cores(self) -> int | None:
         """Processors for each rank of rank 0's machine."""
         start = self.run.attempts[-1].start if self.run.attempts else {}
-        cpus = (start.get("machine") or {}).get("cpus")
-        return max(1, int(cpus) // max(1, len(start.get("pids") or [0]))) if cpus else None
+        machine = start.get("machine") or {}
+        cpus, ranks = machine.get("cpus"), machine.get("local_ranks") or len(start.get("pids") or [0])
+        return max(1, int(cpus) // max(1, int(ranks))) if cpus else None
 
     def remedy(self, name: str, how: str, part: str, left: float, **more: Any) -> Remedy:
         """One that leaves a share `left` of the step (of W) of what `part` takes."""
@@ -119,8 +120,8 @@ def _checkpoint(case: Case) -> list[Remedy]:
 
 def _communication(case: Case) -> list[Remedy]:
     start = case.run.attempts[-1].start if case.run.attempts else {}
-    replicas = str(start.get("mesh") or "").partition("=")[0] == "dp"
-    if not replicas or case.config.get("compression") is not None:
+    axes = [axis.partition("=")[0] for axis in str(start.get("mesh") or "").split(",")]
+    if axes != ["dp"] or case.config.get("engine") is not None or case.config.get("compression") is not None:
         return []
     how = 'headrace.Trainer(..., compression="bf16"): half the bytes; it gains where bytes take the time'
     changes = {"trainer": {"compression": "bf16"}}

@@ -79,8 +79,9 @@ class Run:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of a step's time as finely as this run knows them: those of compute in place of it, if it does."""
-        known = all(np.isfinite(self.steps[f"{part}_sec"]).any() for part in COMPUTE_PARTS)
+        """The parts of a step's time as finely as the run knows them of every step: those of compute in place of it."""
+        timed = np.isfinite(self.steps["sec"])
+        known = timed.any() and all(np.isfinite(self.steps[f"{part}_sec"][timed]).all() for part in COMPUTE_PARTS)
         return (*COMPUTE_PARTS, *PARTS[1:]) if known else PARTS
 
     @property
@@ -132,16 +133,22 @@ def read_run(run: str | Path) -> Run:
 
 def _rank_events(run: Run, folder: Path) -> Iterator[Event]:
     """Of the ranks that took part in the last attempt."""
-    attempt = run.attempts[-1].start.get("attempt") if run.attempts else None
     for path in sorted(folder.glob("rank-*.jsonl")) if folder.is_dir() else ():
         mine: list[Event] = []
         takes_part = False
         for event in read_events(path):
             if event["event"] == "start":
-                takes_part, mine = event.get("attempt") == attempt, []
+                takes_part, mine = is_of_last_attempt(event, run), []
             elif event["event"] == "rank" and takes_part:
                 mine.append(event)
         yield from mine
+
+
+def is_of_last_attempt(start: Event, run: Run) -> bool:
+    """Whether a rank began, as it says itself, with the run's last start: as one of the processes that this names."""
+    pids = run.attempts[-1].start.get("pids") if run.attempts else None
+    rank = start.get("rank")
+    return isinstance(pids, list) and isinstance(rank, int) and rank < len(pids) and pids[rank] == start.get("pid")
 
 
 def run_of(events: Iterable[Event], path: Path) -> Run:

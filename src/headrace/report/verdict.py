@@ -11,8 +11,9 @@ that remains says that they are slower than the model: its rate is the run's rat
 The others simply come on top of compute, and must take a fifth. Else the run is compute-bound, which is what one wants.
 
 Of several ranks one may hold up the others, whose waiting for it looks like communication: where the ranks' own times
-are known and one of them has a tenth of a step more to do than the others, that is the verdict. In a pipeline it is a
-stage that is too large. On a GPU a step that the host takes as long to hand over as it lasts is launch-bound.
+are known and one of them has a tenth of a step more to do than the others, that is the verdict, unless some part takes
+more than that on every rank. In a pipeline it is a stage that is too large. On a GPU a step that the host takes as long
+to hand over as it lasts is launch-bound.
 
 The gain is what Amdahl's law gives if the bounding part vanished: wall / (wall - part) - 1. It is an upper bound.
 What a change would make of it is predicted by `remedies`.
@@ -28,7 +29,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from headrace.report import formatting as fmt
-from headrace.report.ranks import Straggler, rank_times, straggler
+from headrace.report.ranks import RankTime, Straggler, rank_times, straggler
 from headrace.report.remedies import Case, Remedy, remedies
 from headrace.report.runlog import PARTS, Run, read_run
 from headrace.report.stages import Stage, bottleneck, feed_stages
@@ -121,8 +122,9 @@ def verdict(run: str | Path | Run) -> Verdict:
     shares = _shares(run, rows)
     if shares is None:
         return Verdict("unknown", "Unknown: the steps do not say where their time went.", num_steps=num_steps)
-    slow = straggler(rank_times(run))
-    if slow is not None:
+    times = rank_times(run)
+    slow = straggler(times)
+    if slow is not None and slow.extra_sec / slow.sec >= _common_share(times, slow.sec):
         return _held_up(run, slow, shares, num_steps)
     part = _bounding_part(shares)
     if part is None:
@@ -164,6 +166,12 @@ def _shares(run: Run, rows: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, fl
 def _bounding_part(shares: dict[str, float]) -> str | None:
     large = {part: share for part, share in shares.items() if share >= _LARGE_ENOUGH.get(part, 2)}
     return max(large, key=lambda part: large[part], default=None)
+
+
+def _common_share(times: Sequence[RankTime], sec: float) -> float:
+    """The largest share of a step of `sec` that a part takes on every rank, and that is large enough to bound a run."""
+    shares = {part: min(one.parts[part] for one in times) / sec for part in _OWN if part != "compute"}
+    return max((share for part, share in shares.items() if share >= _LARGE_ENOUGH[part]), default=0.0)
 
 
 def _compute_bound(shares: dict[str, float], num_steps: int) -> Verdict:
@@ -217,7 +225,8 @@ def _launch_share(run: Run, rows: np.ndarray[Any, np.dtype[np.bool_]]) -> float 
 def _launch_bound(launch: float, shares: dict[str, float], num_steps: int) -> Verdict:
     sentence = (
         f"Launch-bound: the host takes {fmt.percent(min(1.0, launch))} of a step to hand it to the device, which so "
-        "has no work ahead. Fewer and larger operations would help: a larger batch, or compile=True."
+        "has no work ahead. Fewer and larger operations would help: a larger batch, or compile=True; an .item() in the "
+        "loss, where the host waits for the device, counts too."
     )
     evidence = (_split(shares, num_steps), f"handing over takes {launch:.2f} of a step's time; from {_LAUNCH_BOUND} on")
     return Verdict("launch", sentence, shares, shares["compute"], evidence, num_steps=num_steps)

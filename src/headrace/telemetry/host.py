@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,24 @@ from headrace.errors import StorageError
 _PROC = Path("/proc")
 _SECTOR_BYTES = 512
 """Of /proc/diskstats, whatever the disk's own is."""
-_PARTITION_KINDS = ("loop", "ram", "zram", "dm-", "md")
+_NO_DISKS = ("loop", "ram", "zram", "dm-", "md")
+"""What lies on others, whose bytes these are, or in memory."""
+_NO_DEVICES = ("veth", "docker", "br-", "virbr", "bond", "team", "cni", "flannel", "cali", "tun", "tap", "wg", "dummy")
+"""Interfaces whose bytes go over another one, or stay in the machine."""
 
-Counters = dict[str, float]
+Bytes = dict[str, tuple[int, int]]
+"""By device: those that came in (or were read), and those that went out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Sums since the machine started. None: the kernel does not say."""
+
+    cpu: int
+    """Ticks of all processors."""
+    cpu_busy: int
+    disks: Bytes | None
+    network: Bytes | None
 
 
 class HostMeter:
@@ -55,15 +72,11 @@ class HostMeter:
 
 
 def counters(proc: Path = _PROC) -> Counters:
-    """Sums since the machine started: processor seconds (of all, and busy), and bytes of disks and network."""
-    found: Counters = {}
+    """What was counted up to now."""
     words = _lines(proc / "stat")[0].split()
     ticks = [int(word) for word in words[1:9]]
-    found["cpu"] = sum(ticks)
-    found["cpu_busy"] = sum(ticks) - ticks[3] - ticks[4]  # all but idle and waiting for disks
-    found |= _disks(proc)
-    found |= _network(proc)
-    return found
+    busy = sum(ticks) - ticks[3] - ticks[4]  # all but idle and waiting for disks
+    return Counters(sum(ticks), busy, _disks(proc), _network(proc))
 
 
 def rates(before: Counters, after: Counters, sec: float) -> dict[str, float | None]:
@@ -71,11 +84,25 @@ def rates(before: Counters, after: Counters, sec: float) -> dict[str, float | No
 
     None: the kernel does not say.
     """
-    passed = {name: after[name] - before.get(name, 0.0) for name in after}
-    found: dict[str, float | None] = {"cpu": passed["cpu_busy"] / passed["cpu"] if passed["cpu"] > 0 else None}
-    for name in ("disk_read", "disk_written", "network_received", "network_sent"):
-        found[f"{name}_bytes_per_sec"] = passed[name] / sec if sec > 0 and name in passed else None
-    return found
+    cpu = after.cpu - before.cpu
+    disk_read, disk_written = _passed(before.disks, after.disks, sec)
+    received, sent = _passed(before.network, after.network, sec)
+    return {
+        "cpu": (after.cpu_busy - before.cpu_busy) / cpu if cpu > 0 else None,
+        "disk_read_bytes_per_sec": disk_read,
+        "disk_written_bytes_per_sec": disk_written,
+        "network_received_bytes_per_sec": received,
+        "network_sent_bytes_per_sec": sent,
+    }
+
+
+def _passed(before: Bytes | None, after: Bytes | None, sec: float) -> tuple[float | None, float | None]:
+    """Bytes/s of all devices that were there both times; what a device counted before it was reset is not known."""
+    if before is None or after is None or sec <= 0:
+        return None, None
+    stayed = [(before[name], after[name]) for name in before.keys() & after.keys()]
+    incoming, outgoing = (sum(max(0, now[way] - then[way]) for then, now in stayed) / sec for way in (0, 1))
+    return incoming, outgoing
 
 
 def memory(proc: Path = _PROC) -> dict[str, int]:
@@ -86,34 +113,34 @@ def memory(proc: Path = _PROC) -> dict[str, int]:
     return {"memory_used_bytes": total - available, "process_bytes": resident}
 
 
-def _disks(proc: Path) -> Counters:
+def _disks(proc: Path) -> Bytes | None:
     """Of whole disks: a partition's bytes are in its disk's, and what lies on others in theirs."""
     if not (proc / "diskstats").exists():
-        return {}
-    found = {"disk_read": 0.0, "disk_written": 0.0}
-    names: list[str] = []
-    for line in _lines(proc / "diskstats"):
-        words = line.split()
-        name = words[2]
-        if name.startswith(_PARTITION_KINDS) or any(name.startswith(disk) for disk in names):
-            continue
-        names.append(name)
-        found["disk_read"] += int(words[5]) * _SECTOR_BYTES
-        found["disk_written"] += int(words[9]) * _SECTOR_BYTES
-    return found
+        return None
+    found: Bytes = {}
+    for words in map(str.split, _lines(proc / "diskstats")):
+        if not words[2].startswith(_NO_DISKS):
+            found[words[2]] = int(words[5]) * _SECTOR_BYTES, int(words[9]) * _SECTOR_BYTES
+    return {name: counted for name, counted in found.items() if _disk_of(name) not in found}
 
 
-def _network(proc: Path) -> Counters:
-    """Of all interfaces but loopback."""
+def _disk_of(name: str) -> str | None:
+    """The disk that a partition of this name is of: sda of sda1, nvme0n1 of nvme0n1p1; None: it is a disk's name."""
+    part = re.fullmatch(r"(.*\d)p\d+|(.*\D)\d+", name)
+    return part and (part[1] or part[2])
+
+
+def _network(proc: Path) -> Bytes | None:
+    """Of what connects the machine with others."""
     if not (proc / "net" / "dev").exists():
-        return {}
-    found = {"network_received": 0.0, "network_sent": 0.0}
+        return None
+    found: Bytes = {}
     for line in _lines(proc / "net" / "dev")[2:]:
         name, _, numbers = line.partition(":")
-        if name.strip() != "lo":
-            words = numbers.split()
-            found["network_received"] += int(words[0])
-            found["network_sent"] += int(words[8])
+        name, words = name.strip(), numbers.split()
+        is_within_another = name.startswith(_NO_DEVICES) or "." in name  # eth0.7 is a VLAN on eth0
+        if name != "lo" and not is_within_another:
+            found[name] = int(words[0]), int(words[8])
     return found
 
 

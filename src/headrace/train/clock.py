@@ -88,6 +88,10 @@ class Clock:
         self.split = Split()
         self._last = time.perf_counter()
 
+    def ask(self) -> None:
+        """The next batch is asked for now."""
+        self.lap("rest")
+
     def begin(self) -> None:
         """The step's batch is at hand: what comes now is work of the device."""
 

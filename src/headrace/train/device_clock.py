@@ -9,6 +9,12 @@ over the next step, so it belongs to what the host did last before that, as far 
 
 Here all of copy and a part of the wait are time of the step, and the rest is not. So the parts of all steps add up to
 the device's time from the first to the last.
+
+The device may have work in that gap, too: a copy that it makes or waits for, and what guards do. So moments are marked
+where a batch is asked for, where the host has it, and where it is handed over to be copied. They cut the gap in four;
+of each, what is more than the host's own time is the device's: between these three it is copy, before and after them it
+is the guards', if they did something there. Where the device still worked when the host had the batch, the wait for it
+cost nothing at all.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ import torch
 
 from headrace.train.clock import Clock, Split
 
+_ARRIVES = ("wait", "copy")
 _ON_DEVICE = ("forward", "backward", "passes", "optimizer")
 
 
@@ -64,6 +71,10 @@ class _Reached:
     kind: str | None = None
     counts: bool = True
     """Whether the time before it counts as anybody's."""
+    copies: bool = False
+    """Whether work of the device's own before it was a copy of the batch that was asked for."""
+    hides_host: bool = False
+    """Whether the device was at work for longer than what the host did before it took."""
 
 
 class DeviceClock(Clock):
@@ -78,7 +89,13 @@ class DeviceClock(Clock):
         self._launch_sec = 0.0
         self._noted: deque[_Did | _Reached] = deque()
         self._did: list[_Did] = []  # since the last moment that was reached
-        self._reached = self._mark()
+        self._reached = self._asked = self._mark()
+
+    def ask(self) -> None:
+        """The next batch is asked for now."""
+        self.lap("rest")
+        self._asked = self._mark()
+        self._noted.append(_Reached(self._asked))
 
     def begin(self) -> None:
         """The step's batch is at hand: what comes now is work of the device."""
@@ -86,13 +103,23 @@ class DeviceClock(Clock):
         self._noted.append(_Reached(self._mark()))
 
     def lap(self, kind: str) -> float:
-        """Count the host's time since the last lap as `kind`; of the device's work, mark the end of a part."""
+        """Count the host's time since the last lap as `kind`; of the device's work, mark the end of a part.
+
+        What the host waits for the device in (synchronize) is neither a part nor launch.
+
+        Between `ask` and `begin` come a wait and a copy, which may have left work to the device.
+        """
         sec = self._elapsed()
+        if kind == "synchronize":
+            return sec
         if kind in _ON_DEVICE:
             self._noted.append(_Reached(self._mark(), self.split, kind))
             self._launch_sec += sec
-        else:
-            self._noted.append(_Did(self.split, kind, sec))
+            return sec
+        self._noted.append(_Did(self.split, kind, sec))
+        if kind in _ARRIVES:
+            hides = kind == "wait" and not self._asked.query()
+            self._noted.append(_Reached(self._mark(), copies=True, hides_host=hides))
         return sec
 
     def pause(self) -> None:
@@ -143,7 +170,7 @@ class DeviceClock(Clock):
             now.split.add(now.kind, sec)  # what the host does meanwhile costs nothing
             return
         if now.counts:
-            _share_out(sec, self._did)
+            _share_out(sec, self._did, now)
         self._did.clear()
 
     def _mark(self) -> Event:
@@ -157,11 +184,14 @@ class DeviceClock(Clock):
         return sec
 
 
-def _share_out(gap_sec: float, did: list[_Did]) -> None:
-    """Count a gap as what the host did last before it ended; more than all of that was overhead."""
-    for one in reversed(did):
-        taken = min(gap_sec, one.sec)
-        one.split.add(one.kind, taken)
-        gap_sec -= taken
+def _share_out(gap_sec: float, did: list[_Did], end: _Reached) -> None:
+    """Count a gap as what the host did last before it ended; more than all of that was work of the device's own."""
+    if not end.hides_host:
+        for one in reversed(did):
+            taken = min(gap_sec, one.sec)
+            one.split.add(one.kind, taken)
+            gap_sec -= taken
+    kinds = {one.kind: one.split for one in reversed(did)}
+    kind = "copy" if end.copies else "guard" if "guard" in kinds else "rest"
     if did:
-        did[0].split.rest += gap_sec
+        kinds.get(kind, did[0].split).add(kind, gap_sec)

@@ -32,8 +32,8 @@ _KEEP_ALIVE_SEC = 3  # a machine of which three of these passed without a word i
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def launch(job: Job, nproc: int, max_restarts: int, nodes: Nodes = ALONE) -> None:
-    """Run a job on `nproc` processes of this machine to its end, or until this process is told to stop.
+def launch(job: Job, nproc: int, max_restarts: int, nodes: Nodes = ALONE) -> bool:
+    """Run a job on `nproc` processes of this machine to its end, or until this process is told to stop: then False.
 
     With several `nodes` it is one of the machines that do so together; the run goes on with those that are there.
     SIGTERM, SIGINT and SIGUSR1 here are passed on; workers then checkpoint and end. Raises the first worker's error, or
@@ -58,6 +58,7 @@ def launch(job: Job, nproc: int, max_restarts: int, nodes: Nodes = ALONE) -> Non
             error = _recorded(run_dir)
             if error is not None:
                 raise error from None
+            return False
         except RendezvousError as err:
             raise TrainingError(
                 f"the machines of the run could not meet at {nodes.endpoint}: {err}; see that all reach it, "
@@ -65,6 +66,7 @@ def launch(job: Job, nproc: int, max_restarts: int, nodes: Nodes = ALONE) -> Non
             ) from err
         except OSError as err:
             raise StorageError(f"the processes of the run in {run_dir} cannot be started: {err}") from err
+    return True
 
 
 def default_nproc() -> int:

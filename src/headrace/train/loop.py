@@ -156,7 +156,7 @@ class Loop:
         with self._bar() as advance, closing(self._batches()) as batches:
             advance(self._position.step)
             while self._position.step < self._plan.total_steps:
-                self.clock.lap("rest")
+                self.clock.ask()
                 self._position.making = self._position.step + 1
                 batch = next(batches)
                 self.clock.lap("wait")
@@ -184,8 +184,8 @@ class Loop:
         multiplier = self._schedule.multiplier(done, self._plan.total_steps)
         lr = self._stepper.set_rate(multiplier if self._watch is None else multiplier * self._watch.factor)
         self.clock.begin()
-        with self._flops.around(rows):
-            outcome = self._stepper.step(real, rows, done + 1, partial(self._ends, request), self.clock.lap)
+        ends, counted = partial(self._ends, request), self._flops.around(rows)
+        outcome = self._stepper.step(real, rows, done + 1, ends, self.clock.lap, counted)
         self._position.step, self._position.making = done + 1, None
         if outcome.traffic is not None:
             self.traffic = outcome.traffic + self.traffic
@@ -356,8 +356,9 @@ class Loop:
 
 
 def _take_out(exposed: Exposed, split: Split) -> None:
-    """Count as communication what the passes waited for, of which the end, after them, is counted already."""
-    split.move(exposed.sec() - split.communication, "passes" if split.passes else "backward", "communication")
+    """Count as communication what the passes waited for; if that goes on after them, the end is counted already."""
+    counted = split.communication if exposed.to_the_end else 0.0
+    split.move(exposed.sec() - counted, "passes" if split.passes else "backward", "communication")
     split.move(exposed.forward_sec, "forward", "communication")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from headrace.alarms import Alarms, Watcher
+from headrace.rank import local_world_size
 from headrace.sinks import END_SEC, Sink, Sinks
 from headrace.telemetry import FILE_NAME, EventWriter, HostMeter
 from headrace.train.clock import Split
@@ -219,6 +220,7 @@ def machine() -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     return {
         "host": platform.node(),
+        "local_ranks": local_world_size(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),

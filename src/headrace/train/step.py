@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -130,16 +131,26 @@ class Stepper:
             group["lr"] = rate * multiplier
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def step(self, batch: Batch, rows: int, number: int, stop: Callable[[], bool], lap: Lap) -> Outcome:
+    def step(
+        self,
+        batch: Batch,
+        rows: int,
+        number: int,
+        stop: Callable[[], bool],
+        lap: Lap,
+        around: AbstractContextManager[None],
+    ) -> Outcome:
         """Learn from a batch of `rows` real samples; `stop` says whether this rank was asked to stop. Collective.
 
-        `lap` is called with the kind of work that is done: forward, backward (or passes), communication, optimizer.
+        `lap` is called with the kind of work that is done: forward, backward (or passes), communication, optimizer; on
+        a device also synchronize, for which the host has waited. The passes are made inside `around`.
         """
         if rows == 0 and self._world.size == 1:
             return self._no_step(number, stop)
         if self._statistics is not None:
             self._statistics.keep()
-        sums, corrected = self._backward(batch, rows, stop, lap)
+        with around:
+            sums, corrected = self._backward(batch, rows, stop, lap)
         if not self._checked:
             self._check_used()
         sums.wait()
@@ -148,6 +159,8 @@ class Stepper:
             lap("communication")
         exposed = self._distributed.exposed()
         scaled = self._scale.unscale(self._grads()) if self._scale is not None else None
+        if scaled is not None and self._world.device.type != "cpu":
+            lap("synchronize")  # it has waited for the device, which is no handing over
         overflowed = scaled is not None and scaled.overflowed
         some = (corrected or self._correct(sums)) and not overflowed
         guarded = self._statistics is not None

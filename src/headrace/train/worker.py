@@ -61,7 +61,7 @@ class Job:
     elastic: bool = False
     """Whether machines may come and go: then one that leaves does not end the run on the others."""
     seconds: float | None = None
-    """How long steps are made; None: to the end."""
+    """How long steps are made, by a run that is only tried: it keeps to its folder. None: to the end."""
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Options of the recipe's "trainer" and "loader" to be changed."""
     profile: str | None = None
@@ -139,10 +139,18 @@ def build_trainer(job: Job) -> Trainer:
     if job.profile is not None:
         trainer.profile = Profile.parse(job.profile, job.profile_all_ranks)
     trainer.sinks = with_named(trainer.sinks, job.sinks)
+    if job.seconds is not None:
+        _keep_to_folder(trainer)
     trainer.tell_hang = partial(record_failure, trainer.run_dir)
     shown = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
     trainer.config |= {"recipe": job.recipe, "settings": shown}
     return trainer
+
+
+def _keep_to_folder(trainer: Trainer) -> None:
+    """A run that is only tried leaves nothing outside its folder, tells nobody, and is not held up by a trace."""
+    trainer.change(checkpoints=None, alarms=None)
+    trainer.sinks, trainer.profile = (), None
 
 
 def worker_log(run_dir: Path, rank: int, attempt: str) -> Path:

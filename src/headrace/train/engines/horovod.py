@@ -145,7 +145,7 @@ class Averaged:
             if sent is not grad:
                 grad.copy_(sent)
         if flights and self._on_host:
-            self._exposed = Exposed(time.perf_counter() - self._handed_over)
+            self._exposed = Exposed(time.perf_counter() - self._handed_over, to_the_end=True)
 
     def _send_missing(self) -> None:
         """What took no part in the last backward pass: others wait for it, and earlier passes may have had it."""

@@ -33,7 +33,7 @@ class _HostTimer:
         self._ended = time.perf_counter()
 
     def exposed(self) -> Exposed:
-        return Exposed(self._ended - self._handed_over)
+        return Exposed(self._ended - self._handed_over, to_the_end=True)
 
 
 class _DeviceTimer:
@@ -53,7 +53,7 @@ class _DeviceTimer:
     def exposed(self) -> Exposed:
         marks = (self._handed_over, self._ended)
         self._renew()
-        return Exposed(marks=marks)
+        return Exposed(marks=marks, to_the_end=True)
 
 
 _REDUCES = nullcontext()

@@ -60,6 +60,8 @@ class Sharded:
         """After forward passes that no backward pass follows: let go of what they gathered."""
         for module in self._cut:
             module.reshard()
+        if self._timer is not None:
+            self._timer.take()  # what these passes waited for is of no step
 
     def end_backward(self) -> None:
         """Nothing to do: gathering and reducing lie within the passes."""

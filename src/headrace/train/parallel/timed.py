@@ -40,7 +40,7 @@ class WaitTimer:
 
     def __exit__(self, *_: object) -> None:
         sec = time.perf_counter() - self._began
-        if torch.is_grad_enabled():  # as it is not in a backward pass
+        if torch._C._current_graph_task_id() == -1:  # no backward pass is under way; FSDP needs no gradients in either
             self._forward_sec += sec
         else:
             self._backward_sec += sec

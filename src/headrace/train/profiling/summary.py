@@ -25,7 +25,7 @@ from headrace.train.profiling.trace import Timed, Trace, read_trace
 
 _MOST = 12
 _LAUNCHING = 0.1
-_COMPUTING = ("compute", "forward", "backward", "passes", "optimizer")
+_COMPUTING = ("compute", "forward", "backward", "passes", "synchronize", "optimizer")
 """Parts in which the host gets work out: there the call tells more than the part."""
 _SHOWN = {
     "wait": "waiting for data",
