@@ -22,13 +22,12 @@ from headrace.train.parallel import (
 _FUNCTIONS = {
     "inputs": 'of a batch, such as lambda batch: batch["image"]',
     "loss": "of the model's output and the batch",
-    "optimizer": "of parameters, such as headrace.adamw(1e-3)",
 }
 
 
 def check_options(options: Options) -> None:
     """Raise OptionError for values, and combinations of them, that cannot work."""
-    for name in ("inputs", "loss", "optimizer"):
+    for name in ("inputs", "loss"):
         if not callable(getattr(options, name)):
             raise OptionError(f"{name} is a function, {_FUNCTIONS[name]}: got {getattr(options, name)!r}")
     if options.precision not in PRECISIONS:

@@ -36,10 +36,14 @@ class StopRequest:
             self._timer.cancel()
 
     def after(self, sec: float) -> None:
-        """Have it requested when so many seconds are over, unless the block has ended."""
+        """Have it requested so many seconds after `begin`, unless the block has ended by then."""
         self._timer = threading.Timer(sec, self._take)
         self._timer.daemon = True
-        self._timer.start()
+
+    def begin(self) -> None:
+        """The first step, which starts everything up, is made."""
+        if self._timer is not None:
+            self._timer.start()
 
     def _take(self, number: int = 0, frame: FrameType | None = None) -> None:
         self.requested = True

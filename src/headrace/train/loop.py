@@ -151,6 +151,7 @@ class Loop:
         if self._watch is not None:
             self._watch.begin(self._position.step, self._position.guards)
         self._stepper.forget()
+        first = self._position.step + 1
         self.clock.skip()
         self._pulse.beat("start", self._position.step + 1)
         with self._bar() as advance, closing(self._batches()) as batches:
@@ -169,6 +170,8 @@ class Loop:
                     advance(1, note=_note(self.latest))
                 if stop:
                     return self._stopped()
+                if made.step == first:
+                    request.begin()
         self._finish()
         return None
 

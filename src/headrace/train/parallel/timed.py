@@ -16,6 +16,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from headrace.train.parallel.exposed import Exposed
 
+# Their names since torch 2.13, before which they were called after what they are given.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 class WaitTimer:
     """Counts a step's seconds in collectives, apart in its forward and its backward passes."""
@@ -57,10 +61,10 @@ class _Collective:
 class _Gather(_Collective):
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, async_op: bool = False) -> Any:
         with self._timer:
-            return dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+            return _all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
 
 
 class _Reduce(_Collective):
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
         with self._timer:
-            return dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+            return _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
