@@ -120,9 +120,10 @@ class Present:
 
     @property
     def samples_per_sec(self) -> float | None:
-        """Over the latest half minute, by the time of the steps."""
-        sec = sum(step.get("sec") or 0.0 for step in self._steps)
-        return sum(step.get("samples") or 0 for step in self._steps) / sec if sec else None
+        """Over the latest half minute, by the time of the steps that say how many samples they have."""
+        counted = [step for step in self._steps if step.get("samples") is not None]
+        sec = sum(step.get("sec") or 0.0 for step in counted)
+        return sum(step["samples"] for step in counted) / sec if sec else None
 
     @property
     def sec_per_step(self) -> float | None:

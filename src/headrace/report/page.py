@@ -11,6 +11,8 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+
 from headrace.errors import StorageError
 from headrace.report import formatting as fmt
 from headrace.report import sections
@@ -175,6 +177,7 @@ def _result_tiles(run: Run) -> list[tuple[str, str, str]]:
 
 def _samples_per_sec(run: Run) -> float | None:
     rows = run.steady_rows()
+    rows &= np.isfinite(run.steps["samples"])  # batches may not show how many they have
     sec, samples = run.steps["sec"][rows].sum(), run.steps["samples"][rows].sum()
     return float(samples / sec) if sec > 0 else None
 
