@@ -52,7 +52,7 @@ def test_what_is_found_after_the_end_of_the_record_is_found_all_the_same(tmp_pat
     assert not loop.step(NAN)
     loop.guarded._tell(2, [0.1], [0.1])
     assert loop.found("finite") == [1, 2]
-    assert (tmp_path / "events.jsonl").read_text().count('"guard"') == 1
+    assert (tmp_path / "events.jsonl").read_text().count('"event":"guard"') == 1
 
 
 def test_the_learning_rate_backs_off_for_the_step_only():
