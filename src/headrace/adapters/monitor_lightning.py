@@ -36,7 +36,9 @@ class MonitorCallback(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total, self._done = trainer.estimated_stepping_batches, trainer.global_step
-        total_steps = int(total) if math.isfinite(total) else None
+        # Lightning counts the steps of each optimizer, and how often a module makes those of several is its own affair.
+        is_known = math.isfinite(total) and len(trainer.optimizers) == 1
+        total_steps = int(total) if is_known else None
         self.monitor.go_on(first_step=self._done, total_steps=total_steps)
         self.monitor.loads_from(trainer.fit_loop._combined_loader.flattened[0])
         parts = self.monitor.parts
