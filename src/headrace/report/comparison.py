@@ -46,7 +46,7 @@ class Comparison:
     num_same: int
     """Settings, versions and properties of the machine in which all runs agree."""
     quantities: tuple[str, ...]
-    """The rows of the table that tell what steps measure beside loss and time: `tokens_per_sec`, `mfu` and the like."""
+    """The rows of the table that tell what steps measure beside loss and time: `weight_per_sec`, `mfu` and the like."""
     equal_steps: int | None
     """The last step that all runs have, at which `loss_at_equal_steps` is taken."""
     equal_sec: float | None

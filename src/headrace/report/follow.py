@@ -10,7 +10,7 @@ from pathlib import Path
 
 from headrace.errors import StorageError
 from headrace.report.runlog import Event, Run, run_of
-from headrace.telemetry import FILE_NAME, Tail
+from headrace.telemetry import FILE_NAME, Tail, num_bytes
 
 _WINDOW_SEC = 30.0
 _LEAST_STEPS, _MOST_STEPS = 20, 50_000
@@ -32,6 +32,14 @@ class Follower:
     def new_events(self) -> Iterator[Event]:
         """The events since the last call; a line that is not whole yet comes later."""
         return self._tail.new_events()
+
+    def begins_anew(self) -> bool:
+        """Whether the events were deleted, and what was read is of another history: they are read from the beginning
+        then."""
+        if self._tail.at <= num_bytes(self.path):
+            return False
+        self._tail = Tail(self.path)
+        return True
 
 
 class Trend:
@@ -59,6 +67,11 @@ class Present:
     """What a run is at: of its steps the latest, by which it is judged, and of all else the newest."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing has been taken yet."""
         self.loss = Trend()
         self.start: Event | None = None
         self.step: Event | None = None
@@ -72,7 +85,6 @@ class Present:
         """The event that ended the attempt: `end`, `stop` or `error`; None while it goes on."""
         self.num_restarts = 0
         self.num_skipped = 0
-        self.path = path
         self._steps: deque[Event] = deque(maxlen=_MOST_STEPS)
         self._feeds: deque[Event] = deque(maxlen=_FEEDS)
 

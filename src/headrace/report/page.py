@@ -138,7 +138,9 @@ def _state(run: Run) -> tuple[str, str]:
         return "finished", "finished"
     if run.errors and run.errors[-1].get("time", 0) >= (run.attempts[-1].start.get("time", 0) if run.attempts else 0):
         return "failed", "failed"
-    return ("stopped" if run.stops else "not finished"), "open"
+    began = run.attempts[-1].start.get("time", 0) if run.attempts else 0
+    stopped = any(stop.get("time", 0) >= began for stop in run.stops)
+    return ("stopped" if stopped else "not finished"), "open"
 
 
 def _tiles(run: Run, judged: Verdict) -> str:
