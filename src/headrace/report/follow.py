@@ -10,7 +10,7 @@ from pathlib import Path
 
 from headrace.errors import StorageError
 from headrace.report.runlog import Event, Run, run_of
-from headrace.telemetry import FILE_NAME, Tail, num_bytes
+from headrace.telemetry import FILE_NAME, Tail
 
 _WINDOW_SEC = 30.0
 _LEAST_STEPS, _MOST_STEPS = 20, 50_000
@@ -35,8 +35,8 @@ class Follower:
 
     def begins_anew(self) -> bool:
         """Whether the events were deleted, and what was read is of another history: they are read from the beginning
-        then."""
-        if self._tail.at <= num_bytes(self.path):
+        then. Raises StorageError."""
+        if not self._tail.is_beyond_end():
             return False
         self._tail = Tail(self.path)
         return True
