@@ -43,6 +43,18 @@ class Loop:
 NAN = float("nan")
 
 
+def test_what_is_found_after_the_end_of_the_record_is_found_all_the_same(tmp_path):
+    loop = Loop()
+    monitor = hr.Monitor(tmp_path)
+    loop.guarded._recorded = monitor
+    assert not loop.step(NAN)
+    monitor.close()
+    assert not loop.step(NAN)
+    loop.guarded._tell(2, [0.1], [0.1])
+    assert loop.found("finite") == [1, 2]
+    assert (tmp_path / "events.jsonl").read_text().count('"event":"guard"') == 1
+
+
 def test_the_learning_rate_backs_off_for_the_step_only():
     loop = Loop(back_off=0.5, recovery_steps=1)
     schedule = torch.optim.lr_scheduler.ConstantLR(loop.optimizer, factor=1.0)

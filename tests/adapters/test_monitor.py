@@ -302,6 +302,13 @@ def test_another_rank_writes_nothing(tmp_path, monkeypatch):
         (([torch.ones(3, 8, 8)] * 16, [{}] * 16), 16),
         ({"text": ["a", "b"]}, 2),
         ({"jpg": [memoryview(b"1234")] * 8}, 8),
+        (([torch.ones(6, 3), torch.ones(6, 3)], torch.ones(6)), 6),
+        ({"views": [torch.ones(6, 3), torch.ones(6, 3)]}, 0),
+        ({"a": [torch.ones(6, 3)], "b": [torch.ones(6, 3)]}, 0),
+        ({"inputs": {"ids": torch.ones(6, 3)}}, 6),
+        ({"waves": [torch.ones(5), torch.ones(7)]}, 2),
+        ([{"x": torch.ones(3, 8)}] * 16, 0),
+        ([(torch.ones(3, 8), 1)] * 16, 0),
         (memoryview(b"1234"), 0),
         (torch.ones(4, 4), 4),
         (torch.tensor(1.0), 0),
@@ -311,6 +318,87 @@ def test_another_rank_writes_nothing(tmp_path, monkeypatch):
 )
 def test_samples_are_counted_by_keys_or_by_the_first_array(batch, expected):
     assert num_samples(batch) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        ({"views": [torch.ones(6, 3), torch.ones(6, 3)]}, 6),
+        ({"a": [torch.ones(6, 3)], "b": [torch.ones(6, 3)]}, 6),
+        (([torch.ones(3, 8, 8)] * 6, [{"boxes": torch.ones(2, 4)}] * 6), 6),
+        ([(torch.ones(3, 8), 1)] * 6, 6),
+        ((torch.ones(50, 6), torch.ones(6)), 6),
+        ((torch.ones(4, 3), torch.ones(4)), 4),
+    ],
+)
+def test_what_the_loader_says_of_its_batches_tells_samples_from_views_of_them(batch, expected):
+    assert num_samples(batch, 6) == expected
+
+
+def test_samples_that_do_not_show_are_unknown_and_not_none(tmp_path):
+    with hr.Monitor(tmp_path) as monitor:
+        for _ in monitor.watch([{"views": [torch.ones(4, 2)] * 2}] * 3):
+            with monitor.step():
+                pass
+    assert [event["samples"] for event in read_events(tmp_path / "events.jsonl") if event["event"] == "step"] == [
+        None
+    ] * 3
+    assert " 0<small>samples/s" not in write_page(tmp_path).read_text()
+
+
+def test_what_is_noted_of_a_step_is_added_up(tmp_path):
+    with hr.Monitor(tmp_path) as monitor:
+        for _ in monitor.watch(Slow(2, 0)):
+            with monitor.step():
+                monitor.note(accuracy=0.5, lr=0.1, samples=3)
+                monitor.note(loss=1.0, margin=2.0)
+    run = read_run(tmp_path)
+    assert run.steps["loss"].tolist() == [1, 1]
+    assert run.steps["lr"].tolist() == [0.1, 0.1]
+    assert run.steps["samples"].tolist() == [3, 3]
+    assert {name: values.tolist() for name, values in run.metrics.items()} == {"accuracy": [0.5] * 2, "margin": [2] * 2}
+
+
+@pytest.mark.parametrize(("first_step", "expected"), [(0, [0, 0, 1, 1]), (4, [None] * 4)])
+def test_the_epochs_of_any_loader_are_counted(tmp_path, first_step, expected):
+    with hr.Monitor(tmp_path, first_step=first_step) as monitor:
+        batches = monitor.watch(Slow(2, 0))
+        for _ in range(2):
+            for _ in batches:
+                with monitor.step():
+                    pass
+    steps = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "step"]
+    assert [event["epoch"] for event in steps] == expected
+    assert write_page(tmp_path).is_file()
+
+
+def test_a_phase_within_another_counts_once(tmp_path):
+    with hr.Monitor(tmp_path) as monitor:
+        for _ in monitor.watch(Slow(1, 0)):
+            with monitor.step(), monitor.timed("optimizer"):
+                for phase in ("forward", "backward"):
+                    with monitor.timed(phase):
+                        time.sleep(0.05)
+                time.sleep(0.02)
+    (step,) = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "step"]
+    assert step["optimizer_sec"] == pytest.approx(0.02, abs=0.02)
+    assert step["compute_sec"] == pytest.approx(0.12, abs=0.03)
+
+
+def test_a_checkpoint_after_a_pause_takes_nothing_from_the_next_step(tmp_path):
+    with hr.Monitor(tmp_path) as monitor:
+        with monitor.step():
+            pass
+        monitor.evaluated(0.5)
+        with monitor.saving(tmp_path / "kept"):
+            time.sleep(0.1)
+        monitor.waited(0.0)
+        time.sleep(0.05)
+        with monitor.step():
+            pass
+    _, step = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "step"]
+    assert step["rest_sec"] >= 0.05
+    assert step["checkpoint_sec"] >= 0.1
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,84 @@ def test_steps_evaluations_and_checkpoints_are_in_the_record(name, trained):
     assert {key: loader[key] for key in counted} == counted
 
 
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_epochs_are_counted(name, trained):
+    epochs = trained(name).run.steps["epoch"]
+    assert epochs.tolist() == [epoch for epoch in range(EPOCHS) for _ in range(len(epochs) // EPOCHS)]
+
+
+def test_lightnings_checkpoints_may_be_saved_by_name(tmp_path):
+    lightning = library("lightning")
+    from headrace.adapters.monitor_lightning import MonitorCallback
+
+    class Saves(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 1:
+                trainer.save_checkpoint(filepath=tmp_path / "one.ckpt")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = Model()
+
+        def training_step(self, batch, index):
+            return self.model(batch["x"], batch["cls"])["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    trainer = lightning.Trainer(
+        max_steps=2, accelerator="cpu", devices=1, callbacks=[MonitorCallback(tmp_path / "run"), Saves()], **quiet
+    )
+    trainer.fit(Module(), a_loader())
+    (saved,) = read_run(tmp_path / "run").checkpoints
+    assert saved["path"] == str(tmp_path / "one.ckpt")
+
+
+def test_an_evaluation_of_hugging_face_may_have_no_length(tmp_path):
+    transformers = library("transformers")
+    from headrace.adapters.monitor_transformers import MonitorCallback
+
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([ROWS[number] for number in range(8)])
+
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=BATCH_SIZE,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["cls"],
+    )
+    trainer = transformers.Trainer(Model(), arguments, train_dataset=ROWS, eval_dataset=Endless())
+    trainer.add_callback(MonitorCallback(trainer, tmp_path / "run"))
+    trainer.train()
+    assert [found["samples"] for found in read_run(tmp_path / "run").evaluations] == [None, None]
+
+
+def test_what_a_loop_notes_beside_what_is_followed_is_kept(tmp_path):
+    accelerator = library("accelerate").Accelerator(cpu=True)
+    from headrace.adapters.monitor_loop import follow
+
+    model = Model()
+    model, optimizer, batches = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), a_loader())
+    with hr.Monitor(tmp_path / "run") as monitor:
+        for batch in follow(monitor, accelerator, batches, optimizer):
+            monitor.note(accuracy=0.5)
+            accelerator.backward(model(batch["x"], batch["cls"])["loss"])
+            optimizer.step()
+    run = read_run(tmp_path / "run")
+    assert set(run.metrics["accuracy"]) == {0.5}
+    assert not any(loss is None for loss in (event["loss"] for event in step_events(tmp_path)))
+
+
 def test_an_evaluation_of_lightning_has_what_was_logged_in_it(trained):
     assert [event["metrics"] for event in trained("lightning").run.evaluations] == [{"accuracy": 0.5}] * 2
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import threading
 import time
 from queue import Queue
@@ -277,6 +278,16 @@ def test_shards_of_webdataset_come_with_its_own_functions(webdataset, shards, tm
     assert ours["0"].shape[1:] == (8, 16, 3)
     theirs = [(float(p.sum()), int(c)) for pixels, cls in loader for p, c in zip(pixels, cls, strict=True)]
     assert sorted(zip(ours["0"].sum((1, 2, 3)).tolist(), ours["1"].tolist(), strict=True)) == sorted(theirs)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("count", [slice(None), slice(1, None)], ids=["all of a folder", "more names than fit one"])
+def test_shards_of_webdataset_may_lie_where_the_process_is(webdataset, shards, tmp_path, monkeypatch, count):
+    monkeypatch.chdir(os.path.dirname(shards[0]))
+    here = [os.path.basename(path) for path in shards[count]]
+    read = webdataset.WebDataset(here, shardshuffle=False).decode("rgb8").to_tuple("png", "cls")
+    stream, _ = stream_of(DataLoader(read, batch_size=4), None, tmp_path)
+    assert len(stream.dataset) == len(list(read))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from run_files import RunFile, write_run
 
 from headrace.errors import OptionError, StorageError
 from headrace.report import compare, comparison_text, read_run
-from headrace.report.facts import Fact, without_secrets
+from headrace.report.facts import Fact
+from headrace.telemetry.secrets import without_secrets
 
 PARTS = {"wait": 0.0, "copy": 0.001, "compute": 0.02, "communication": 0.001, "rest": 0.001}
 
@@ -228,6 +229,10 @@ SECRET = "d0nt-t3ll-any1"
         {"settings": {"data": f"s3://user:{SECRET}@host/data"}},
         {"settings": {"data": f"https://host/data?X-Signature={SECRET}"}},
         {"stores": [{"secret": SECRET}]},
+        {"store": {"dbPassword": SECRET, "accessToken": SECRET, "APIKey": SECRET, "slack_webhook_url": SECRET}},
+        {"client": f"Client('eu', token='{SECRET}')"},
+        {"clients": [f"Client(retries=2, inner=Inner(apiKey={SECRET}))"]},
+        {"tell": f"https://hooks.slack.com/services/T0/B0/{SECRET}"},
         {"login": "hf_" + SECRET.replace("-", "")},
     ],
 )
@@ -249,6 +254,9 @@ def test_what_only_sounds_like_a_secret_is_shown(name):
 def test_numbers_under_any_name_are_shown():
     assert Fact("configuration", "settings.token", 512).text == "512"
     assert without_secrets("at https://host/a and b?c") == "at https://host/a and b?c"
+    assert without_secrets("Loader(token=512, tokens=['a'], password=None)") == (
+        "Loader(token=512, tokens=['a'], password=None)"
+    )
 
 
 @pytest.mark.parametrize(

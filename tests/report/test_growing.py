@@ -115,3 +115,17 @@ def test_a_run_that_has_not_begun_is_empty_and_no_folder_is_refused(tmp_path):
     assert GrowingRun(tmp_path).run.num_steps == 0
     with pytest.raises(StorageError, match=r"no run at .*nowhere: give the folder of a run"):
         GrowingRun(tmp_path / "nowhere")
+
+
+def test_events_that_were_deleted_and_begun_anew_are_another_run(tmp_path):
+    path = write_run(tmp_path / "run", 20, crash_at=None)
+    growing = GrowingRun(path)
+    assert growing.update()
+    (tmp_path / "run/events.jsonl").unlink()
+    assert growing.update()
+    assert growing.run.num_steps == 0
+    RunFile(tmp_path / "run").start(total_steps=7)
+    assert growing.update()
+    assert_same(growing.run, read_run(path))
+    assert (growing.present.total_steps, growing.present.num_restarts) == (7, 0)
+    assert growing.update() is False

@@ -358,3 +358,33 @@ def test_in_chromium_charts_follow_the_theme_and_are_there_in_print_and_without_
         assert browser.evaluate("document.querySelector('#keys').checkVisibility()") is False
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_a_run_that_was_stopped_and_goes_on_is_not_stopped(tmp_path):
+    file = RunFile(tmp_path)
+    file.start()
+    file.write("stop", step=1, reason="asked")
+    assert '<span class="state open">stopped<' in write_page(tmp_path).read_text()
+    file.clock.now += 10
+    file.start(step=1, attempt=1)
+    assert '<span class="state open">not finished<' in write_page(tmp_path).read_text()
+
+
+def test_what_replicas_send_and_the_loss_scale_are_charts(tmp_path):
+    file = RunFile(tmp_path)
+    file.start()
+    for step in (1, 2, 3):
+        file.clock.now += 1
+        file.write(
+            "step",
+            step=step,
+            epoch=0,
+            loss=1.0,
+            samples=4,
+            sec=1.0,
+            sent_bytes=1000,
+            saved_bytes=3000,
+            loss_scale=512.0,
+        )
+    text = write_page(tmp_path).read_text()
+    assert all(title in text for title in ("Sent, bytes a second", "Saved, bytes a second", "Loss scale"))

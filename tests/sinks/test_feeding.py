@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from headrace.errors import TargetError
 from headrace.sinks import Sinks
 from headrace.sinks.feeding import Feed
+from headrace.sinks.history import History
 from headrace.telemetry import EventWriter, read_events
 from waiting import wait_for
 
@@ -44,6 +46,31 @@ class Shelf:
         return OnShelf(self, memory)
 
 
+class Drawer(Shelf):
+    """A sink that draws points, each of the steps of a hundredth of a second."""
+
+    def open(self, run_dir, memory):
+        return InDrawer(self, memory)
+
+
+class InDrawer(History):
+    def __init__(self, drawer, memory):
+        super().__init__("the drawer", 0.01, memory)
+        self._drawer = drawer
+
+    def started(self, event):
+        pass
+
+    def deliver(self, points):
+        self._drawer.given += [point.step for point in points]
+
+    def end(self, outcome):
+        pass
+
+    def free(self):
+        pass
+
+
 class OnShelf:
     where = "the shelf"
 
@@ -51,8 +78,8 @@ class OnShelf:
         self.shelf, self.memory, self.ready = shelf, memory, []
 
     @property
-    def holds(self):
-        return len(self.ready) < self.shelf.hold_back
+    def held(self):
+        return len(self.ready) if len(self.ready) < self.shelf.hold_back else 0
 
     def take(self, event):
         if event["event"] != "sink":
@@ -63,7 +90,7 @@ class OnShelf:
             self.shelf.let_go.wait()
         if self.shelf.broken.is_set():
             raise ConnectionError("nobody is at\nhttp://me:hunter2@there/x")
-        if not self.holds:
+        if not self.held:
             self.put()
 
     def put(self):
@@ -166,6 +193,30 @@ def test_what_is_held_at_a_crash_is_given_again(tmp_path, writer):
     assert shelf.given == [1, 2, 3]
 
 
+def test_a_crash_while_steps_run_brings_no_window_but_the_last_again(tmp_path, writer):
+    """The step that closes a window opens the next one, so there is never a moment at which nothing is held."""
+    sink = Drawer()
+    feed = Feed(sink, tmp_path)
+    for step in range(1, 6):
+        writer.write("step", step=step, loss=float(step))
+        feed.deliver()
+        time.sleep(0.02)
+    assert sink.given == [1, 2, 3, 4]
+    feed._let_go()  # as if the process had ended here
+    Feed(sink, tmp_path).finish(None)
+    assert sink.given == [1, 2, 3, 4, 5]
+
+
+def test_a_sink_of_two_targets_in_turn_has_a_place_in_each(tmp_path, writer):
+    shelves = [Shelf(), Shelf()]
+    shelves[1].target = lambda run_dir: "another shelf"
+    for step in (1, 2):
+        writer.write("step", step=step)
+        for shelf in shelves:
+            Feed(shelf, tmp_path).finish(None)
+    assert [shelf.given for shelf in shelves] == [[1, 2], [1, 2]]
+
+
 def test_a_sink_that_fails_is_told_once_and_misses_nothing_when_it_is_back(tmp_path, writer, caplog):
     shelf = Shelf()
     shelf.broken.set()
@@ -231,9 +282,11 @@ def test_a_sink_that_keeps_nothing_is_told_of_this_start_only(tmp_path, writer):
 @pytest.mark.parametrize("spoilt", [b"", b"{", b"[1]\n", b'{"target": "another", "at": 5}\n', b'{"at": 99999}\n'])
 def test_without_a_readable_note_of_what_it_has_a_sink_is_given_all(tmp_path, writer, spoilt):
     writer.write("step", step=1)
-    (tmp_path / "sinks").mkdir()
-    (tmp_path / "sinks/shelf.json").write_bytes(spoilt)
     shelf = Shelf()
+    Feed(shelf, tmp_path).finish(None)
+    (note,) = (tmp_path / "sinks").iterdir()
+    note.write_bytes(spoilt)
+    shelf.given.clear()
     Feed(shelf, tmp_path).finish(None)
     assert shelf.given == [1]
 

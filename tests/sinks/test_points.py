@@ -113,7 +113,7 @@ def test_nothing_is_held_where_every_step_is_a_point(gaps):
     maker = Points(0.0)
     for number, (gap, _) in enumerate(gaps, 1):
         assert len(maker.take(step(number, 100.0 + gap, loss=1.0))) == 1
-        assert not maker.holds
+        assert not maker.held
 
 
 def test_a_restart_ends_a_mean_and_an_evaluation_does_not():

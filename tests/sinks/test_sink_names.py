@@ -64,11 +64,25 @@ def test_what_cannot_work_is_refused_in_a_line(sinks, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("uri", ["http://me:hunter2@127.0.0.1:5000", "https://hunter2@a.b", "mysql://me:hunter2@a.b/c"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:hunter2@127.0.0.1:5000",
+        "https://hunter2@a.b",
+        "mysql://me:hunter2@a.b/c",
+        "postgresql://h/db?user=x&password=hunter2",
+        "postgresql://h/db?sslpassword=hunter2",
+        "https://a.b/?access_token=hunter2",
+    ],
+)
 def test_a_secret_in_a_uri_is_refused_and_not_printed(uri):
     with pytest.raises(OptionError, match="must have no password or token: got one; set MLFLOW_TRACKING_US") as caught:
         sinks_of([f"mlflow:{uri}"])
     assert "hunter2" not in str(caught.value)
+
+
+def test_options_of_a_store_are_no_part_of_where_a_run_goes(tmp_path):
+    assert hr.MLflow("postgresql://h/db?sslkey=/k").target(tmp_path) == "headrace at postgresql://h/db"
 
 
 def test_the_command_lines_sinks_take_the_place_of_those_of_their_kind():

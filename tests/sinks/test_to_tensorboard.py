@@ -11,7 +11,8 @@ from run_files import RunFile, write_run
 import headrace as hr
 from headrace.errors import OptionError
 from headrace.sinks import send
-from headrace.telemetry import read_events
+from headrace.sinks.feeding import Feed
+from headrace.telemetry import EventWriter, read_events
 
 pytest.importorskip("tensorboard", reason="needs TensorBoard: pip install 'headrace[tensorboard]'")
 
@@ -98,7 +99,7 @@ def test_a_disk_that_is_full_ends_only_the_sink(tmp_path, small_disk, caplog):
     with hr.Monitor(tmp_path, sinks=[sink]) as monitor:
         for _ in range(50):
             with monitor.step():
-                monitor.note(**{f"metric {number}": float(number) for number in range(100)})
+                monitor.note(**{f"metric {number}": float(number) for number in range(200)})
     assert len(steps_of(tmp_path)) == 50
     states = [event["state"] for event in read_events(tmp_path / "events.jsonl") if event["event"] == "sink"]
     assert states[-1] == "failed"
@@ -112,6 +113,18 @@ def test_neither_torch_nor_tensorflow_is_needed(tmp_path):
         "sys.exit('torch' in sys.modules or 'tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == 0
+
+
+def test_the_settings_are_there_at_once_and_without_secrets(tmp_path):
+    writer = EventWriter(tmp_path / "events.jsonl")
+    writer.write("start", step=0, config={"api_key": "hunter2", "lr": 0.5, "data": "s3://me:hunter2@host/x?y=hunter2"})
+    feed = Feed(hr.TensorBoard(), tmp_path)
+    feed.deliver()
+    writer.close()
+    (written,) = (tmp_path / "tensorboard").iterdir()
+    assert b'"lr": 0.5' in written.read_bytes()
+    assert b"hunter2" not in written.read_bytes()
+    feed.finish(None)
 
 
 @pytest.mark.parametrize("every_sec", [-1, float("nan"), float("inf")])

@@ -191,12 +191,13 @@ class Guarded:
 
     def _note(self, finding: Finding) -> None:
         self.findings.append(finding)
-        if self._recorded is not None:
+        if self._recorded is not None and not self._recorded.is_closed:
             counted = {"guarded_step": finding.step, "step": self._recorded.steps_done + 1}
             self._recorded.write("guard", **{**finding.event(), **counted})
 
     def _tell(self, step: int, p50_sec: list[float], p90_sec: list[float]) -> None:
-        if self._recorded is not None:
+        # The loop's library decides whose end comes first, that of the record or that of the guards.
+        if self._recorded is not None and not self._recorded.is_closed:
             counted = {"guarded_step": step, "step": self._recorded.steps_done + 1}
             self._recorded.write("ranks", **counted, p50_sec=p50_sec, p90_sec=p90_sec)
 

@@ -69,6 +69,7 @@ class Monitor:
             raise OptionError(f"first_step must be at least 0: got {first_step}")
         self.steps_done = first_step
         """Completed steps of the run."""
+        self._first_step = first_step
         self._about: dict[str, Any] = {"total_steps": total_steps, "config": dict(config or {})}
         self._run_dir = Path(run_dir)
         self._record: EventWriter | None = None
@@ -85,7 +86,10 @@ class Monitor:
         """Counts what comes out of the loader."""
         self._noted: dict[str, Any] = {}
         self._late: deque[tuple[dict[str, Any], Late | float | None]] = deque()
-        self._samples = 0
+        self.epoch: int | None = None
+        """Passes over the data that are complete; None: not told. For what follows the loops of other libraries."""
+        self._iterations = 0
+        self._samples: int | None = 0
         self._said: int | None = None
         self._closed = False
         self._fed = 0.0
@@ -102,6 +106,7 @@ class Monitor:
         self.drop_step()
         self.steps_done, self._about["total_steps"] = first_step, total_steps
         self.world_size, self._closed = 0, False
+        self.epoch, self._iterations, self._first_step = None, 0, first_step
 
     def watch(self, loader: Iterable[B]) -> Watched[B]:
         """The loader's batches, each `next` of it timed. With a headrace.Loader its meters are recorded, too.
@@ -117,6 +122,16 @@ class Monitor:
         """What comes from now on comes out of this loader, whoever iterates it; the same one again is counted on."""
         if loader is not self._loader:
             self._loader, self.counter = loader, Counter(loader)
+
+    def iterated(self) -> None:
+        """The watched loader begins from its beginning."""
+        self._begin()
+        self._iterations += 1
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be recorded any more."""
+        return self._closed
 
     def tally(self) -> LoaderTally:
         """What has come out of the watched loader: batches, samples, bytes, waits, and a DataLoader's workers."""
@@ -164,13 +179,16 @@ class Monitor:
     ) -> None:
         """Say something of the step under way, for its line in the record: numbers of this rank.
 
+        What is said later is added to what was said before; of one name the last counts.
+
         loss: a number, or a tensor of one element. One on a CUDA device is not waited for: its step's line is written
             once it is there.
         samples: how many the step has; None: what its batches seem to have (`num_samples`).
         metrics: numbers on the host.
         """
         known = loss if loss is None or isinstance(loss, int | float) else _number(loss)
-        self._noted = {"loss": known, "lr": lr, "metrics": metrics}
+        said = {name: value for name, value in (("loss", known), ("lr", lr)) if value is not None}
+        self._noted = {**self._noted, **said, "metrics": {**self._noted.get("metrics", {}), **metrics}}
         self._said = self._said if samples is None else samples
 
     def waited(self, sec: float) -> None:
@@ -180,15 +198,16 @@ class Monitor:
 
     def took(self, batch: Any) -> None:
         """The step under way has this batch."""
-        self._samples += self.counter.add(batch)
+        found = self.counter.add(batch)
+        self._samples = self._samples + found if found and self._samples is not None else None
 
     def evaluated(self, loss: float | None = None, *, samples: int = 0, sec: float = 0.0, **metrics: float) -> None:
         """Record an evaluation after the steps that are done. What it took belongs to no step."""
         self.write_evaluation(loss, samples, sec, metrics)
         self.pause()
 
-    def write_evaluation(self, loss: float | None, samples: int, sec: float, metrics: dict[str, float]) -> None:
-        """Record an evaluation whose time is left out of the steps already."""
+    def write_evaluation(self, loss: float | None, samples: int | None, sec: float, metrics: dict[str, float]) -> None:
+        """Record an evaluation whose time is left out of the steps already; `samples`: None where nobody knows."""
         self._begin()
         if self._record is not None:
             self._write_late(wait=True)
@@ -294,12 +313,13 @@ class Monitor:
     def _end(self, fields: dict[str, float]) -> None:
         now = time.time()
         self.steps_done += 1
-        samples = self._samples if self._said is None else self._said
+        samples = self._said if self._said is not None else self._samples or None
         self._samples, self._said = 0, None
-        noted, self._noted = self._noted or {"loss": None, "lr": None, "metrics": {}}, {}
+        noted, self._noted = {"loss": None, "lr": None, "metrics": {}, **self._noted}, {}
         if self._record is None:
             return
-        counted = {"step": self.steps_done, "epoch": self._epoch(), "samples": samples * self.world_size}
+        of_all = None if samples is None else samples * self.world_size
+        counted = {"step": self.steps_done, "epoch": self._epoch(), "samples": of_all}
         loss = noted.pop("loss")
         self._late.append(({"time": now, **counted, **noted, **fields}, loss))
         self._write_late(wait=False)
@@ -317,9 +337,14 @@ class Monitor:
             self._late.popleft()
             self._record.write("step", **fields, loss=loss)
 
-    def _epoch(self) -> int:
+    def _epoch(self) -> int | None:
+        """As the loader counts, else the loop's library; else the iterations of a run that began here."""
         each = getattr(self._loader, "steps_per_epoch", None)
-        return max(0, self.steps_done - 1) // each if each else 0
+        if each:
+            return max(0, self.steps_done - 1) // int(each)
+        if self.epoch is not None:
+            return self.epoch
+        return self._iterations - 1 if self._iterations and self._first_step == 0 else None
 
     def _feed(self) -> None:
         self._fed = time.monotonic()

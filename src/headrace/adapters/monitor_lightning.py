@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +30,30 @@ class MonitorCallback(Callback):  # type: ignore[misc]
         self.monitor = Monitor.of(run)
         """For `timed` and `write` in a step."""
         self._undo, self._step = ExitStack(), FollowedStep(self.monitor)
-        self._done = self._evaluated = 0
+        self._done = 0
+        self._evaluated: int | None = 0
         self._names: tuple[set[str], set[str]] = (set(), set())  # metrics of training, and of evaluation
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total, self._done = trainer.estimated_stepping_batches, trainer.global_step
-        total_steps = int(total) if math.isfinite(total) else None
+        # Lightning counts the steps of each optimizer, and how often a module makes those of several is its own affair.
+        is_known = math.isfinite(total) and len(trainer.optimizers) == 1
+        total_steps = int(total) if is_known else None
         self.monitor.go_on(first_step=self._done, total_steps=total_steps)
         self.monitor.loads_from(trainer.fit_loop._combined_loader.flattened[0])
         parts = self.monitor.parts
         self._undo.enter_context(around(trainer.strategy, "batch_to_device", lambda *_, **__: parts.timed("copy")))
-        self._undo.enter_context(around(trainer, "save_checkpoint", lambda to, *_, **__: self.monitor.saving(to)))
+        self._undo.enter_context(around(trainer, "save_checkpoint", self._saving))
         for one in trainer.optimizers:
             self._undo.callback(one.register_step_post_hook(lambda *_: self._step.optimizer_done()).remove)
         self.on_train_epoch_start(trainer, pl_module)
 
+    def _saving(self, filepath: str | Path, *_: Any, **__: Any) -> AbstractContextManager[None]:
+        return self.monitor.saving(filepath)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The loaders may be new ones; those of the first epoch are iterated already."""
+        self.monitor.epoch = trainer.current_epoch
         combined, waited = trainer.fit_loop._combined_loader, self.monitor.waited
         for loader in combined.flattened:
             time_from_now_on(loader, waited, self._undo)
@@ -81,7 +88,8 @@ class MonitorCallback(Callback):  # type: ignore[misc]
             self.monitor.parts.set_aside()
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, *_: Any) -> None:
-        self._evaluated += num_samples(batch) * self.monitor.world_size
+        found = num_samples(batch) * self.monitor.world_size
+        self._evaluated = self._evaluated + found if found and self._evaluated is not None else None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

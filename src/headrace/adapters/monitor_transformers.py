@@ -36,7 +36,7 @@ class MonitorCallback(TrainerCallback):  # type: ignore[misc]
         """For `timed` and `write` in a step."""
         self._trainer, self._undo, self._step = trainer, ExitStack(), FollowedStep(self.monitor)
         self._found: dict[str, float] | None = None  # in the evaluation under way
-        self._evaluated = 0
+        self._evaluated: int | None = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         self._undo.close()  # of training that was broken off
@@ -50,6 +50,10 @@ class MonitorCallback(TrainerCallback):  # type: ignore[misc]
         undo(around(trainer, "_evaluate", self._evaluating))
         undo(around(trainer, "_save_checkpoint", self._saving))
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Counted, since the state's is a share of `max_steps` where a dataset has no length.
+        self.monitor.epoch = int(state.epoch or 0) if self.monitor.epoch is None else self.monitor.epoch + 1
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         self._step.optimizing(optimizer)
 
@@ -62,11 +66,17 @@ class MonitorCallback(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, eval_dataloader: Any, **_: Any) -> None:
         if self._found is not None:
             self._found |= {name: value for name, value in metrics.items() if not name.endswith(_NO_METRICS)}
-            self._evaluated += self._trainer.num_examples(eval_dataloader)
+            self._evaluated = _sum(self._evaluated, self._num_examples(eval_dataloader))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._undo.close()
         self.monitor.close()
+
+    def _num_examples(self, loader: Any) -> int | None:
+        try:
+            return int(self._trainer.num_examples(loader))
+        except TypeError:  # an iterable dataset has no length
+            return None
 
     def _get(self, get: Callable[..., Any], batches: Iterator[Any], *rest: Any, **named: Any) -> Any:
         """The trainer asks for a step's batches; at an epoch's first, accelerate's loader has not begun its own."""
@@ -98,3 +108,7 @@ class MonitorCallback(TrainerCallback):  # type: ignore[misc]
         folder = Path(self._trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self._trainer.state.global_step}")
         with self.monitor.saving(folder):
             yield
+
+
+def _sum(count: int | None, more: int | None) -> int | None:
+    return None if count is None or more is None else count + more

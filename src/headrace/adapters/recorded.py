@@ -58,6 +58,11 @@ class Recorded:
         """Steps in the record that are complete."""
         return self._monitor.steps_done
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be recorded any more."""
+        return self._monitor.is_closed
+
     def close(self) -> None:
         """The run is complete: record its end."""
         self._monitor.close()

@@ -60,8 +60,8 @@ class Counter:
         self._looked = float("-inf")
 
     def add(self, batch: Any) -> int:
-        """Count a batch; returns how many samples it has."""
-        found = num_samples(batch)
+        """Count a batch; returns how many samples it has, 0 where it does not show."""
+        found = num_samples(batch, self._facts.batch_size)
         self._batches += 1
         self._samples += found
         now = time.monotonic()
@@ -84,7 +84,7 @@ class Watched(Generic[B]):
         self._watched = loader
 
     def __iter__(self) -> Iterator[B]:
-        self._monitor._begin()
+        self._monitor.iterated()
         raw = raw_loader(self._watched)
         is_wrapper = raw is not self._watched
         with timed_loader(raw, self._monitor.waited) if is_wrapper else nullcontext():

@@ -36,7 +36,7 @@ class ForeignFeed:
         self._batches = iter(loader)
         first = self._next()
         self.first_batch_sec = time.perf_counter() - began
-        self.batch_size = batch_size or num_samples(first)
+        self.batch_size = batch_size or num_samples(first, self.facts.batch_size)
         """Samples of its first batch."""
         if not self.batch_size:
             raise OptionError("the loader's batches do not show how many samples they have: say batch_size=")
@@ -97,4 +97,4 @@ class ForeignFeed:
         raise OptionError(f"the {self.facts.kind} gives no batch (any more): give one that can be iterated again")
 
     def _count_of(self, batch: Any) -> int:
-        return self._batch_size or num_samples(batch)
+        return self._batch_size or num_samples(batch, self.facts.batch_size)

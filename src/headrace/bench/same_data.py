@@ -127,8 +127,8 @@ def _of_webdataset(read: Any, after: Iterable[Any]) -> Stream:
 
 def _place_of(urls: list[str]) -> str:
     """One name for all of them: their folder, if it has no other shards, else the names in braces."""
-    folder, names = os.path.dirname(urls[0]), [os.path.basename(url) for url in urls]
-    if any(os.path.dirname(url) != folder for url in urls):
+    folder, names = os.path.dirname(urls[0]) or ".", [os.path.basename(url) for url in urls]
+    if any((os.path.dirname(url) or ".") != folder for url in urls):
         raise DatasetError("its shards lie in several folders: give dataset=, headrace.mix of the folders")
     if Path(folder).is_dir() and {path.name for path in Path(folder).glob("*.tar")} == set(names):
         return folder

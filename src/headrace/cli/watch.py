@@ -133,6 +133,8 @@ def _update(live: Live, present: Present) -> None:
 
 def _repeat(follower: Follower, present: Present, show: Callable[[], None], every: float, once: bool) -> None:
     while True:
+        if follower.begins_anew():
+            present.forget()
         for event in follower.new_events():
             present.take(event)
         show()

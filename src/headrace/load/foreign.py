@@ -5,7 +5,7 @@ Everything here is by looking at what an object has, so none of the libraries is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,13 +61,18 @@ def loader_facts(loader: Any) -> LoaderFacts:
     )
 
 
-def num_samples(batch: Any) -> int:
-    """How many samples a batch has: the length of `__key__`, else of its first array or list of samples; 0: unknown."""
-    if isinstance(batch, Mapping):
-        fields = [batch["__key__"]] if "__key__" in batch else list(batch.values())
-    else:
-        fields = list(batch) if isinstance(batch, list | tuple) else [batch]
-    return next(filter(None, map(_num_rows, fields)), 0)
+def num_samples(batch: Any, batch_size: int | None = None) -> int:
+    """How many samples a batch has: the length of `__key__`, else of its first array or list of samples; 0: unknown.
+
+    `batch_size` is what the loader says: where some array or list in the batch is as long, that is it.
+    """
+    if isinstance(batch, Mapping) and "__key__" in batch:
+        return len(batch["__key__"])
+    if batch_size and batch_size in _lengths(batch, _MOST_DEEP):
+        return batch_size
+    if isinstance(batch, list | tuple) and all(isinstance(field, Mapping) for field in batch):
+        return 0  # samples, or batches of several loaders
+    return next(filter(None, map(_num_rows, _fields(batch))), 0)
 
 
 def num_bytes(batch: Any) -> int:
@@ -89,9 +94,36 @@ def num_bytes(batch: Any) -> int:
     return sum(map(num_bytes, batch)) if isinstance(batch, Sequence) else 0
 
 
+def _fields(batch: Any) -> list[Any]:
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    return list(batch) if isinstance(batch, list | tuple) else [batch]
+
+
 def _num_rows(field: Any) -> int:
-    if isinstance(field, list | tuple):
-        return len(field)
+    """0 also where it may be either: several views of all samples, or an array of each."""
+    if isinstance(field, Mapping):
+        return num_samples(field)
+    if not isinstance(field, list | tuple):
+        return _length(field)
+    if any(isinstance(part, list | tuple) and any(map(_length, part)) for part in field):
+        return 0
+    within = set(map(_length, field))
+    return len(field) if within == {0} or (0 not in within and len(within) > 1) else 0
+
+
+def _lengths(value: Any, most_deep: int) -> Iterator[int]:
+    """Of every list and array in it."""
+    if isinstance(value, list | tuple | Mapping) and most_deep:
+        if not isinstance(value, Mapping):
+            yield len(value)
+        for part in _fields(value):
+            yield from _lengths(part, most_deep - 1)
+    else:
+        yield _length(value)
+
+
+def _length(field: Any) -> int:
     shape: Any = () if isinstance(field, memoryview) else getattr(field, "shape", ())
     return int(shape[0]) if len(shape) else 0
 

@@ -46,7 +46,7 @@ class Comparison:
     num_same: int
     """Settings, versions and properties of the machine in which all runs agree."""
     quantities: tuple[str, ...]
-    """The rows of the table that tell what steps measure beside loss and time: `tokens_per_sec`, `mfu` and the like."""
+    """The rows of the table that tell what steps measure beside loss and time: `weight_per_sec`, `mfu` and the like."""
     equal_steps: int | None
     """The last step that all runs have, at which `loss_at_equal_steps` is taken."""
     equal_sec: float | None
@@ -116,9 +116,11 @@ def _name(folder: Path, others: Sequence[Path]) -> str:
 
 def _rates(runs: Sequence[Run], judged: Sequence[Verdict]) -> dict[str, Row]:
     steady = [run.steady_rows() for run in runs]
+    counted = [rows & np.isfinite(run.steps["samples"]) for run, rows in zip(runs, steady, strict=True)]
+    sec_counted = [float(np.nansum(run.steps["sec"][rows])) for run, rows in zip(runs, counted, strict=True)]
     sec = [float(np.nansum(run.steps["sec"][rows])) for run, rows in zip(runs, steady, strict=True)]
     samples = [float(np.nansum(run.steps["samples"][rows])) for run, rows in zip(runs, steady, strict=True)]
-    rates = tuple(map(_over, samples, sec))
+    rates = tuple(map(_over, samples, sec_counted))
     return {
         "verdict": tuple(one.sentence for one in judged),
         "bound": tuple(one.bound for one in judged),

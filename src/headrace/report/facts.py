@@ -1,13 +1,11 @@
 """What a run was made with, as its record says: settings, the feed, versions and the machine, each by one name.
 
-Values are shown to people and written into pages that are sent around, so none of them is a secret: texts under a name
-such as `api_key` are hidden, and URLs lose their users and queries.
+Values are shown to people and written into pages that are sent around, so none of them is a secret.
 """
 
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,21 +14,13 @@ import orjson
 
 from headrace.report import formatting as fmt
 from headrace.report.runlog import Run
+from headrace.telemetry.secrets import HIDDEN, cleaned, is_secret, without_secrets
 
 GROUPS = ("run", "configuration", "data", "feed", "versions", "machine")
 """Where facts belong, in the order in which they are shown."""
 
 _OF_RUN = ("world_size", "global_batch_size", "mesh", "precision", "total_steps")
-_HIDDEN = "(hidden)"
 _LONGEST_CALL = 1000
-_SECRET_NAME = re.compile(
-    r"(^|[^a-z])(secrets?|password|passwd|pwd|passphrase|credentials?|authorization|token|webhook|connection_string|sas"
-    r"|(api|access|private|secret|account|license)[^a-z]?key)(?=$|\.)",
-    re.IGNORECASE,
-)
-_SECRET_VALUE = re.compile(r"\b(hf_|ghp_|github_pat_|sk-|xox[abp]-|AKIA|ASIA|AIza|glpat-)[\w-]{12,}")
-_URL_USER = re.compile(r"(?<=://)[^/@\s\"']+@")
-_URL_QUERY = re.compile(r"(?<=://)([^?\s\"']*)\?[^\s\"']*")
 
 
 @dataclass(frozen=True)
@@ -47,18 +37,18 @@ class Fact:
     @property
     def is_hidden(self) -> bool:
         """Whether its value is not to be shown."""
-        return _is_secret(self.name, self.value)
+        return is_secret(self.name, self.value)
 
     @property
     def text(self) -> str:
         """The value for people, without secrets."""
         if self.is_hidden:
-            return _HIDDEN
+            return HIDDEN
         if self.value is None:
             return "none"
         if self.name.endswith("_bytes") and isinstance(self.value, int | float):
             return f"{self.value / 2**30:.1f} GiB" if self.value >= 2**30 else fmt.num_bytes(self.value)
-        text = self.value if isinstance(self.value, str) else orjson.dumps(_cleaned(self.value)).decode()
+        text = self.value if isinstance(self.value, str) else orjson.dumps(cleaned(self.value)).decode()
         return without_secrets(text)
 
     def is_same(self, other: Fact) -> bool:
@@ -80,22 +70,6 @@ def facts(run: Run) -> dict[tuple[str, str], Fact]:
     }
     found = [Fact(group, name, value) for group in GROUPS for name, value in _flat(groups[group])]
     return {(fact.group, fact.name): fact for fact in found}
-
-
-def without_secrets(text: str) -> str:
-    """The text without users and queries of URLs, and without what looks like a key of a well-known service."""
-    return _SECRET_VALUE.sub(_HIDDEN, _URL_USER.sub("", _URL_QUERY.sub(r"\1?...", text)))
-
-
-def _is_secret(name: str, value: Any) -> bool:
-    """Whether a value of this name is to be hidden. Numbers are none: a budget of tokens is no token."""
-    return value is not None and not isinstance(value, int | float) and bool(_SECRET_NAME.search(name))
-
-
-def _cleaned(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _HIDDEN if _is_secret(name, part) else _cleaned(part) for name, part in value.items()}
-    return [_cleaned(part) for part in value] if isinstance(value, list) else value
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -33,6 +33,14 @@ class Follower:
         """The events since the last call; a line that is not whole yet comes later."""
         return self._tail.new_events()
 
+    def begins_anew(self) -> bool:
+        """Whether the events were deleted, and what was read is of another history: they are read from the beginning
+        then. Raises StorageError."""
+        if not self._tail.is_beyond_end():
+            return False
+        self._tail = Tail(self.path)
+        return True
+
 
 class Trend:
     """A value over all steps in a few points: where there would be more, neighbours become their mean."""
@@ -59,6 +67,11 @@ class Present:
     """What a run is at: of its steps the latest, by which it is judged, and of all else the newest."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing has been taken yet."""
         self.loss = Trend()
         self.start: Event | None = None
         self.step: Event | None = None
@@ -72,7 +85,6 @@ class Present:
         """The event that ended the attempt: `end`, `stop` or `error`; None while it goes on."""
         self.num_restarts = 0
         self.num_skipped = 0
-        self.path = path
         self._steps: deque[Event] = deque(maxlen=_MOST_STEPS)
         self._feeds: deque[Event] = deque(maxlen=_FEEDS)
 
@@ -120,9 +132,10 @@ class Present:
 
     @property
     def samples_per_sec(self) -> float | None:
-        """Over the latest half minute, by the time of the steps."""
-        sec = sum(step.get("sec") or 0.0 for step in self._steps)
-        return sum(step.get("samples") or 0 for step in self._steps) / sec if sec else None
+        """Over the latest half minute, by the time of the steps that say how many samples they have."""
+        counted = [step for step in self._steps if step.get("samples") is not None]
+        sec = sum(step.get("sec") or 0.0 for step in counted)
+        return sum(step["samples"] for step in counted) / sec if sec else None
 
     @property
     def sec_per_step(self) -> float | None:

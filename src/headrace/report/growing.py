@@ -40,6 +40,9 @@ class GrowingRun:
 
     def update(self) -> bool:
         """Take in what is new in the run's events; whether anything is. Raises StorageError if it cannot be read."""
+        has_gone = self._follower.begins_anew()
+        if has_gone:
+            self._begin()
         known = self._num_events
         found = self._new()
         has_new = self._num_events > known
@@ -49,7 +52,7 @@ class GrowingRun:
             found = self._new()
         if has_new:
             self.run = self._joined(found)
-        if self._ranks.update() or has_new:
+        if self._ranks.update() or has_new or has_gone:
             self.run = replace(self.run, ranks=self._ranks.of_attempt(self.run))
             return True
         return False

@@ -11,6 +11,8 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+
 from headrace.errors import StorageError
 from headrace.report import formatting as fmt
 from headrace.report import sections
@@ -136,7 +138,9 @@ def _state(run: Run) -> tuple[str, str]:
         return "finished", "finished"
     if run.errors and run.errors[-1].get("time", 0) >= (run.attempts[-1].start.get("time", 0) if run.attempts else 0):
         return "failed", "failed"
-    return ("stopped" if run.stops else "not finished"), "open"
+    began = run.attempts[-1].start.get("time", 0) if run.attempts else 0
+    stopped = any(stop.get("time", 0) >= began for stop in run.stops)
+    return ("stopped" if stopped else "not finished"), "open"
 
 
 def _tiles(run: Run, judged: Verdict) -> str:
@@ -175,6 +179,7 @@ def _result_tiles(run: Run) -> list[tuple[str, str, str]]:
 
 def _samples_per_sec(run: Run) -> float | None:
     rows = run.steady_rows()
+    rows &= np.isfinite(run.steps["samples"])  # batches may not show how many they have
     sec, samples = run.steps["sec"][rows].sum(), run.steps["samples"][rows].sum()
     return float(samples / sec) if sec > 0 else None
 

@@ -27,7 +27,8 @@ COMPUTE_PARTS = ("forward", "backward", "optimizer")
 """What compute is made of, where the loop can see it."""
 
 _SECONDS = tuple(f"{part}_sec" for part in (*PARTS, *COMPUTE_PARTS, "launch"))
-_NUMBERS = ("step", "epoch", "loss", "lr", "samples", "weight", "flops", "mfu", "sec", "time", *_SECONDS)
+_COUNTS = ("weight", "flops", "mfu", "sent_bytes", "saved_bytes", "loss_scale")
+_NUMBERS = ("step", "epoch", "loss", "lr", "samples", *_COUNTS, "sec", "time", *_SECONDS)
 
 
 @dataclass(frozen=True)

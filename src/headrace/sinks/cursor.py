@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ FOLDER = "sinks"
 
 
 class Cursor:
-    """RUN/sinks/NAME.json, held for one process at a time; the lock ends with the process."""
+    """RUN/sinks/NAME-HASH.json, held for one process at a time; the lock ends with the process.
+
+    The hash is of the target, so that a run may be sent to several of a kind, each of which has a file.
+    """
 
     def __init__(self, run_dir: Path, name: str, target: str) -> None:
         """Raises TargetError where another process feeds the same sink, OSError where the file cannot be written."""
         folder = run_dir / FOLDER
         folder.mkdir(exist_ok=True)
-        path = folder / f"{name}.json"
+        path = folder / f"{name}-{hashlib.sha256(target.encode()).hexdigest()[:8]}.json"
         self._target = target
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

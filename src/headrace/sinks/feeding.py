@@ -11,6 +11,7 @@ import atexit
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -52,8 +53,8 @@ class Feed:
         # A sink that keeps nothing is told of this attempt only: earlier ones had their own.
         self._first = 0 if sink.keeps else num_bytes(self._path)
         self._tail = Tail(self._path)
-        self._settled = 0
-        """How far the sink has everything, with nothing held back."""
+        self._held: deque[int] = deque()
+        """Where the events begin that the sink holds back."""
 
     def deliver(self) -> None:
         """Hand over all that is there. Raises what the sink raises, and then begins anew at the next call."""
@@ -83,8 +84,8 @@ class Feed:
             self._cursor = Cursor(self._run_dir, self.sink.name, self.sink.target(Path("RUN")))
             at, memory = self._cursor.at, dict(self._cursor.memory)
         # Events that were deleted and begun anew are another history.
-        self._settled = at if at <= num_bytes(self._path) else 0
-        self._tail = Tail(self._path, self._settled)
+        self._tail = Tail(self._path, at if at <= num_bytes(self._path) else 0)
+        self._held.clear()
         self._output = self.sink.open(self._run_dir, memory)
         self.where = self._output.where
         if self._cursor is not None:
@@ -92,17 +93,20 @@ class Feed:
         return self._output
 
     def _deliver_some(self, output: Output) -> int:
-        count = 0
+        count, begins_at = 0, self._tail.at
         for event in islice(self._tail.new_events(), _BATCH):
             count += 1
+            self._held.append(begins_at)
+            begins_at = self._tail.at
             self._outcome = _OUTCOMES.get(event["event"], self._outcome)
             output.take(event)
-            if not output.holds:
-                self._settled = self._tail.at
+            while len(self._held) > output.held:
+                self._held.popleft()
         output.flush()
         self.delivered += count
         if count and self._cursor is not None:
-            self._cursor.save(self._settled, output.memory)
+            # The sink has everything up to the first event that waits for others.
+            self._cursor.save(self._held[0] if self._held else self._tail.at, output.memory)
         return count
 
     def _save(self, output: Output) -> None:

@@ -19,9 +19,9 @@ class History(ABC):
         self._ready: list[Point] = []
 
     @property
-    def holds(self) -> bool:
-        """Whether steps wait for others to become one point with."""
-        return self._points.holds
+    def held(self) -> int:
+        """Events since the first step that waits for others to become one point with."""
+        return self._points.held
 
     def take(self, event: Event) -> None:
         """The next event of the run."""

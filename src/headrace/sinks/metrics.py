@@ -183,7 +183,7 @@ class Metrics:
 
 def _parts(values: Mapping[str, float]) -> tuple[str, ...]:
     """Those of a step's times that add up to it: compute, or its own parts where all of them are known."""
-    if "time/forward_sec" in values and "time/backward_sec" in values:
+    if all(part in values for part in _OF_COMPUTE):
         return (*(part for part in _PARTS if part != "time/compute_sec"), *_OF_COMPUTE)
     return _PARTS
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from headrace.errors import OptionError
 from headrace.sinks.history import History
 from headrace.sinks.points import Point
 from headrace.sinks.sink import Event, Memory, Output, check_every, need
+from headrace.telemetry.secrets import cleaned, is_secret
 
 _MOST_METRICS, _MOST_PARAMS, _PARAM_CHARS = 1000, 100, 500  # of one request, by MLflow's own limits
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /]", re.ASCII)
@@ -58,8 +59,9 @@ class MLflow:
         need("mlflow", self.name)
 
     def target(self, run_dir: Path) -> str:
-        """The store and the experiment."""
-        return f"{self.experiment} at {self.uri or 'the tracking URI that MLflow is told'}"
+        """The store, without the options of its URI, and the experiment."""
+        store = (self.uri or "the tracking URI that MLflow is told").partition("?")[0]
+        return f"{self.experiment} at {store}"
 
     def open(self, run_dir: Path, memory: Memory) -> Output:
         """Begin a run, or go on with the one in memory."""
@@ -88,7 +90,7 @@ class _TrackedRun(History):
         if "told" in self.memory:
             return
         told = {"config": event.get("config"), "mesh": event.get("mesh"), "precision": event.get("precision")}
-        params = (Param(name, text) for name, text in _flat("", told))
+        params = (Param(name, text) for name, text in _flat("", cleaned(told)))
         while some := list(islice(params, _MOST_PARAMS)):
             self._client.log_batch(self._run_id, params=some)
         for name, version in (event.get("versions") or {}).items():
@@ -119,7 +121,9 @@ class _TrackedRun(History):
 
 def _has_secret(uri: str) -> bool:
     parts = urlsplit(uri)
-    return parts.password is not None or (parts.scheme in ("http", "https") and parts.username is not None)
+    if parts.password is not None or (parts.scheme in ("http", "https") and parts.username is not None):
+        return True
+    return any(is_secret(name, value) for name, value in parse_qsl(parts.query))
 
 
 @contextmanager

@@ -68,13 +68,12 @@ class Points:
         self._window: _Window | None = None
         self._step = 0
 
-    @property
-    def holds(self) -> bool:
-        """Whether steps wait for others to become one point with."""
-        return self._window is not None
+        self.held = 0
+        """Events since the first step that waits for others to become one point with."""
 
     def take(self, event: Event) -> list[Point]:
         """What is ready with the next event: of steps those before it, of other numbers its own."""
+        self.held += self._window is not None
         self._step = event["step"] if isinstance(event.get("step"), int) else self._step
         point = point_of({"step": self._step, **event})  # what has no step of its own, such as `host`, is of the latest
         if event["event"] in _NO_NUMBERS:
@@ -85,13 +84,14 @@ class Points:
         if self._window is not None and point.time >= self._window.began + self._every_sec:
             ready = self.rest()
         if self._window is None:
-            self._window = _Window(point.time)
+            self._window, self.held = _Window(point.time), 1
         self._window.add(point)
         return ready if self._every_sec else [*ready, *self.rest()]
 
     def rest(self) -> list[Point]:
         """What is held, as a point; there is more to come, or not."""
         window, self._window = self._window, None
+        self.held = 0
         return [] if window is None else [window.point()]
 
 

@@ -66,7 +66,7 @@ class Prometheus:
 
 
 class _Endpoint:
-    holds = False
+    held = 0
 
     def __init__(self, host: str, port: int, run: str) -> None:
         from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server

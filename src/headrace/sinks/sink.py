@@ -29,8 +29,8 @@ class Output(Protocol):
     memory: Memory
 
     @property
-    def holds(self) -> bool:
-        """Whether something that was taken waits for later events, and would be lost now."""
+    def held(self) -> int:
+        """How many of the latest events wait for later ones, and would be lost now."""
 
     def take(self, event: Event) -> None:
         """The next event of the run."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from headrace.sinks.history import History
 from headrace.sinks.points import Point
 from headrace.sinks.sink import Event, Memory, Output, check_every, need
+from headrace.telemetry.secrets import cleaned
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event as Message
@@ -84,11 +85,12 @@ class _EventFile(History):
 
         step = event.get("step") or 0
         told = {name: event.get(name) for name in ("config", "mesh", "precision", "versions", "machine")}
-        text = json.dumps(told, indent=1, ensure_ascii=False)
+        text = json.dumps(cleaned(told), indent=1, ensure_ascii=False)
         log = SessionLog(status=SessionLog.START)
         self._put(self._message(wall_time=event["time"], step=step + 1, session_log=log))
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown for text as it is
         self._put(self._message(wall_time=event["time"], step=step + 1, summary=text_pb("run", indented)))
+        self._write()  # nothing else may follow
 
     def deliver(self, points: Sequence[Point]) -> None:
         """Scalars, at the time at which the step ended."""

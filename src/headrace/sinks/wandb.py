@@ -16,6 +16,7 @@ from headrace.errors import OptionError
 from headrace.sinks.history import History
 from headrace.sinks.points import Point
 from headrace.sinks.sink import Event, Memory, Output, check_every, need
+from headrace.telemetry.secrets import cleaned
 
 _MODES = ("offline", "online")
 _FINISH_SEC = 8.0
@@ -88,6 +89,7 @@ class _LoggedRun(History):
     def started(self, event: Event) -> None:
         """The config of the latest start."""
         told = {name: event.get(name) for name in ("config", "mesh", "precision", "world_size", "versions")}
+        told = cleaned(told)
         self._run.config.update({**(told.pop("config") or {}), **told}, allow_val_change=True)
 
     def deliver(self, points: Sequence[Point]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from headrace.errors import StorageError
 from headrace.telemetry.events import parse_event
-from headrace.telemetry.parts import read_lines
+from headrace.telemetry.parts import num_bytes, read_lines
 
 
 class Tail:
@@ -40,4 +40,14 @@ class Tail:
         except FileNotFoundError:
             return
         except OSError as err:
-            raise StorageError(f"cannot read the run's events from {self.path}: {err.strerror}") from err
+            raise self._unreadable(err) from err
+
+    def is_beyond_end(self) -> bool:
+        """Whether there is less than was read: the events were deleted, or begun anew. Raises StorageError."""
+        try:
+            return self.at > num_bytes(self.path)
+        except OSError as err:
+            raise self._unreadable(err) from err
+
+    def _unreadable(self, err: OSError) -> StorageError:
+        return StorageError(f"cannot read the run's events from {self.path}: {err.strerror}")
