@@ -202,7 +202,7 @@ class Kept:
     """A sink that is a list."""
 
     name, keeps = "kept", True
-    holds, where = False, "memory"
+    held, where = 0, "memory"
 
     def __init__(self):
         self.events, self.memory = [], {}
