@@ -316,7 +316,11 @@ def test_what_a_step_is_blamed_for_is_what_happened_in_it(workplace):
         ),
         (["--profile", "9:3"], 2, "profile must be two steps, the first one and the one behind the last, as 100:110"),
         (["--profile-all-ranks"], 2, "--profile-all-ranks says who traces the steps of --profile A:B: add that"),
-        (["--profile", "2:3", "--check", "5"], 2, "--check tries several runs, and traces none: leave --profile away"),
+        (
+            ["--profile", "2:3", "--check", "5"],
+            2,
+            "--check tries runs of some seconds and removes them: leave --profile away",
+        ),
         (["--profile", "25:60"], 2, "rank 0: profile must be steps of the run, which has 30: got 25:60"),
         (["--resume", "nowhere"], 1, "nowhere is neither a checkpoint nor a folder that has some"),
     ],

@@ -178,7 +178,7 @@ def _filesystem_class(scheme: str) -> Any:
 
     try:
         if scheme == "gs":
-            return importlib.import_module("gcsfs.core").GCSFileSystem
+            return importlib.import_module("gcsfs").core.GCSFileSystem
         return fsspec.get_filesystem_class(scheme)
     except (ImportError, ValueError) as err:
         words = scrubbed(str(err))
